@@ -1,4 +1,4 @@
-"""Functions that read the responses of a server. A response can contain anything."""
+"""Functions that decode and check the responses of a language model server. A response can contain anything."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Completion:
     """The part of a response that the program uses."""
 
     text: str
-    cut_short: bool  # the server ended the answer at the maximum number of tokens
-    model: str | None
-    tokens: int | None
+    cut_short: bool  # True if the server ended the answer at the maximum number of tokens
+    model: str | None  # name of the model; None if the response does not contain it
+    tokens: int | None  # number of generated tokens; None if the response does not contain it
     first_tokens: Sequence[tuple[str, float]]  # the most probable first tokens, and their logarithmic probabilities
 
 
@@ -81,7 +81,7 @@ class Expected:
 
 
 def model_names(body: bytes) -> list[str]:
-    """Return the names in a list of models. Raise `InvalidAnswer` if `body` is not such a list."""
+    """Return the names in a server's list of models. Raise `InvalidAnswer` if `body` is not such a list."""
     try:
         return [model.id for model in msgspec.json.decode(body, type=_Models).data]
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -89,7 +89,7 @@ def model_names(body: bytes) -> list[str]:
 
 
 def decode(body: bytes) -> Completion:
-    """Decode a response. Raise `InvalidAnswer` if it has no readable answer."""
+    """Decode the body of a chat completion. Raise `InvalidAnswer` if it has no readable answer."""
     try:
         response = msgspec.json.decode(body, type=_Response)
     except (msgspec.MsgspecError, RecursionError) as error:

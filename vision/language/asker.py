@@ -1,4 +1,4 @@
-"""`Asker` receives questions, asks the server, and reports what became of each question."""
+"""`Asker` queues questions, asks the server, and reports the outcome of each question."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Waiting:
 
 
 class Asker:
-    """Asks the server questions, in several threads. Only `ask_next`, which the threads call, waits for the server."""
+    """A queue of questions, and the threads that ask the server. Only `ask_next` waits for the server."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Asker:
         ledger: Ledger | None = None,
         breaker: CircuitBreaker | None = None,
     ) -> None:
-        """Create the object, without threads.
+        """Create the queue. `start` starts the threads.
 
         Args:
             config: the section `language` of the configuration.
             entries: the entries of `verify:` and `describe:`.
             report: function that receives outcomes, statements, and log lines. Several threads call it.
-            ledger: file of all questions and answers; None if there is none.
+            ledger: files for all questions and answers; None to store none.
             breaker: breaker of the server; None creates one.
         """
         self._config, self._report, self._ledger = config, report, ledger
@@ -86,7 +86,7 @@ class Asker:
         """Monotonic time in seconds until which a statement counts as true, by entry and camera."""
 
     def start(self, on_failure: Callable[[], None]) -> None:
-        """Start the threads. A thread that fails calls `on_failure`."""
+        """Start the threads, which call `ask_next` in a loop. A thread that fails calls `on_failure`."""
 
         def run() -> None:
             try:
@@ -116,7 +116,7 @@ class Asker:
             self._put(waiting)
 
     def ask_next(self) -> None:
-        """Wait for a question, ask the server, and report the outcome. Of a statement, report only that it is true.
+        """Wait for a question, ask the server, and report the outcome. Report a statement only if it is true.
 
         Do not ask if the question has expired, if the breaker has opened since the question arrived, or if the question
         is about a statement that counts as true.
@@ -229,9 +229,9 @@ class Asker:
         return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
 
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:
-        """Report a statement if it is true, and suspend its checks.
+        """If a statement is true, report it, and suspend its checks.
 
-        They resume after `again_after_s`; None means at the next start of the process.
+        The checks resume after `again_after_s` seconds. If this is None, they resume at the next start of the process.
         """
         with self._lock:
             if verdict.answer != TRUE or self._is_true(question):

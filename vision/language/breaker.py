@@ -1,4 +1,4 @@
-"""`CircuitBreaker` keeps questions away from a server that fails, and probes it from time to time."""
+"""`CircuitBreaker` keeps questions away from a server that fails, and permits a probe from time to time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 
 
 class CircuitBreaker:
-    """Counts the failures of a server. After three in a row it opens, and then admits one question per pause.
+    """Breaker that opens after three failures of a server in a row, and then admits one question per pause.
 
     A question that got no answer before its deadline counts as a failure only if the server has been silent for
-    `timeout_s`, because a deadline can be short. Otherwise, it neither opens nor closes the breaker.
+    `timeout_s`, because a deadline can be short. Otherwise, the question neither opens nor closes the breaker.
 
-    The pauses double up to a minute. Each is multiplied by a random factor from 0.5 to 1.5, so that several programs do
-    not probe a server at the same time. The first success closes the breaker. The methods can be called by several
-    threads.
+    The pauses double up to a minute. Each pause is multiplied by a random factor from 0.5 to 1.5, so that several
+    programs do not probe a server at the same time. The first success closes the breaker. Several threads can call the
+    methods.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class CircuitBreaker:
 
         Args:
             timeout_s: time in seconds without an answer after which a server counts as failing.
-            clock: function that returns seconds.
+            clock: function that returns the time in seconds, on the clock of all times that the methods receive.
             random_part: function that returns a number from 0 to 1.
         """
         self._timeout_s, self._clock, self._random_part = timeout_s, clock, random_part
@@ -62,24 +62,25 @@ class CircuitBreaker:
             return True
 
     def succeeded(self) -> bool:
-        """Close the breaker. Return True if it was open."""
+        """Close the breaker, because the server has answered. Return True if the breaker was open."""
         with self._lock:
             was_open, self._failures = self.is_open, 0
             self._answered_s, self._silent_s = self._clock(), math.inf
             return was_open
 
     def failed(self, asked_s: float) -> bool:
-        """Count the failure of a question that was asked at `asked_s`. Ignore it if the breaker has opened since.
+        """Count the failure of a question that was asked at `asked_s`. Return True if this opens the breaker.
 
-        Return True if this opens the breaker.
+        Ignore the failure if the breaker opened after the question was asked, and is still open.
         """
         with self._lock:
             return self._count(asked_s)
 
     def timed_out(self, asked_s: float) -> bool:
-        """Count a failure if the question that was asked at `asked_s`, or the server, had no answer for `timeout_s`.
+        """Process a question that was asked at `asked_s`, and got no answer before its deadline.
 
-        Return True if this opens the breaker.
+        Count a failure if this question has waited for at least `timeout_s`, or if the server has answered no question
+        for this time. Return True if the failure opens the breaker.
         """
         with self._lock:
             self._silent_s = min(self._silent_s, max(asked_s, self._answered_s))

@@ -62,7 +62,7 @@ class ChatServer:
         """Return the names of the server's models, at least one.
 
         Args:
-            deadline_s: maximum time in seconds, if it is lower than the configured timeout. None means that timeout.
+            deadline_s: maximum time in seconds. None, or a higher time than the configured timeout, means this timeout.
 
         Raises:
             ServerRefusal: the server refuses the key or the request.
@@ -87,9 +87,9 @@ class ChatServer:
             prompt: the question.
             images: JPEG files to which the prompt refers.
             schema: JSON Schema of the answer; None means that the answer is plain text.
-            choices: words, one of which is the answer. A schema takes precedence.
-            max_tokens: maximum length of the answer. Choices have their own limit.
-            deadline_s: maximum time in seconds, if it is lower than the configured timeout. None means that timeout.
+            choices: possible answers, of which the model must choose one. A schema takes precedence.
+            max_tokens: maximum length of the answer. With `choices`, a fixed lower limit applies.
+            deadline_s: maximum time in seconds. None, or a higher time than the configured timeout, means this timeout.
 
         Raises:
             ServerRefusal: the server refuses the key, the model, the images, or a different part of the request, or the

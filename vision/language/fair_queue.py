@@ -1,4 +1,4 @@
-"""`FairQueue` holds the questions that wait for the server, with a share for each camera."""
+"""`FairQueue` holds the questions that wait for the server, and serves all cameras fairly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_CAMERAS: Final = 4096  # cameras whose last turn is stored
 
 
 class Waiting(Protocol):
-    """An entry of the queue, whose question expires."""
+    """An entry of the queue. It contains a question, which expires."""
 
     @property
     def question(self) -> Question: ...
@@ -24,14 +24,14 @@ _T = TypeVar("_T", bound=Waiting)
 
 
 class FairQueue(Generic[_T]):
-    """A queue with a limit. It serves the camera that was asked about least recently, and its newest entry first.
+    """A queue with a limit. The next turn belongs to the camera whose last turn is oldest, and takes its newest entry.
 
     The queue stores the last turn of a camera even while no entry of the camera waits. Therefore, a camera that needs
-    less than its share does not wait behind busy cameras. Of the cameras that were never asked about, the one with the
+    less than its share does not wait behind busy cameras. Of the cameras that had no turn yet, the camera with the
     fewest entries so far comes first, so that shares are fair from the first turn on.
 
-    Beyond the limit, the camera with the most entries loses its oldest one, so a busy camera cannot displace the
-    entries of a quiet one. The methods can be called by several threads.
+    Beyond the limit, the camera with the most entries loses its oldest entry, so a busy camera cannot displace the
+    entries of a quiet camera. Several threads can call the methods.
     """
 
     def __init__(self, *, most: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
@@ -39,27 +39,27 @@ class FairQueue(Generic[_T]):
 
         Args:
             most: maximum number of entries.
-            clock_ns: clock that tells when questions expire, in ns.
+            clock_ns: function that returns the time in ns, on the clock of the questions' `expires_ns`.
         """
         self._most, self._clock_ns = most, clock_ns
         self._changed = threading.Condition()
         self._waiting: dict[str, deque[_T]] = {}
         """The entries of each camera, oldest first."""
         self._turns: dict[str, int] = {}
-        """Number of the last turn of each camera. The camera that was asked about least recently comes first."""
+        """Number of the last turn of each camera. The camera with the oldest turn comes first."""
         self._turn = 0
         self._arrived: dict[str, int] = {}
-        """Number of the entries so far of each camera that had no turn yet."""
+        """Number of entries so far of each camera that had no turn yet."""
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
     def put(self, camera: str, entry: _T) -> list[_T]:
-        """Add an entry. Return the entries that were displaced, which can include the new one.
+        """Add an entry. Return the entries that were displaced, which can include the new entry.
 
-        Of the cameras with the most entries, the one that was asked about most recently loses an entry. If none of them
-        was asked about yet, it is the one with the most entries so far.
+        If several cameras have the most entries, the camera with the most recent turn loses an entry. If none of these
+        cameras had a turn yet, the camera with the most entries so far loses an entry.
         """
         with self._changed:
             if camera not in self._turns:
@@ -76,8 +76,8 @@ class FairQueue(Generic[_T]):
     def take(self, timeout_s: float | None = None) -> _T | None:
         """Wait for an entry, remove it, and return it; None if none arrives in time.
 
-        Return expired entries first. They do not count as a turn of their camera, because nobody asks them.
-        `timeout_s` is the maximum time to wait in seconds; None means no limit.
+        Return expired entries first. They do not count as a turn of their camera, because their questions are not
+        asked. `timeout_s` is the maximum time to wait in seconds; None means no limit.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._count > 0, timeout_s):
@@ -97,7 +97,7 @@ class FairQueue(Generic[_T]):
             return None if expired is None else self._removed(*expired)
 
     def remove(self, camera: str, entry: _T) -> bool:
-        """Remove an entry of a camera. Return False if it does not wait any more."""
+        """Remove an entry of a camera. Return False if the entry is not in the queue any more."""
         with self._changed:
             for position, each in enumerate(self._waiting.get(camera, ())):
                 if each is entry:
@@ -106,7 +106,7 @@ class FairQueue(Generic[_T]):
             return False
 
     def _rank(self, camera: str) -> tuple[int, int]:
-        """Return a value that is lower for a camera that was asked about earlier, or never."""
+        """Return a value that is lower for a camera whose last turn is older, and lowest if it had no turn yet."""
         return self._turns.get(camera, 0), self._arrived.get(camera, 0)
 
     def _expired(self) -> tuple[str, int] | None:
@@ -129,7 +129,7 @@ class FairQueue(Generic[_T]):
 
 
 def _put(numbers: dict[str, int], camera: str, number: int) -> None:
-    """Store the number of a camera as the newest, and forget the oldest of too many cameras."""
+    """Store a number for a camera as the newest entry. If there are too many cameras, forget the oldest entry."""
     numbers.pop(camera, None)
     numbers[camera] = number
     if len(numbers) > _MOST_CAMERAS:

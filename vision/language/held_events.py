@@ -46,14 +46,19 @@ class Unanswered:
 
     event: EventMessage
     check: str  # name of the entry of `verify:`
-    reason: str  # code
+    reason: str  # code of the reason
 
 
 class HeldEvents:
-    """Holds the events that wait for a verdict, and amends published events with later answers. Thread-safe."""
+    """The events that wait for a verdict, and the published events that later answers can amend. Thread-safe."""
 
     def __init__(self, entries: Sequence[VerifyConfig], clock: Callable[[], float] = time.monotonic) -> None:
-        """Create the object, without held events. `entries` are those of `verify:`. `clock` returns the time in s."""
+        """Create the object without held events.
+
+        Args:
+            entries: the entries of `verify:`.
+            clock: function that returns the time in seconds.
+        """
         self._entries, self._clock = tuple(entries), clock
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}  # by id
@@ -66,7 +71,10 @@ class HeldEvents:
         self.counters: Counter[str] = Counter(held=0, timed_out=0, dropped=0, amended=0, displaced=0)
 
     def admit(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Return the events to publish now. Hold the others, or discard the ends of states that were not published."""
+        """Return the events to publish now. Hold the events that must wait for a verdict.
+
+        Discard the end of a state if the start of this state was discarded.
+        """
         with self._lock:
             return [each for event in events for each in self._admitted(event)]
 
@@ -83,9 +91,9 @@ class HeldEvents:
             return amendments
 
     def answered(self, outcome: Outcome) -> list[EventMessage]:
-        """Return the events to publish because of an answer, or because a question failed.
+        """Process the answer to a question, or its failure. Return the events to publish.
 
-        An outcome for an event that was not published yet is stored until `sent` is called with the event.
+        If the event of the question was not published yet, store the outcome until `sent` is called with this event.
         """
         with self._lock:
             held = self._held.get(outcome.id)
@@ -97,7 +105,7 @@ class HeldEvents:
             return []
 
     def expired(self) -> list[EventMessage]:
-        """Release the events whose `wait_s` has passed. Return those that `on_timeout` says to publish."""
+        """Stop waiting for the events whose `wait_s` has passed. Return the events to publish (`on_timeout: send`)."""
         with self._lock:
             now_s = self._clock()
             return [
@@ -108,12 +116,12 @@ class HeldEvents:
             ]
 
     def release(self) -> list[EventMessage]:
-        """Stop waiting for the verdicts of all held events. Return the events to publish."""
+        """Stop waiting for the verdicts of all held events. Return the events to publish (`on_timeout: send`)."""
         with self._lock:
             return [each for held in list(self._held.values()) for each in self._released(held, None, "stopped")]
 
     def unanswered(self) -> list[Unanswered]:
-        """Return the events that were dropped without a verdict since the last call."""
+        """Return the events that were dropped without a verdict since the last call of this method."""
         with self._lock:
             found = list(self._unanswered)
             self._unanswered.clear()
@@ -152,7 +160,7 @@ class HeldEvents:
         return self._released(next(iter(self._held.values())), None, "too-many-held")
 
     def _admitted_end(self, event: EventMessage) -> list[EventMessage]:
-        """Treat the end of a state like its start: publish it after the start, or not at all."""
+        """Treat the end of a state like its start: hold it, discard it, or return it to be published."""
         state = _state(event)
         if (held := self._held.get(self._holder.get(state, ""))) is not None:
             held.following.append(event)
@@ -166,8 +174,8 @@ class HeldEvents:
     def _released(self, held: _Held, outcome: Outcome | None, reason: str = "") -> list[EventMessage]:
         """Stop holding an event. Return the events to publish: the event, and the end of its state if it has arrived.
 
-        Return nothing if `keep` does not contain the answer, or if there is no verdict and `on_timeout` is `drop`.
-        `reason` is the code of the reason why there is no outcome.
+        Return an empty list if `keep` does not contain the answer, or if there is no verdict and `on_timeout` is
+        `drop`. If `outcome` is None, `reason` is the code of the reason.
         """
         event, state = held.event, _state(held.event)
         if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:
@@ -207,7 +215,7 @@ def _state(event: EventMessage) -> _State:
 
 
 def _put(entries: OrderedDict[Any, Any], key: object, value: object, most: int) -> None:
-    """Store a value as the newest one, and remove the oldest values above `most`."""
+    """Store a value as the newest value. If there are more than `most` values, remove the oldest values."""
     entries[key] = value
     entries.move_to_end(key)
     while len(entries) > most:

@@ -9,10 +9,10 @@ _T = TypeVar("_T")
 
 
 class ImageBudget(Generic[_T]):
-    """Bytes of the images of the questions that wait. Thread-safe.
+    """The sizes of the images of all waiting questions, with a limit for their sum. Thread-safe.
 
     Beyond the limit, the camera whose images have the most bytes loses its oldest question. Therefore, a camera with
-    many or large images cannot displace the images of the others.
+    many or large images cannot displace the images of other cameras.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -24,10 +24,10 @@ class ImageBudget(Generic[_T]):
         """The size in bytes of the images of each question, by camera, oldest question first."""
 
     def add(self, camera: str, question: _T, nbytes: int) -> list[_T]:
-        """Add images of a question. The question can have images already.
+        """Add `nbytes` of images to a question, which can have images already.
 
-        Return the questions that were removed to stay within the limit. They can include this one. The caller must
-        release the images of these questions.
+        Return the questions that were removed to stay within the limit. They can include `question`. The caller must
+        release the images of the removed questions.
         """
         with self._lock:
             sizes = self._sizes.setdefault(camera, {})

@@ -1,4 +1,4 @@
-"""`Ledger` keeps what the language model was asked and what it answered, for audits."""
+"""`Ledger` stores the questions to the language model and its answers in files, for audits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _OLDER: Final = "ledger-older.jsonl"
 
 
 class Ledger:
-    """Two files of JSON lines in one folder. When the newer has half of the maximum size, it replaces the older.
+    """Two files of JSON lines in one folder. At half of the maximum size, the newer file replaces the older file.
 
-    Several processes can write to the same folder at the same time.
+    Several processes can write to the same folder at the same time. `lost` is the number of entries that this object
+    could not write.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
-        """Create the folder and the file.
+        """Create the folder and the newer file if necessary. `max_bytes` is the maximum size of both files together.
 
         Raises:
             ConfigError: the folder cannot be created, or is not writable.
@@ -46,8 +47,8 @@ class Ledger:
     def write(self, entry: Mapping[str, Any], images: Sequence[bytes]) -> None:
         """Append an entry with the SHA-256 of each image. If this fails, count the entry in `lost`.
 
-        If the file would become larger than half of `max_bytes`, it first replaces the older file, and a new file
-        starts.
+        If the newer file would become larger than half of `max_bytes`, it replaces the older file, and the entry is the
+        first entry of a new file.
         """
         hashes = [hashlib.sha256(image).hexdigest() for image in images]
         line = msgspec.json.encode({**entry, "images_sha256": hashes}) + b"\n"

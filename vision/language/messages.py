@@ -1,8 +1,8 @@
 """Messages between the program and the process that asks the language model, and the selection of events to ask about.
 
 The stages of the program send questions over a socket, each with its images. The process prints its messages to
-standard output as lines of JSON. If a stage cannot send a question, it reports this to the program itself, over a
-second socket.
+standard output as lines of JSON. If a stage cannot send a question, the stage reports this failure to the program over
+a second socket.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ STATEMENT: Final = "statement"
 
 LARGEST_IMAGE_BYTES: Final = 4 << 20
 LARGEST_QUESTION_BYTES: Final = 8 << 20
-"""Maximum size of all images of one question."""
+"""Maximum size in bytes of all images of one question."""
 IMAGE_BUDGET_BYTES: Final = 64 << 20
-"""Maximum size of the images of all questions that wait in the stages, and of those that wait for the server."""
+"""Maximum size in bytes of all images that wait in a stage, and of all images that wait for the server."""
 MOST_TEXT: Final = 4000  # maximum number of characters of a description
 
 _C = TypeVar("_C", bound=Inquiry)
@@ -49,7 +49,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """The event that a question is about. `id` is empty if the event got none."""
+    """The event that a question is about. `id` is empty if the event has no id."""
 
     id: str
     purpose: Purpose
@@ -71,26 +71,26 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
-    """The process has received a question about an event, and will report an `Outcome` or `Unasked`."""
+    """Report that the process has received a question about an event. An `Outcome` or `Unasked` will follow."""
 
     subject: Subject
 
 
 class Unasked(msgspec.Struct, frozen=True, kw_only=True, tag="unasked"):
-    """The server was not asked a question about an event, or the process ended before the answer."""
+    """Report that the server was not asked a question about an event, or that the process ended before the answer."""
 
     subject: Subject
-    reason: str  # code
+    reason: str  # code of the reason
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True, tag="statement"):
-    """Report that a statement of `describe:` has become true. The event has no header yet."""
+    """Report that a statement of `describe:` has become true. The publisher sets the header of the event."""
 
     event: EventMessage
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, tag="log"):
-    """A line for the log of the program."""
+    """A line for the log of the program: a warning if `is_problem` is True, otherwise an information."""
 
     text: str
     is_problem: bool
@@ -111,12 +111,12 @@ _to_msgpack = msgspec.msgpack.Encoder(enc_hook=plain)
 
 
 def encode_question(question: Question) -> bytes:
-    """Encode a question. Raise `TypeError` if its facts have unsupported types."""
+    """Encode a question as MessagePack. Raise `TypeError` if its facts have unsupported types."""
     return _to_msgpack.encode(question)
 
 
 def decode_question(data: bytes) -> Question:
-    """Decode a question. Raise `msgspec.MsgspecError` if `data` is something else."""
+    """Decode a question from MessagePack. Raise `msgspec.MsgspecError` if `data` is not a question."""
     return _questions.decode(data)
 
 
@@ -142,12 +142,12 @@ def failures_address(name: str) -> str:
 
 
 def encode_line(line: Line) -> str:
-    """Encode a line, without the line break."""
+    """Encode a line as JSON, without the line break."""
     return msgspec.json.encode(line).decode()
 
 
 def decode_line(text: str) -> Line:
-    """Decode a line. Raise `msgspec.MsgspecError` if `text` is something else."""
+    """Decode a line from JSON. Raise `msgspec.MsgspecError` if `text` is not such a line."""
     line: Line = _lines.decode(text)
     return line
 

@@ -1,4 +1,4 @@
-"""`LanguageProcess`, the program's side of the process that asks the language model."""
+"""`LanguageProcess` supervises the process that asks the language model, and publishes events with its answers."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ class PublishesLate(Protocol):
     """A publisher that can also publish the events that the gate has held."""
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
-        """Send events without passing them to the gate again."""
+        """Publish events without passing them to the gate again."""
 
 
 class LanguageProcess:
-    """The process, and the thread that publishes what follows from its answers.
+    """The process that asks the language model, and the thread that publishes events because of its answers.
 
     The class is the `EventGate` of the publisher. `address` is the name of the socket to which stages send questions.
-    They report questions that they cannot send to `failures_address(address)`, which a second thread of this class
-    reads. The questions that the process has received and not answered are lost if it ends. Then their events stop
+    If a stage cannot send a question, the stage reports this to `failures_address(address)`, which a second thread of
+    this class reads. If the process ends, the questions that it has not answered are lost, and their events stop
     waiting.
     """
 
     def __init__(self, config: AppConfig) -> None:
-        """Check the requirements. `start` starts the process and the thread.
+        """Check the requirements. `start` starts the process and the threads.
 
         Raises:
             ConfigError: a package is missing, or the folder of the ledger cannot be used.
@@ -87,7 +87,7 @@ class LanguageProcess:
         self.address = f"vision-{secrets.token_hex(16)}"
         self._held = HeldEvents(config.verify)
         self._counts = Counter[str](), Totals(counters={}, gauges={})  # of the earlier processes, and of this one
-        self._asked: dict[tuple[str, str], Subject] = {}  # by id and purpose: what the process has to answer
+        self._asked: dict[tuple[str, str], Subject] = {}  # questions that the process must answer, by id and purpose
         self._lost = 0
         self._heard_s = time.monotonic()
         self._work: queue.Queue[_Work | None] = queue.Queue(_MOST_WAITING)
@@ -156,7 +156,7 @@ class LanguageProcess:
         return {f"language.{name}": int(value) for name, value in {**counters, **totals.gauges, **own}.items()}
 
     def close(self) -> None:
-        """End the process, and publish the events that still wait, as if their time was up. Idempotent."""
+        """End the process. Publish or drop the events that still wait, as `on_timeout` states. Idempotent."""
         self._process.close()
         if self._context is not None:
             self._context.term()  # ends `_receive`
@@ -191,7 +191,7 @@ class LanguageProcess:
             self._add(line)
 
     def _forget(self) -> None:
-        """Give up the questions that a process had when it ended. The same thread as for `_read` calls this method."""
+        """Give up the questions that a process had when it ended. The thread that calls `_read` calls this method."""
         earlier, totals = self._counts
         self._counts = earlier + Counter(totals.counters), Totals(counters={}, gauges={})
         asked, self._asked = self._asked, {}
@@ -240,7 +240,7 @@ class LanguageProcess:
             self._check_process()
 
     def _not_asked(self, unasked: Unasked) -> list[EventMessage]:
-        """Write to the ledger that there is no answer. Return the event to publish if it has waited."""
+        """Write to the ledger that there is no answer. Return the event to publish, if it has waited for the answer."""
         subject = unasked.subject
         if self._ledger is not None:
             about = {"id": subject.id, "check": subject.check, "camera": subject.camera, "at": subject.at}

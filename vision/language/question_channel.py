@@ -1,8 +1,9 @@
 """The connection over which stages send questions to the process that asks the language model.
 
-The connection is a Unix stream socket with an abstract name. The process confirms each question after it has reported
-it to the program. A question that was not confirmed when the process ended is sent to the next process. Therefore, the
-program knows at any time which questions the process has: those that were reported, and have no outcome yet.
+The connection is a Unix stream socket with an abstract name. The process first reports each question to the program,
+and then confirms the question to the stage. If the process ends before the confirmation, the stage sends the question
+to the next process. Therefore, the program always knows which questions the process has: the reported questions without
+an outcome.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ _S = TypeVar("_S", bound=Sendable)
 
 
 class QuestionSender(Generic[_S]):
-    """Sends questions in a thread of its own. If the process does not receive them, they wait, as in `FairQueue`."""
+    """A thread that sends questions to the process, and a `FairQueue` of the questions that wait for this."""
 
     def __init__(self, name: str, *, sent: Callable[[_S], None], given_up: Callable[[_S], None]) -> None:
         """Start the thread.
 
         Args:
             name: name of the socket of the process. The process can be absent.
-            sent: function that receives each question that the process has confirmed. The thread calls it.
-            given_up: function that receives each question that was displaced, has expired, or could not be sent.
+            sent: function that receives each question that the process has confirmed. The thread calls this function.
+            given_up: function that receives each question that was displaced, has expired, or could not be sent. The
+                thread calls this function, and so does `put`.
         """
         self._path = _path(name)
         self._sent, self._given_up = sent, given_up
@@ -65,16 +67,16 @@ class QuestionSender(Generic[_S]):
         self._thread.start()
 
     def put(self, entry: _S) -> None:
-        """Send a question as soon as the process receives it. Do not wait for this."""
+        """Queue a question for the thread, without waiting. Give up the questions that it displaces."""
         for displaced in self._queue.put(entry.question.camera, entry):
             self._given_up(displaced)
 
     def remove(self, camera: str, entry: _S) -> bool:
-        """Remove a question. Return False if it does not wait any more, for example because it was sent."""
+        """Remove a question. Return False if it is not in the queue any more, for example because it was sent."""
         return self._queue.remove(camera, entry)
 
     def close(self, timeout_s: float) -> None:
-        """Send the waiting questions for at most `timeout_s` seconds, and stop. Idempotent."""
+        """Send the waiting questions for at most `timeout_s` seconds, give up the others, and stop. Idempotent."""
         self._finished.set()
         self._thread.join(timeout_s)
         self._closed.set()
@@ -105,7 +107,7 @@ class QuestionSender(Generic[_S]):
             self._socket = None
 
     def _connected(self) -> socket.socket | None:
-        """Return the connection to the process, which is opened if necessary; None if the process is absent."""
+        """Return the connection to the process. Open it if necessary. Return None if the process is absent."""
         if self._socket is None:
             opened = socket.socket(socket.AF_UNIX)
             try:

@@ -1,7 +1,7 @@
 """Commands that start a server of a vision-language model on a machine, in the memory that `vision` leaves free.
 
 The options are from the documentation of the servers: TensorRT Edge-LLM 0.11, vLLM 0.20, and llama.cpp. The container
-for JetPack 6 is the one of NVIDIA's instructions for Jetson Orin.
+for JetPack 6 is from NVIDIA's instructions for Jetson Orin.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine for which recipes can be printed elsewhere."""
+    """A type of machine for which `vision` can print recipes on a different machine."""
 
     capability: int
     memory_gib: int
@@ -100,11 +100,11 @@ _USED_MIB: Final = 2048.0  # assumed: memory of the system and of `vision`
 
 
 def host_of(name: str, jetpack: str | None = None) -> Host:
-    """Return a Jetson as a host. Its memory is assumed.
+    """Return a `Host` that describes a type of Jetson, with an assumed amount of free memory.
 
     Args:
         name: name in `MACHINES`.
-        jetpack: version of JetPack, one of those of the machine; None means its default.
+        jetpack: version of JetPack, from `Machine.jetpacks`; None means the first of them.
     """
     machine = MACHINES[name]
     version = machine.jetpacks[0] if jetpack is None else jetpack
@@ -120,7 +120,7 @@ class Recipe:
     server: ServerName
     model: str
     precision: Precision
-    need_mib: float
+    need_mib: float  # estimated memory of the server
     commands: tuple[str, ...]
     notes: tuple[str, ...]
     draft: str | None = None  # model for speculative decoding
@@ -149,7 +149,10 @@ def recipes(host: Host, *, parallel: int = 1, model: str | None = None) -> list[
 
 
 def usable_precisions(host: Host, server: ServerName, known: KnownModel) -> tuple[Precision, ...]:
-    """Return the formats in which the server can load the model. For Edge-LLM, a user can quantize every model."""
+    """Return the formats in which the server can load the model, fastest first.
+
+    For Edge-LLM, these are all formats of the server, because a user can quantize every model.
+    """
     allowed = host.precisions(server)
     if server == "edge-llm":
         return allowed
@@ -174,7 +177,7 @@ def _effort(known: KnownModel, precision: Precision) -> int:
 
 
 def fits(host: Host, known: KnownModel, precision: Precision, parallel: int) -> bool:
-    """Return True if a server of the model fits in the free memory, with a margin, because its need is an estimate."""
+    """Return True if the estimated memory of a server of the model, multiplied by `MARGIN`, is free on the host."""
     return known.need_mib(precision, parallel) * MARGIN <= host.left_mib
 
 
@@ -190,7 +193,7 @@ def _recipe(host: Host, server: ServerName, known: KnownModel, precision: Precis
 
 
 def _quantize(host: Host, known: KnownModel, precision: Precision) -> Iterator[str]:
-    """Yield the commands that quantize a model, and a comment, if the model has no published checkpoint."""
+    """Yield the commands that quantize a model, with a comment. Yield nothing if there is a published checkpoint."""
     if precision not in known.checkpoints:
         arguments = ["--model_dir", known.checkpoints["fp16"], "--output_dir", _own_checkpoint(known)]
         command = shlex.join(["tensorrt-edgellm-quantize", "llm", *arguments, *_METHODS[precision]])

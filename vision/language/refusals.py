@@ -1,4 +1,7 @@
-"""Errors for responses that are not successful. If the status is ambiguous, the text of the response decides."""
+"""Functions that return the error for an unsuccessful request to a language model server.
+
+If the status of a response has several possible causes, the text of the response decides.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def too_slow(url: str, limit_s: float) -> ServerFailure:
 
 
 def image_too_large(text: str) -> ServerRefusal:
-    """Return the error for images that are too large."""
+    """Return the error for a request whose images are too large. `text` is the message of the error."""
     return ServerRefusal(text, hint="set a lower `language.max_image_px`, or send fewer frames", code="image-too-large")
 
 

@@ -1,1 +1,1 @@
-"""Parts that store the results of the program or send them to other systems, each in a process of its own."""
+"""Parts that store the results of the program or send them to other systems. Each part has its own process."""

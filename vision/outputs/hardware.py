@@ -1,4 +1,4 @@
-"""The state of the GPUs, thermal zones, memory, and disks of this machine."""
+"""Functions and classes that read the state of the GPUs, thermal zones, memory, and disks of this machine."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class GpuState:
 
 
 class GpuSampler:
-    """Reads the state of all GPUs with NVML. Without a GPU, a driver, or `pynvml`, `read` returns an empty list."""
+    """Sampler of the state of all GPUs. Without a GPU, a driver, or `pynvml`, `read` returns an empty list."""
 
     def __init__(self, nvml: Any = None) -> None:
-        """Open the library. If `nvml` is not None, it replaces the module `pynvml`."""
+        """Open NVIDIA's library (NVML). If `nvml` is not None, it replaces the module `pynvml`."""
         self._gpus: list[Any] = []
         try:
             nvml = nvml or importlib.import_module("pynvml")
@@ -101,13 +101,16 @@ class Space:
 
 
 def memory() -> Space:
-    """Return the memory of this machine. Memory that is not available counts as used."""
+    """Return the used and the total memory of this machine. Memory that is not available counts as used."""
     found = psutil.virtual_memory()
     return Space(found.total - found.available, found.total)
 
 
 def disks(folders: Iterable[tuple[str, Path]]) -> dict[str, Space]:
-    """Return the space of the disk of each folder, by the given name. Leave out folders that do not exist."""
+    """Return the space of the disk that contains each folder, by the name given with the folder.
+
+    Leave out folders that do not exist.
+    """
     found = {}
     for name, folder in folders:
         with contextlib.suppress(OSError):

@@ -33,7 +33,7 @@ _Analytics = TypeVar("_Analytics", bound=Analytics)
 
 
 class TrackStage:
-    """Turns detections into tracks, with a new tracker for each camera and epoch.
+    """Stage that turns detections into tracks, with a new tracker for each camera and epoch.
 
     A detection starts a track if its score reaches both `score` (`detect.score_threshold` in camera.yaml) and
     `TrackConfig.new_score`. From then on, detections with lower scores can extend the track. Therefore, the detector
@@ -43,8 +43,8 @@ class TrackStage:
         config: settings of the trackers. If None, the defaults are used.
         score: minimum score of a detection that starts a track. `TrackConfig.new_score` applies if it is higher.
         class_names: classes of the model, by class id. The groups of `TrackConfig.class_groups` refer to them.
-        camera_ids: all cameras of the program. The ids of a camera's tracks then depend only on that camera, and no two
-            cameras have an id in common. If empty, all trackers of the process share one sequence of ids.
+        camera_ids: ids of all cameras of the program. Each camera then has its own track ids: they depend only on this
+            camera, and no other camera uses them. If empty, all trackers of the process share one sequence of ids.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TrackStage:
     def _number(self, cameras: Sequence[str]) -> None:
         """Assign a sequence of track ids to each camera, so that no two cameras have an id in common.
 
-        If there is a new camera, divide all ids above the highest one so far among the cameras again.
+        If there is a new camera, divide all ids above the highest id so far among the cameras again.
         """
         self._reached = max([self._reached, *(ids.reached for ids in self._ids.values())])
         is_new = not self._ids.keys() >= set(cameras)
@@ -98,13 +98,13 @@ class TrackStage:
         return HiddenObjects(self._least_score, self._config.new_score, self._score_key)
 
     def last_ids(self) -> dict[str, int]:
-        """Return an upper limit of the track ids of each camera so far; 0 if there is none yet."""
+        """Return an upper limit of the track ids that each camera has used, by camera id; 0 if there are none yet."""
         return {camera: ids.last for camera, ids in self._ids.items()}
 
     def continue_after(self, last_ids: Mapping[str, int]) -> None:
-        """Give new tracks of each camera higher ids than `last_ids`, the last ids of an earlier process, by camera id.
+        """Give new tracks of each camera higher ids than an earlier process did. Call this before the first frame.
 
-        Call this before the first frame.
+        `last_ids` contains the result of `last_ids` in the earlier process.
         """
         for camera, last in last_ids.items():
             self._ids[camera].skip(last)
@@ -181,7 +181,7 @@ class _Watched:
 
 
 class AnalyticsStage:
-    """Turns tracks into events and counts, for every camera that has lines or zones."""
+    """Stage that turns tracks into events and counts, for every camera that has lines or zones."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class AnalyticsStage:
         self._held: set[str] = set()
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """Move the lines and zones of a camera by `view` from the next frame on; None means their configured positions.
+        """From the next frame on, move the lines and zones of a camera by `view`; None restores their positions.
 
         While `hold` is True, the camera counts nothing.
         """
@@ -232,13 +232,13 @@ class AnalyticsStage:
     def section(self, camera_id: str, width_px: int, height_px: int) -> CameraAnalytics | None:
         """Return the configuration of a camera, with lines and zones at their positions in the present view.
 
-        Return None if the camera has no lines and zones.
+        Return None if the camera has neither lines nor zones. `width_px` and `height_px` are the size of the frame.
         """
         section, view = self._sections.get(camera_id), self._views.get(camera_id)
         return section if section is None or view is None else moved(section, view, width_px, height_px)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use new lines, zones, and settings. Those that have not changed continue (`Analytics.reconfigure`).
+        """Use new lines, zones, and settings. Unchanged lines and zones keep their state (`Analytics.reconfigure`).
 
         Raises:
             ConfigError: an accuracy file is missing or invalid.

@@ -32,7 +32,7 @@ def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str,
 
 
 class FrameAnnotator:
-    """Draws all objects of a result, all lines and zones with their counts, and the time."""
+    """Annotator that draws all objects of a result, all lines and zones with their counts, and the time."""
 
     def __init__(
         self,
@@ -40,7 +40,13 @@ class FrameAnnotator:
         class_names: Sequence[str],
         privacy: Mapping[str, CameraPrivacy] = MappingProxyType({}),
     ) -> None:
-        """Create the annotator. `sections` and `privacy` are those of the configuration, by camera id."""
+        """Create the annotator.
+
+        Args:
+            sections: configured lines and zones, by camera id.
+            class_names: class names of the model, by class id.
+            privacy: areas to mask and classes of objects to blur, by camera id.
+        """
         # The ground points matter only during the setup of a camera.
         without_ground = {"ground": None}
         self._sections = {name: section.model_copy(update=without_ground) for name, section in sections.items()}
@@ -48,7 +54,10 @@ class FrameAnnotator:
         self._privacy = PrivacyFilter(privacy, class_names)
 
     def draw(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Hide what must not be shown, and draw `result` on `image`: (H, W, 3) BGR, of the size of the frame."""
+        """Apply the privacy settings of the camera to `image`, and draw `result` on it.
+
+        `image` is (H, W, 3) BGR, and has the size of the frame.
+        """
         camera_id, objects = result.meta.camera_id, result.objects
         self._privacy.fill(image, camera_id, (image.shape[1], image.shape[0]))
         self._privacy.blur(image, camera_id, objects.boxes_xyxy, objects.class_ids)

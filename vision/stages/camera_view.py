@@ -1,8 +1,8 @@
-"""`CameraViewStage` finds cameras that were moved or covered. It keeps lines and zones in place if configured.
+"""`CameraViewStage` finds cameras that were moved or covered. If configured, it keeps lines and zones in place.
 
-A thread of the stage compares a frame of each watched camera with the stored backgrounds every 2.5 seconds
-(`vision.analytics.camera_view`). With `realign`, the analytics continue with lines and zones at their new positions
-after a small movement, and count nothing while the scene cannot be found. Without it, the stage only reports a camera
+Every 2.5 seconds, a thread of the stage compares a frame of each watched camera with the stored backgrounds of that
+camera (`vision.analytics.camera_view`). With `realign`, the lines and zones follow a small movement of the camera, and
+the analytics count nothing while the thread cannot find the scene. Without `realign`, the stage only reports a camera
 that was moved.
 """
 
@@ -69,7 +69,7 @@ class _Seen(NamedTuple):
     view: Similarity
     held: bool  # True if counting must stop
     is_learned: bool  # False until the camera has a background
-    reported: _Fault  # the fault that lasted for as long as the configuration requires
+    reported: _Fault  # the fault that has lasted for as long as the configuration requires; "" if there is none
 
 
 _UNSEEN: Final = _Seen(np.eye(2, 3), held=False, is_learned=False, reported="")
@@ -93,9 +93,9 @@ class _Camera:
 
 
 class CameraViewStage:
-    """Reports cameras that were moved or covered, and moves the lines and zones of cameras with `realign: true`.
+    """Stage that reports moved or covered cameras, and that moves lines and zones of cameras with `realign: true`.
 
-    Place it before the analytics stage, if there is one.
+    It must come before the analytics stage, if there is one.
     """
 
     def __init__(self, config: AppConfig, analytics: FollowsView | None, folder: Path | None) -> None:
@@ -104,8 +104,8 @@ class CameraViewStage:
         Args:
             config: the configuration, which selects the cameras to watch.
             analytics: the stage that follows the views of the cameras; None if the pipeline has no such stage.
-            folder: folder for the backgrounds of cameras with lines, zones, or ground points. If None, they are learned
-                again after each start.
+            folder: folder for the backgrounds of cameras with lines, zones, or ground points. If None, the stage learns
+                the backgrounds again after each start.
 
         Raises:
             ConfigError: the folder cannot be created, or is not private.
@@ -121,10 +121,10 @@ class CameraViewStage:
         self._worker = FrameWorker("views", self._compare, buffers=_BUFFERS, lossless=False)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new configuration. If the lines and zones of a camera have changed, its present view is the reference.
+        """Use a new configuration. If the lines or zones of a camera have changed, its present view is the reference.
 
-        A camera that was reported as moved or covered gets the end of this state with its next result if it is no
-        longer watched, or if its present view has become the reference.
+        If a camera was reported as moved or covered, its next result contains the end of this state in two cases: the
+        camera is no longer watched, or its present view has become the reference.
         """
         cameras, watched = {}, set(config.watched_views)
         for each in config.cameras:
@@ -159,7 +159,7 @@ class CameraViewStage:
         return known
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Give the frame to the thread if one is due. Return the result with events if the view has changed.
+        """Copy the frame for the thread if a comparison is due. Add events to the result if the view has changed.
 
         Raises:
             VisionError: the thread has failed.
@@ -179,7 +179,7 @@ class CameraViewStage:
         return replace(result, events=(*result.events, *events)) if events else result
 
     def progress(self) -> Mapping[str, object]:
-        """Return the progress of the thread."""
+        """Return the number of frames that the thread has compared; None if no frame waits. See `HasProgress`."""
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:
@@ -188,7 +188,7 @@ class CameraViewStage:
         return {"views.realigned": self._realigned, "views.held": held}
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread after the frames that wait. Wait for at most one second."""
         self._worker.finish()
         self._worker.join(_STOP_S)
 
@@ -299,7 +299,7 @@ def geometry_key(section: CameraAnalytics) -> str:
 
 
 def saved(tracker: ViewTracker, key: str) -> bytes:
-    """Return the appearances and the view of a tracker as the contents of a file."""
+    """Return the appearances and the view of a tracker as the contents of an .npz file. `key` is a `geometry_key`."""
     file = io.BytesIO()
     header = json.dumps({"format": _FORMAT, "key": key})
     np.savez_compressed(
@@ -313,7 +313,7 @@ def saved(tracker: ViewTracker, key: str) -> bytes:
 
 
 def loaded(contents: bytes, key: str) -> ViewTracker:
-    """Return the tracker that `saved` wrote; a new one if the lines and zones have been changed since.
+    """Return the tracker from a file that `saved` wrote; a new tracker if the key in the file differs from `key`.
 
     Raises:
         ValueError: the file is too large, or was not written by `saved`.

@@ -35,7 +35,7 @@ class _Copy:
 
 
 class FrameWorker:
-    """Processes copies of frames in a separate thread.
+    """Separate thread that processes copies of frames.
 
     While the results thread holds the lease of a frame, it only copies the frame. If no buffer is free, a lossless
     worker makes the results thread wait. Any other worker skips the frame and counts it in `skipped`.
@@ -58,8 +58,8 @@ class FrameWorker:
                 iteration.
             buffers: maximum number of copies, including the copy that the thread is processing.
             lossless: if True, `add` waits for a free buffer instead of skipping a frame.
-            most_bytes: size of all copies in bytes beyond which frames are skipped, except the only one. None means no
-                limit. It has no effect if `lossless` is True.
+            most_bytes: maximum size in bytes of all copies. `add` skips frames that would exceed it, unless there is no
+                other copy. None means no limit. This argument has no effect if `lossless` is True.
         """
         self.skipped = 0
         self._name = name

@@ -15,7 +15,7 @@ _SHARE: Final = 0.5  # minimum fraction of the frames in `_AFTER_S` that contain
 
 
 class HiddenObjects:
-    """Warns once if at least half of a camera's frames in 30 s have detections, but no score can start a track.
+    """Check that warns once if at least half of a camera's frames in 30 s have detections, but none can start a track.
 
     Only detections with a score of at least `least` count. The first score that can start a track ends the check, so
     that an empty scene causes no warning later.
@@ -31,7 +31,7 @@ class HiddenObjects:
         self._since_ns: int | None = None
         self._frames = self._frames_with_detections = 0
         self._best = 0.0
-        self.done = least >= new_score  # whether a warning is no longer possible
+        self.done = least >= new_score  # True if the check has ended, or can never warn
 
     def update(self, detections: Detections, meta: FrameMeta) -> None:
         """Process the detections of one frame. Log the warning if it is due. Call this only while `done` is False."""

@@ -1,9 +1,10 @@
 """`InquiryStage` sends events and their frames to the process that asks the language model.
 
-The results thread only copies a frame when a question needs one. A thread of the stage encodes the copies, and another
-one sends them. If no copy is free, a question gets its image from a later frame. Nothing waits for the process: if it
-receives nothing, questions are skipped and counted. The stage reports each question that it cannot send, so that its
-event does not wait for an answer.
+The results thread only copies a frame when a question needs an image. One thread of the stage encodes the copies, and
+another thread sends the questions. If no buffer for a copy is free, a question gets its image from a later frame.
+
+The stage does not wait for the process: if the process receives nothing, the stage skips and counts questions. It also
+reports each question that it cannot send, so that the event of the question does not wait for an answer.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from vision.types import Event, Frame, FrameMeta, Result, Tracks
 log = logging.getLogger(__name__)
 
 _BUFFERS: Final = 8  # number of frames that can wait to be encoded
-_MOST_OPEN: Final = 8  # questions of one camera that still need images
+_MOST_OPEN: Final = 8  # maximum number of questions of one camera that still need images
 _LINGER_MS: Final = 100
 _STOP_S: Final = 1.0
 _LOG_S: Final = 60.0  # time between two log lines with the same code
@@ -84,10 +85,10 @@ class _Open:
 
 
 class _Failures:
-    """Counts, reports, and logs the questions that are not asked. Thread-safe."""
+    """Counters, reports, and log lines of the questions that are not asked. Thread-safe."""
 
     def __init__(self, address: str) -> None:
-        """Connect to the program. `address` is the address of the process that asks the model."""
+        """Connect to the program, which receives the reports. `address` belongs to the process that asks the model."""
         self.counters = Counter(skipped=0, failed=0)
         self._lock = threading.Lock()
         self._logged_s: dict[str, float] = {}  # monotonic time of the last log line with each code
@@ -96,9 +97,9 @@ class _Failures:
         self._socket.connect(failures_address(address))
 
     def add(self, question: _Open, code: str, text: str, *, counter: str) -> bool:
-        """Give up a question, so that its event does not wait for an answer. Return False if this was done before.
+        """Give up a question, so that its event does not wait for an answer. Return False if it was given up before.
 
-        Log each code at most once per minute. If the program does not receive the report, discard the report.
+        Log each code at most once per minute. If the report cannot be sent immediately, discard it.
         """
         with self._lock:
             if question.is_given_up:
@@ -117,7 +118,7 @@ class _Failures:
     def add_unopened(self, event: Event | None, purpose: Purpose, entry: Inquiry, meta: FrameMeta) -> None:
         """Count and report a question that was not started, because too many questions are open.
 
-        Its event has no id, and therefore does not wait. `event` is None for a statement.
+        The event has no id, and therefore does not wait for an answer. `event` is None for a statement.
         """
         with self._lock:
             self.counters["skipped"] += 1
@@ -149,7 +150,7 @@ def _subject_of(event: Event, id_: str, purpose: Purpose, entry: Inquiry, meta: 
 
 
 class InquiryStage:
-    """Chooses events and statements, collects their images, and sends them as questions."""
+    """Stage that chooses events and statements, collects their images, and sends them as questions."""
 
     def __init__(
         self,
@@ -160,15 +161,15 @@ class InquiryStage:
         *,
         most_bytes: int = IMAGE_BUDGET_BYTES,
     ) -> None:
-        """Start the threads, and connect to the process.
+        """Start the threads, and connect to the process that asks the language model.
 
         Args:
             config: the configuration, with `language`.
             address: address of the process.
-            encode: function that returns a frame, or the part of it in a box, as a JPEG file. The thread calls it.
+            encode: function that encodes a frame, or only the part in a box, as JPEG. A thread of the stage calls it.
             use: function that is called with each new configuration; None if `encode` does not depend on it.
-            most_bytes: maximum size in bytes of the images that wait, and of the copies of frames. If necessary, it is
-                exceeded by one question, and by one copy.
+            most_bytes: maximum size in bytes of the images that wait. The copies of frames have a separate limit of the
+                same size. A single question or a single copy can exceed its limit.
         """
         self._use = use
         assert config.language is not None
@@ -193,7 +194,7 @@ class InquiryStage:
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Start questions about the events of a result, and copy the frame if a question needs it.
 
-        Return the result. Its events have an id if there is a question about them.
+        Return the result, in which each event with a question has an id.
         """
         camera_id, now_ns = result.meta.camera_id, result.meta.captured_ns
         result = self._with_new_questions(result)
@@ -258,7 +259,7 @@ class InquiryStage:
         return event
 
     def _start_watches(self, meta: FrameMeta) -> None:
-        """Start a question about each statement whose next check is due. Skip it if too many questions are open."""
+        """Start a question about each statement that is due. If too many questions are open, skip the question."""
         for entry in self._watches:
             if entry.cameras is not None and meta.camera_id not in entry.cameras:
                 continue

@@ -107,7 +107,7 @@ class _Camera:
 
 
 class ObjectStage:
-    """Adds summaries of the objects that left the scene, without snapshots."""
+    """Stage that adds summaries of the objects that left the scene to the results, without snapshots."""
 
     def __init__(self, forget_s: float) -> None:
         """Create the stage. An object has left if it was not detected for `forget_s` seconds, or its epoch ended."""
@@ -126,7 +126,7 @@ class ObjectStage:
     def process(self, result: Result, frame: Frame | None) -> Result:
         """Return the result with summaries of up to 20 objects that left. Later results contain the others.
 
-        If `frame` is not None, it is the frame of the result, of which snapshots can be taken.
+        `frame` is the frame of the result, for snapshots; None if the stage takes no snapshots.
 
         Raises:
             TypeError: the objects of the result are not tracked.
@@ -223,11 +223,11 @@ class ObjectStage:
         )
 
     def take_snapshot(self, objects: dict[int, _Object], tracks: Tracks, frame: Frame) -> None:
-        """Do nothing. `ObjectSnapshotStage` takes a snapshot."""
+        """Do nothing. `ObjectSnapshotStage` overrides this method."""
 
 
 class ObjectSnapshotStage(ObjectStage):
-    """Adds summaries as `ObjectStage` does, with a snapshot of each object, if possible where it is large and clear."""
+    """`ObjectStage` with a snapshot of each object, if possible from a frame in which the object is large and clear."""
 
     def __init__(self, forget_s: float, crop: Crop, use: Callable[[AppConfig], Collection[str]] | None = None) -> None:
         """Create the stage.
@@ -243,18 +243,18 @@ class ObjectSnapshotStage(ObjectStage):
         self._use = use
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new configuration. If the masks of a camera differ, discard the snapshots of its present objects."""
+        """Use a new configuration. If the `privacy` of a camera changes, discard the snapshots of present objects."""
         super().reconfigure(config)
         for camera_id in () if self._use is None else self._use(config):
             for known in self._cameras[camera_id].objects.values() if camera_id in self._cameras else ():
                 known.snapshot, known.value = None, 0.0
 
     def with_frame(self, result: Result, frame: Frame) -> Result:
-        """Return the result with summaries."""
+        """Take snapshots from `frame`, and return the result with summaries of objects that left. See `process`."""
         return self.process(result, frame)
 
     def take_snapshot(self, objects: dict[int, _Object], tracks: Tracks, frame: Frame) -> None:
-        """Take a snapshot of the object whose snapshot improves most, if it improves enough."""
+        """Take a snapshot of the object whose snapshot improves most, if its value grows by more than 25 %."""
         if not len(tracks):
             return
         width_px, height_px = frame.meta.width_px, frame.meta.height_px

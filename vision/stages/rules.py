@@ -25,12 +25,14 @@ _MOTION: Final = ("speed_kmh", "heading_deg")
 
 
 class RuleStage:
-    """Adds the events of rules to the events of lines and zones.
+    """Stage that adds the events of rules to the events of lines and zones.
 
     A rule for a state reports the start of the state once the state has lasted long enough, and later its end. A rule
-    for an instant, such as a crossing, reports that instant. During its cooldown, a rule reports only the end of states
-    whose start it has reported. A state that still lasts after the cooldown is then reported. `suppressed` in the next
-    report of a start or an instant is the number of suppressed reports.
+    for an instant, such as a crossing, reports that instant.
+
+    During its cooldown, a rule reports only the end of states whose start it has reported. If another state still lasts
+    when the cooldown ends, the rule then reports the start of this state. `suppressed` in the next report of a start or
+    an instant is the number of suppressed reports.
     """
 
     def __init__(self, rules: Sequence[RuleConfig], sections: Mapping[str, CameraAnalytics]) -> None:
@@ -54,8 +56,8 @@ class RuleStage:
     def clock(self, camera_id: str) -> FrameClock | None:
         """Return the clock of a camera's rules; None if the camera has no rules.
 
-        A caller that judges recorded frames can leave out frames that have no events and cause no report (`due_s`). It
-        then advances this clock over these frames itself.
+        A caller that judges recorded frames can leave out frames that have no events and cause no report (`due_s`). The
+        caller must then advance this clock over these frames.
         """
         camera = self._cameras.get(camera_id)
         return None if camera is None else camera.time
@@ -87,9 +89,9 @@ class RuleStage:
         """Return the reports that a camera's rules make in one frame.
 
         Args:
-            camera_id: name of the camera, which must have rules.
+            camera_id: id of the camera, which must have rules.
             epoch: epoch of the frame.
-            captured_ns: capture time of the frame.
+            captured_ns: capture time of the frame in ns.
             events: events of the frame.
             occupancy: number of objects in each zone, by its name.
         """
@@ -156,7 +158,7 @@ class _State:
 
 
 class _Rule:
-    """Evaluates one rule on the events of one camera."""
+    """One rule, applied to the events of one camera."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
         """Create the rule. Crowding starts `crowded_for_s` seconds before the event that reports it."""
@@ -172,7 +174,7 @@ class _Rule:
         self._suppressed = 0
 
     def take(self, event: Event, now: _Now) -> Iterator[Event]:
-        """Process a `cause` in this frame. Yield the reports that it causes."""
+        """Process an event of this frame that matches `cause`. Yield the reports that the event causes."""
         if event.kind not in LASTING:
             if self._is_silent(now):
                 self._suppressed += 1
@@ -195,7 +197,7 @@ class _Rule:
                 yield self._report("begin", state.start_event, self._current_data(state, now), now)
 
     def due_s(self) -> float:
-        """Return the time before which `look` reports nothing."""
+        """Return the time in seconds, on the camera's clock, before which `look` reports nothing. Can be infinite."""
         if not self.states:
             return math.inf
         waiting = [state.since_s + self._condition.for_s for state in self.states.values() if not state.reported]

@@ -1,6 +1,6 @@
-"""`ScoreFilter`, which removes objects with low scores after a reload has raised `detect.score_threshold`.
+"""`ScoreFilter` removes objects with low scores after a reload has raised `detect.score_threshold`.
 
-The detector keeps the threshold with which it was opened.
+This stage is necessary because the detector keeps the threshold with which it was opened.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vision.types import Detections, Result
 
 
 class ScoreFilter:
-    """Removes detections below a threshold that is higher than that of the detector."""
+    """Stage that removes detections below a threshold that is higher than the threshold of the detector."""
 
     def __init__(self, score: float) -> None:
         """Create the stage, which removes nothing before `reconfigure`. `score` is the threshold of the detector."""

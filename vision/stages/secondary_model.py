@@ -1,8 +1,9 @@
 """`CascadeStage` classifies tracked objects with a second model, once or periodically.
 
 Two threads share the work. While the results thread holds the lease of a frame, it cuts out the objects that are due
-for classification. A thread of the stage classifies the crops of all cameras in batches. From then on, the messages of
-an object contain the result. If the GPU cuts out the objects, the results thread keeps the lease until it is done.
+for classification. If the GPU cuts them out, the results thread keeps the lease until the GPU has read the frame. A
+thread of the stage classifies the crops of all cameras in batches. From then on, the messages of an object contain the
+result.
 
 If more objects are due than buffers are free, the stage counts the remaining objects as skipped and retries them with
 their next frame. Objects that were never classified come first, then the objects that were classified longest ago.
@@ -90,7 +91,7 @@ class _Job(Generic[Crop]):
 
 
 class CascadeStage:
-    """Classifies tracked objects with a second model, and adds the classes to the results as attributes."""
+    """Stage that classifies tracked objects with a second model, and adds the classes to the results as attributes."""
 
     def __init__(
         self, classifier: Classifier[Any], config: CascadeConfig, class_names: Sequence[str], *, lossless: bool = False
@@ -145,7 +146,7 @@ class CascadeStage:
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
     def progress(self) -> dict[str, int | None]:
-        """Return the progress of the thread that classifies."""
+        """Return the number of crops that the thread has classified; None if no crop waits. See `HasProgress`."""
         return {"cascade": self._worker.looked if self._worker.waiting else None}
 
     def close(self) -> None:
@@ -219,7 +220,7 @@ class _ClassifierThread(Generic[Crop]):
     # --- the results thread -------------------------------------------------------------------------------------------
 
     def add(self, frame: Frame, box: Box, state: _ObjectState) -> bool:
-        """Cut out the object in `box`. If no buffer is free, wait if lossless; otherwise, return False."""
+        """Cut out the object in `box`, and queue the crop. If no buffer is free, return False, or wait if lossless."""
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:

@@ -36,7 +36,7 @@ _PARTIAL: Final = ".part"
 
 
 class SnapshotStage:
-    """Writes a snapshot of each frame with events of the configured kinds, and adds the file's path to these events."""
+    """Stage that saves each frame with events of the configured kinds, and adds the file's path to these events."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class SnapshotStage:
             encode: function that returns the content of a file. Its arguments are a private copy of the frame, and a
                 result with only the events of the snapshot. The thread of the stage calls it.
             lossless: if True, wait for the disk instead of skipping a snapshot.
-            camera_ids: the cameras of this process. The stage then leaves the files of other cameras to the other
-                processes. None means that there are no other processes.
+            camera_ids: ids of the cameras of this process. The stage does not count or delete the files of other
+                cameras, which belong to other processes. None means that there are no other processes.
             use: function that is called with each new configuration; None if `encode` does not depend on it.
 
         Raises:
@@ -98,7 +98,7 @@ class SnapshotStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return the progress of the thread that writes files."""
+        """Return the number of frames that the thread has processed; None if no frame waits. See `HasProgress`."""
         return {"snapshots": self._worker.progress()}
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ class PixelStage(Protocol):
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage
+"""A stage of either kind: without or with access to the frame."""
 
 
 @runtime_checkable
@@ -46,7 +47,7 @@ class ReadsLater(Protocol):
 
 @runtime_checkable
 class BatchStage(Protocol):
-    """A stage that processes the results of several cameras together in less time than one by one."""
+    """A stage that can process the results of several cameras in one call, to save time."""
 
     def process_together(self, results: Sequence[Result]) -> list[Result]:
         """Return the extended results, in the same order."""
@@ -54,7 +55,7 @@ class BatchStage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The reports of one interval. Iteration yields one or two reports per camera, then the report of the program."""
+    """The status reports of one interval. Iteration yields one or two reports per camera, then that of the program."""
 
     node: NodeReport
     cameras: tuple[CameraReport, ...]
@@ -94,7 +95,7 @@ class HasProgress(Protocol):
     """A stage or sink with threads of its own, which the watchdog observes."""
 
     def progress(self) -> Mapping[str, object]:
-        """Return a value for each thread, by its name. Any change of the value is progress; None means no work to do.
+        """Return a value for each thread, by its name. Any change of the value is progress; None means no work.
 
         The watchdog calls this method at most once per second. The method must not wait for a lock.
         """

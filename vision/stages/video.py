@@ -41,7 +41,7 @@ _WINDOW_MS: Final = 30  # time to process the events of the window system betwee
 
 
 class VideoStage:
-    """Writes the annotated frames of each camera to a video file, shows them in a window, or both."""
+    """Stage that writes the annotated frames of each camera to a video file, shows them in a window, or both."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class VideoStage:
         """Start a thread for each camera.
 
         Args:
-            paths: video file of each camera. The frames of a camera without a path are not written.
-            camera_ids: all cameras.
+            paths: video file of each camera, by camera id. The frames of a camera without a path are not written.
+            camera_ids: ids of all cameras.
             draw: function that the threads call to draw a result.
             show: if True, show the frames of each camera in a window.
             lossless: if True, wait for the encoder instead of skipping frames.
@@ -82,7 +82,7 @@ class VideoStage:
         return result
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of drawn and skipped frames. Frames without space on the disk count as both."""
+        """Return the numbers of drawn and skipped frames. A frame that a full disk cannot store counts as both."""
         return {
             "video.written": sum(video.written for video in self._cameras.values()),
             "video.skipped": sum(worker.skipped for worker in self._workers.values())
@@ -90,7 +90,7 @@ class VideoStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return the progress of the thread of each camera."""
+        """Return the number of processed frames of each thread; None if no frame waits. See `HasProgress`."""
         return {f"video-{camera_id}": worker.progress() for camera_id, worker in self._workers.items()}
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class VideoStage:
 
 
 class _CameraVideo:
-    """Draws and encodes the frames of one camera, in that camera's thread."""
+    """The video of one camera. The thread of this camera draws and encodes the frames."""
 
     def __init__(self, path: Path | None, draw: Draw, window: _Window | None) -> None:
         self.written = self.lost = 0
@@ -122,7 +122,7 @@ class _CameraVideo:
         self._parts = PartReader()
 
     def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
-        """Draw all frames, write them to the file, if there is one, and show them, if there is a window.
+        """Draw all frames. If there is a file, write the frames to it. If there is a window, show them.
 
         If there are no frames, create no file. While the disk is nearly full, count frames as lost instead of writing
         them.
@@ -165,7 +165,7 @@ class _CameraVideo:
 
 
 class _Window:
-    """Shows the newest frame of each camera in a window. A separate thread makes all calls to the window system."""
+    """One window per camera with the newest frame. A separate thread makes all calls to the window system."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Image] = {}

@@ -1,4 +1,4 @@
-"""`VideoEncoder` writes frames to an MP4 file, which shows each frame at its own time.
+"""`VideoEncoder` writes frames to an MP4 file, in which each frame has its own timestamp.
 
 The codec is H.264, which every player and browser supports. Its encoder is libx264, which the wheels of PyAV include.
 If the PyAV of a Linux distribution lacks libx264, the codec is MPEG-4 Part 2.
@@ -26,7 +26,7 @@ _USUAL_FPS: Final = 25  # used only by the rate control of the codec
 
 
 class VideoEncoder:
-    """Encodes frames with their timestamps into a video file."""
+    """Encoder of frames with timestamps. `open_encoder` creates it, and closes its file."""
 
     def __init__(self, container: OutputContainer, width_px: int, height_px: int) -> None:
         has_h264 = "libx264" in av.codecs_available
@@ -45,8 +45,8 @@ class VideoEncoder:
         """Encode one frame.
 
         Args:
-            image: (H, W, 3) BGR. If it is at most one row and one column larger than the video, these are cut off;
-                otherwise, it is scaled to the size of the video.
+            image: (H, W, 3) BGR. If it is larger than the video by at most one row and one column, this row and column
+                are cut off. Otherwise, the image is scaled to the size of the video.
             time_s: time since the first frame, in seconds.
         """
         width_px, height_px = self._stream.width, self._stream.height

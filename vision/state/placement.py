@@ -61,7 +61,7 @@ class Placement:
                 log.error(text, self.path, _GRACE_S)
 
     def require(self) -> None:
-        """Check which file is at the path. Raise `Unavailable` if the database was removed or replaced 10 s ago.
+        """Check which file is at the path. Raise `Unavailable` if the database has not been there for at least 10 s.
 
         A restart of the program solves this problem.
         """

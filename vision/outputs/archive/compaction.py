@@ -1,7 +1,10 @@
-"""Move rows from the live database to Parquet files, join the parts of each day, and delete old days.
+"""Functions that move rows from the live database to Parquet files, join the parts of each day, and delete old days.
 
-A crash at any point loses and duplicates nothing. The rows of an hour are deleted in the transaction that lists their
-complete files, which get their names after that. A day file lists the parts that it contains.
+A crash at any point neither loses nor duplicates rows:
+
+* One transaction deletes the rows of an hour, and lists the complete files that contain them. Only after this
+  transaction do the files get their final names.
+* A day file lists the parts that it contains. If a crash has left such a part behind, the next compaction deletes it.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked, sync_folder
 
 LATE_US: Final = 120_000_000
-"""Delay between the end of an hour or a day and the move of its rows, because messages can be late."""
+"""Delay in microseconds between the end of an hour or a day and the move of its rows, because messages can be late."""
 
 _TIME_COLUMN: Final[Mapping[Table, str]] = {
     "frames": "captured_at",
@@ -52,7 +55,7 @@ _PARTS: Final = b"vision.parts"
 def compact(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
     """Move the rows of completed hours to files, join the files of completed days, and delete old days.
 
-    Do nothing if a different process is doing the same in this folder.
+    Do nothing if a different process is compacting this archive.
 
     Args:
         folder: folder of the archive.
@@ -108,7 +111,7 @@ def _move_hour(connection: sqlite3.Connection, folder: Path, camera: str, start_
 
 
 def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
-    """Give each file its name if its rows were deleted from the database."""
+    """Give each file its final name if its rows were deleted from the database."""
     for (name,) in connection.execute("SELECT path FROM moves").fetchall():
         _give_name(folder / name)
     with connection:
@@ -202,10 +205,10 @@ def _delete_parts(file: ArchiveFile) -> None:
 def write_parquet(
     path: Path, table: Table, groups: Sequence[pa.Table], *, is_final: bool, parts: Sequence[str] = ()
 ) -> None:
-    """Write a file with one row group per table of `groups`, and force it to disk. `_give_name` then gives it its name.
+    """Write a file with one row group per table of `groups`, and force it to disk. Its name ends in ``.tmp``.
 
     Args:
-        path: final path of the file, which is called ``*.tmp`` until then. Its folder is created if it is missing.
+        path: path of the file after `_give_name` has renamed it. The folder is created if it is missing.
         table: name of the table.
         groups: rows of each row group.
         is_final: see `parquet_options`.
@@ -225,7 +228,7 @@ def write_parquet(
 
 
 def _give_name(path: Path) -> None:
-    """Rename a complete file from ``*.tmp`` to its name. Do nothing if it has its name already."""
+    """Rename a complete file from ``*.tmp`` to its final name `path`. Do nothing if it has this name already."""
     with suppress(FileNotFoundError):
         path.with_suffix(".tmp").rename(path)
     sync_folder(path.parent)

@@ -24,7 +24,7 @@ from vision.types import STEPS_PER_PX
 
 LIVE_NAME: Final = "live.sqlite"
 SCORE_EVERY_US: Final = 5_000_000
-"""Interval of stored scores of a track. The scores of all rows would need a tenth of the archive."""
+"""Time in µs between two stored scores of a track. The scores of all rows would need a tenth of the archive."""
 
 _MAX_SCORED: Final = 20_000
 _BUSY_MS: Final = 60_000
@@ -33,9 +33,9 @@ Row = tuple[Any, ...]
 
 
 class LiveDatabase:
-    """The newest rows of the archive, of all cameras. It is not thread-safe.
+    """Database of the newest rows of the archive, of all cameras. It is not thread-safe.
 
-    Rows are visible to other connections, and survive a power failure, after `commit`.
+    Added rows wait in memory. After `commit`, they are visible to other connections, and survive a power failure.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ class LiveDatabase:
         self._last_event = found
         rows = self._connection.execute("SELECT topic, instance, seq FROM last_messages")
         self._last_seq: dict[str, tuple[str, int]] = {topic: (instance, seq) for topic, instance, seq in rows}
-        self._received = False  # whether `_last_seq` has changed since the last commit
+        self._received = False  # True if `_last_seq` has changed since the last commit
 
     @property
     def last_event(self) -> tuple[str, int] | None:
@@ -60,13 +60,13 @@ class LiveDatabase:
     def expected_seq(self, topic: str, instance: str) -> int:
         """Return the number that the next message of a topic has if none is missing.
 
-        It is 1 if no message of the topic from this start of the program (`instance`) was stored.
+        This number is 1 if no message of the topic from this start of the program (`instance`) was stored.
         """
         stored_instance, seq = self._last_seq.get(topic, ("", 0))
         return seq + 1 if stored_instance == instance else 1
 
     def received(self, topic: str, instance: str, seq: int) -> None:
-        """Remember the sequence number of the newest message of a topic. The next commit stores it."""
+        """Record the sequence number of the newest message of a topic. The next commit stores this number."""
         self._last_seq[topic] = instance, seq
         self._received = True
 
@@ -154,9 +154,10 @@ class LiveDatabase:
         self._rows = {table: [] for table in COLUMNS}
 
     def commit(self) -> int:
-        """Write the rows that were added. Return their number.
+        """Write the rows that were added since the last commit. Return their number.
 
-        If this fails, the rows are discarded, and `sqlite3.Error` is raised.
+        Raises:
+            sqlite3.Error: the rows could not be written. They are discarded.
         """
         waiting, self._rows = self._rows, {table: [] for table in COLUMNS}
         number = sum(map(len, waiting.values()))
@@ -195,7 +196,10 @@ def connect(folder: Path) -> sqlite3.Connection:
 
 
 def live_columns(table: Table) -> list[str]:
-    """Return the columns of a table in SQLite. `position` of a track in its frame takes the place of `order_shift`."""
+    """Return the columns of a table in SQLite: `camera`, then those of `COLUMNS`.
+
+    The column `position`, the position of a track in its frame, replaces `order_shift`.
+    """
     columns = ["position" if name == "order_shift" else name for name in COLUMNS[table]]
     return ["camera", *columns]
 

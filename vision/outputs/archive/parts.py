@@ -18,6 +18,11 @@ class Part:
     """The rows of one table in one file, or in the live database."""
 
     def __init__(self, name: str, table: Table, path: Path | None, rows: pa.Table | None) -> None:
+        """Open the file at `path`. If `path` is None, use `rows` of the live database; None means no rows.
+
+        Raises:
+            ConfigError: the file cannot be read, or has a different version of the format.
+        """
         self.name = name
         self._table = table
         self._rows = rows
@@ -35,7 +40,7 @@ class Part:
 
     @property
     def number(self) -> int:
-        """The number of rows in the file; 0 if there is none."""
+        """Number of rows in the file; 0 if there is no file."""
         return 0 if self._file is None else int(self._file.metadata.num_rows)
 
     def groups(self) -> range:
@@ -52,7 +57,11 @@ class Part:
         return None if ids["min"] is None else (ids["min"], ids["max"])
 
     def read(self, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of one row group; all rows if `group` is None."""
+        """Return the rows of one row group; all rows if `group` is None. If `columns` is None, return all columns.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
         if self._file is None:
             rows = SCHEMAS[self._table].empty_table() if self._rows is None else self._rows
             return rows if columns is None else rows.select(columns)
@@ -63,7 +72,7 @@ class Part:
         return found.replace_schema_metadata(None)
 
     def overlaps(self, group: int, since_us: int, until_us: int) -> bool:
-        """Return False if a row group of `frames` certainly has no frames in a time range."""
+        """Return True if a row group of `frames` can have frames from `since_us` to before `until_us` (µs UTC)."""
         if self._file is None:
             return True
         found = self._file.metadata.row_group(group).column(1).statistics
@@ -87,6 +96,7 @@ class Part:
 
 
 def unreadable(path: Path | None, error: Exception) -> ConfigError:
+    """Return the error for a file of the archive that cannot be read."""
     hint = "restore the file, or choose a time without its day"
     return ConfigError(f"{path} cannot be read: {error}", hint=hint, code="archive-unreadable")
 

@@ -1,4 +1,4 @@
-"""The program's side of the process that writes the archive."""
+"""`ArchiveProcess` starts and supervises the process that writes the archive."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ _JUDGED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ArchivedFrame:
-    """A frame of the archive. `result` contains its tracks, as they reached the analytics."""
+    """A frame of the archive. `result` contains the tracks of the frame, as the analytics received them."""
 
     instance: str  # identifies the start of the program that published the frame
     result: Result
@@ -90,7 +90,11 @@ class ArchivedGap:
 
 
 class Archive:
-    """An archive, read as it is at the time of each call. Time ranges are in microseconds since 1970 (UTC)."""
+    """Reader of an archive. Each call reads the current files and the current live database.
+
+    Time ranges are in microseconds since 1970 (UTC). They include `since_us`, and exclude `until_us`. Methods that read
+    rows raise `ConfigError` if a file cannot be read, or if a file is missing.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open the archive. Raise `ConfigError` if the folder contains no archive."""
@@ -108,7 +112,7 @@ class Archive:
         return sorted(names)
 
     def oldest_event_us(self) -> int | None:
-        """Return a time before which there are no events, at most a day before the oldest one; None without events."""
+        """Return a time at or before the oldest event, at most one day before it; None if there are no events."""
         times = [file.start_us for file in archive_files(self._folder, "events")]
         if (self._folder / LIVE_NAME).exists():
             with closing(connect(self._folder)) as connection:
@@ -121,7 +125,7 @@ class Archive:
             yield from _frames_of(camera, frames, tracks, since_us, until_us)
 
     def blocks(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedBlock]:
-        """Yield the same frames as `frames`, in blocks of at most about `_BLOCK_ROWS` tracks."""
+        """Yield the same frames as `frames`, in blocks of at most about 50,000 tracks."""
         settled_us = -1
         for frames, tracks in self._chunks(camera, since_us, until_us, _JUDGED):
             yield from blocks_of(frames, tracks, since_us, until_us, settled_us)
@@ -157,10 +161,12 @@ class Archive:
     def opening_events(
         self, camera: str, since_us: int, until_us: int, until_ns: Mapping[str, int]
     ) -> Iterator[ArchivedEvent]:
-        """Yield the events in a time range from which the counts before the first event follow, oldest first.
+        """Yield the events that are needed to compute the counts at the start of a time range, oldest first.
 
-        These are, for each start of the program, the events up to the monotonic time that `until_ns` contains, and the
-        first crossing of each line. `until_ns` has a time in nanoseconds by `instance`.
+        For each start of the program, these are the first crossing of each line, and all events until a given time.
+
+        Args:
+            until_ns: the given times, by `instance`, in nanoseconds on the monotonic clock.
         """
         crossed: set[tuple[str, str]] = set()
         for day_us in self._days_of_events(camera, since_us, until_us):
@@ -220,7 +226,7 @@ class Archive:
         return rows
 
     def _table(self, table: Table, camera: str, since_us: int, until_us: int) -> pa.Table:
-        """Return the same rows as `rows`. Times are integers."""
+        """Return the same rows as `rows`, as a table. The times `at_utc` are integers."""
         at = pc.field("at_utc")
         found = pa.concat_tables([each.read() for each in self._parts(table, camera, since_us, until_us)])
         found = found.set_column(found.schema.get_field_index("at_utc"), "at_utc", found["at_utc"].cast(pa.int64()))
@@ -417,10 +423,11 @@ class _Objects:
 
 
 def _nearest_stored(column: pa.ChunkedArray, track_ids: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return, for each row, the index of the row of its track whose value applies to it.
+    """Return, for each row, the index of the row whose stored value applies to it.
 
-    This is the last row with a value, up to the row itself; otherwise the next one; otherwise row 0.
-    The rows are in the order of tracks, then frames.
+    This is the last row of the same track, up to the row itself, that has a value. If there is no such row, it is the
+    next row of the track that has a value. If the track has no value, it is row 0. The rows are in the order of tracks,
+    then frames.
     """
     number = len(track_ids)
     rows = np.arange(number)

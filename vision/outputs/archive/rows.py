@@ -28,11 +28,14 @@ class ArchivedBlock:
     at_us: NDArray[np.int64]  # (F,) capture time, microseconds since 1970 (UTC)
     tracks: RecordedTracks
     settled_us: int = 0
-    """This frame and all later ones were captured after this time. Times can go back only within about an hour."""
+    """The frames of this block and of all later blocks were captured after this time, in µs since 1970 (UTC).
+
+    Capture times can go back only within about an hour.
+    """
 
 
 def numbers(table: pa.Table, *names: str) -> dict[str, NDArray[np.int64]]:
-    """Return columns as integers, by name. They must not contain null values."""
+    """Return columns of `table` as integers, by name. The columns must not contain null values."""
     return {name: table[name].cast(pa.int64()).to_numpy() for name in names}
 
 
@@ -49,7 +52,7 @@ def blocks_of(
     """Yield the frames from `since_us` to before `until_us` (µs since 1970, UTC), in blocks.
 
     `settled_us` is a time before all frames of `frames` and of later calls. The rows of `frames` must be in the order
-    of publication. Those of `tracks` must be sorted by track, then by frame.
+    of publication. The rows of `tracks` must be sorted by track, then by frame.
     """
     columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
     at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)

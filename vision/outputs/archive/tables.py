@@ -143,7 +143,7 @@ class ArchiveFile:
     table: Table
     camera: str
     day: str  # YYYY-MM-DD in UTC
-    is_final: bool  # contains the whole day
+    is_final: bool  # True if the file contains the whole day
     part: tuple[int, int] = (0, 0)  # hour of the day, and number of the part of this hour; (0, 0) for a whole day
 
     @property

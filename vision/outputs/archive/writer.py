@@ -30,7 +30,7 @@ from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked
 
 COMMIT_S: Final = 2.0
-"""Interval of commits. A power failure loses at most the messages of this time, and of the time of one commit."""
+"""Interval of commits in seconds. A power failure loses at most the messages of one interval and of one commit."""
 
 ALL_CAMERAS: Final = "_all"
 """Camera of a gap in the events of all cameras. No camera can have this name."""
@@ -47,12 +47,12 @@ main()
 
 
 class ArchiveWriter:
-    """Adds the items of a subscription to the live database, and commits them."""
+    """Writer that adds the items of a subscription to the live database, and commits them."""
 
     def __init__(self, folder: Path, *, recovers_events: bool = False) -> None:
         """Open the live database in `folder`.
 
-        `recovers_events` is True if the subscription requests missed events, and reports those that it cannot get.
+        `recovers_events` is True if the subscription requests missed events, and reports the events that it cannot get.
         """
         self._recovers_events = recovers_events
         self._live = LiveDatabase(folder)
@@ -92,9 +92,9 @@ class ArchiveWriter:
             self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, missing=numbers)
 
     def _number(self, kind: str, message: DetectionsMessage | EventMessage | CountsMessage) -> None:
-        """Remember the number of a message. Add a gap if messages are missing before the first message of a topic.
+        """Record the number of a message. Add a gap if messages are missing before the first message of a topic.
 
-        The subscription reports messages that are missing after the first one.
+        The subscription itself reports messages that are missing after the first message.
         """
         topic = f"{kind}/{message.camera}"
         if (topic, message.instance) not in self._known:
@@ -180,7 +180,7 @@ def write(options: Mapping[str, Any]) -> None:
 
 
 def _receive(subscription: Subscription, writer: ArchiveWriter, timeout_s: float) -> bool:
-    """Add the next item, if one arrives within `timeout_s`. Return True if one did."""
+    """Add the next item to `writer`. Return False if no item arrives within `timeout_s` seconds."""
     item = subscription.receive(timeout_s)
     if item is not None:
         writer.add(item)
@@ -188,7 +188,7 @@ def _receive(subscription: Subscription, writer: ArchiveWriter, timeout_s: float
 
 
 class Compaction:
-    """Starts the compaction at most once per minute, in a process of its own, because it can take minutes."""
+    """The compaction of the archive. It starts at most once per minute, in a separate process, which can take minutes."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._command: Sequence[str] = [

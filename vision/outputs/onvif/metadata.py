@@ -1,7 +1,7 @@
-"""ONVIF metadata documents, from the messages of the program.
+"""Functions that convert messages of the program to ONVIF metadata documents.
 
-A document is a `tt:MetadataStream` with one frame, with the notifications of one event, or with all counters of a
-camera. Coordinates are those of ONVIF: x from -1 (left) to 1 (right), and y from -1 (bottom) to 1 (top).
+A document is a `tt:MetadataStream`. It contains one frame, the notifications of one event, or all counters of a camera.
+Coordinates are those of ONVIF: x from -1 (left) to 1 (right), and y from -1 (bottom) to 1 (top).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The program's side of the process that serves ONVIF metadata."""
+"""`MetadataProcess` starts and supervises the process that serves ONVIF metadata."""
 
 from __future__ import annotations
 

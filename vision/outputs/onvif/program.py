@@ -31,7 +31,7 @@ _IN_FLIGHT: Final = 256  # documents between the two threads
 
 
 class Documents:
-    """Converts messages to documents, in the thread of the subscription, and passes them to the server's thread."""
+    """Converter of messages to documents. The thread of the subscription converts, and the server's thread sends."""
 
     def __init__(self, account: tuple[str, str] | None, cameras: tuple[str, ...]) -> None:
         """Create the server. `cameras` are the ids of the cameras at the start. For `account`, see `MetadataServer`."""
@@ -40,7 +40,10 @@ class Documents:
         self._slots = threading.BoundedSemaphore(_IN_FLIGHT)
 
     def greeting(self, camera: str) -> tuple[bytes, int] | None:
-        """Return the document with the present counts of a camera, and its time; None before the first counts."""
+        """Return the document with the present counts of a camera, and their time in ns since 1970 (UTC).
+
+        Return None before the first counts have arrived.
+        """
         counts = self._counts.get(camera)
         return None if counts is None else (counts_document(counts), utc_ns(counts.at))
 
@@ -98,7 +101,7 @@ def _wait_for_end() -> None:
 
 
 def serve(options: Mapping[str, Any]) -> None:
-    """Serve clients until standard input closes. Then end the process. Also end it if the subscription fails.
+    """Serve clients until standard input closes or the subscription fails. Then end the process.
 
     `vision.outputs.onvif.process.MetadataProcess` creates the `options`.
     """

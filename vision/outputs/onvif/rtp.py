@@ -31,7 +31,7 @@ class RtpStream:
         """Sequence number of the next packet."""
 
     def packets(self, document: bytes, utc_ns: int) -> Iterator[bytes]:
-        """Yield the packets of a document. The last one has the marker bit."""
+        """Yield the packets of a document. The last packet has the marker bit. `utc_ns` is the time of the document."""
         stamp = self.timestamp(utc_ns)
         for start in range(0, len(document), _PAYLOAD_BYTES):
             payload = document[start : start + _PAYLOAD_BYTES]
@@ -43,11 +43,11 @@ class RtpStream:
             yield header + payload
 
     def skip(self, document: bytes) -> None:
-        """Omit the packets of a document. The client can detect the gap in the sequence numbers."""
+        """Skip the sequence numbers of a document that is not sent, so that the client can detect the gap."""
         self.sequence = (self.sequence + -(-len(document) // _PAYLOAD_BYTES)) & 0xFFFF
 
     def timestamp(self, utc_ns: int) -> int:
-        """Return the RTP timestamp of a time."""
+        """Return the RTP timestamp, which has 32 bits, of a time in ns since 1970 (UTC)."""
         return (self._offset + utc_ns * CLOCK_HZ // 1_000_000_000) & 0xFFFFFFFF
 
     def report(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Requests and responses of RTSP 1.0 (RFC 2326). It contains only what the metadata server needs."""
+"""Requests and responses of RTSP 1.0 (RFC 2326), limited to those that the metadata server needs."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def choose_transport(header: str) -> Transport | None:
 
 
 class Gate:
-    """Checks the user and the password of one connection with HTTP Digest."""
+    """Check of the user and the password of one connection, with HTTP Digest authentication."""
 
     def __init__(self, account: Sequence[str] | None) -> None:
         """Create the gate. `account` consists of the user and the password; None permits every request."""

@@ -40,13 +40,13 @@ Greeting = Callable[[str], "tuple[bytes, int] | None"]
 
 
 class MetadataServer:
-    """Accepts clients, and sends each of them the documents of one camera."""
+    """Server that sends each client the documents of one camera. Only the thread of its event loop may call methods."""
 
     def __init__(self, account: Sequence[str] | None, cameras: Iterable[str], greeting: Greeting) -> None:
         """Create the server.
 
         Args:
-            account: user and password that clients must have; None means that none is required.
+            account: user and password that clients must send; None means that clients need no account.
             cameras: ids of the cameras at the start.
             greeting: see `Greeting`.
         """
@@ -82,7 +82,10 @@ class MetadataServer:
                 client.close()
 
     def deliver(self, camera: str, document: bytes, utc_ns: int) -> None:
-        """Send a document to all clients that play a camera, except clients that are too slow."""
+        """Send a document to all clients that play a camera, except clients that are too slow.
+
+        `utc_ns` is the time of the frame or event, in ns since 1970 (UTC).
+        """
         for client in tuple(self._clients):
             if client.camera == camera:
                 client.send(document, utc_ns)
@@ -91,7 +94,7 @@ class MetadataServer:
         return camera in self._cameras
 
     def greeting(self, camera: str) -> tuple[bytes, int] | None:
-        """Return the first document for a client of a camera, and its time; None if there is none yet."""
+        """Return the first document for a client of a camera, and its time in ns; None if there is none yet."""
         return self._greeting(camera)
 
     def update(self) -> None:
@@ -297,7 +300,7 @@ class Client:
                 self._heard_s = time.monotonic()
 
     def check(self) -> None:
-        """Send a sender report if the client plays. If it was silent for too long, close the connection instead."""
+        """Send a sender report if the client plays. If the client was silent for too long, close the connection."""
         limit_s = _SETUP_S if self._transport is None else TIMEOUT_S + _GRACE_S
         if time.monotonic() - self._heard_s > limit_s:
             self.close()

@@ -18,7 +18,7 @@ from vision.outputs.recording.store import OpenFile, RecordingStore
 log = logging.getLogger(__name__)
 
 _LATE_NS: Final = 1_000_000_000
-"""Extra length of a clip. Events refer to the capture of a frame, which can arrive up to this time later."""
+"""Extra length of a clip in ns. An event has the capture time of a frame, whose packet can arrive this much later."""
 _RETRY_NS: Final = 2_000_000_000  # pause after a failure of the disk
 
 
@@ -42,14 +42,17 @@ class _Segment:
 
 
 class Recording:
-    """A clip, or a continuous recording, with its files. It reads the packets from the ring."""
+    """Writer of one recording, which is a clip or a continuous recording. It copies packets from the ring to files."""
 
     def __init__(
         self, store: RecordingStore, ring: PacketRing, camera: str, kind: Kind, *, position: int, file_s: float
     ) -> None:
-        """Add the recording to the index. It starts at `position` of the ring.
+        """Add the recording, which starts at `position` of the ring, to the index.
 
-        A file ends before the first key frame after `file_s` seconds. Raise `OSError` if the disk is full or fails.
+        A file ends before the first key frame after `file_s` seconds.
+
+        Raises:
+            OSError: the disk is full or fails.
         """
         self.number = store.add_recording(camera, kind)
         self.files = 0
@@ -62,10 +65,10 @@ class Recording:
         self._file_ns = round(file_s * 1e9)
         self._segment: _Segment | None = None
         self._pace: tuple[int, Pace] | None = None  # connection of the last file, and its pace
-        self._missing = 0  # since the last packet that was written
+        self._missing = 0  # missing packets since the last packet that was written
 
     def write(self, until_ns: int | None, *, ends: bool = False) -> None:
-        """Write the packets that have arrived, up to `until_ns` (monotonic). None means that there is no end.
+        """Write the packets that have arrived, up to the time `until_ns` (monotonic). None means no limit.
 
         The first file of a connection starts only after the packets of 4 s have arrived, unless `ends` is True or a
         newer connection has started.
@@ -160,7 +163,7 @@ class Recording:
 
 
 class CameraRecorder:
-    """Writes the clips and the continuous recording of one camera. One thread calls all methods."""
+    """Writer of the clips and the continuous recording of one camera. One thread calls all methods."""
 
     def __init__(
         self,
@@ -172,7 +175,7 @@ class CameraRecorder:
     ) -> None:
         self.camera = camera
         self.failures = 0
-        self.is_stopped = False  # nothing can be written since the last failure
+        self.is_stopped = False  # True from a failure of the disk until the recorder can write again
         self._config = config
         self._store = store
         self._ring = ring
@@ -189,7 +192,7 @@ class CameraRecorder:
         return self._lost + sum(each.lost for each in (self._clip, self._continuous) if each is not None)
 
     def trigger(self, trigger: Trigger) -> None:
-        """Start a clip of an event, or extend the current clip. An `OSError` is counted and not raised."""
+        """Start a clip of an event, or extend the current clip. Count an `OSError`, and do not raise it."""
         with_pre_ns = trigger.at_ns - round(self._config.pre_s * 1e9)
         end_ns = trigger.at_ns + round(self._config.post_s * 1e9) + _LATE_NS
         try:
@@ -215,7 +218,7 @@ class CameraRecorder:
         return Recording(self._store, self._ring, self.camera, kind, position=position, file_s=file_s)
 
     def write(self) -> None:
-        """Write the packets that have arrived, and end a clip that is complete. An `OSError` is counted and not raised.
+        """Write the packets that have arrived, and end a clip that is complete. Count an `OSError`, and do not raise it.
 
         Do nothing during the pause that follows an error.
         """
@@ -263,7 +266,7 @@ class CameraRecorder:
         self.is_stopped = True
 
     def close(self) -> None:
-        """Write the packets that have arrived, and complete all files. An `OSError` is counted and not raised."""
+        """Write the packets that have arrived, and complete all files. Count an `OSError`, and do not raise it."""
         try:
             self._end_clip()
             if self._continuous is not None:

@@ -1,11 +1,11 @@
-"""`RecordingIndex`, the SQLite database that lists all recorded files and the events that they show.
+"""`RecordingIndex` is the SQLite database that lists all recorded files and the events that they show.
 
-The database is in WAL mode, in which a killed process leaves no damaged database. A file is listed before it is
-created, and removed from the list after it is deleted. A crash therefore leaves at most entries without a file, and
-entries in the state `writing`, both of which `vision.outputs.recording.repair` corrects.
+The database is in WAL mode, so a process that is killed does not damage it. The program lists a file before it creates
+the file, and deletes a file before it removes the entry. A crash therefore leaves at most entries without a file, and
+entries in the state `writing`. `vision.outputs.recording.repair` corrects both.
 
-A *recording* is a clip, or a period of continuous recording. It consists of one file or, for example if the camera was
-connected again in the meantime, of several.
+A *recording* is a clip, or a period of continuous recording. It consists of one or several files. For example, a new
+file starts if the camera was connected again in the meantime.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class RecordedFile:
 
     recording: int
     name: str  # path relative to the folder of the recordings
-    start_utc_ns: int  # of its first frame
-    end_utc_ns: int  # of its last frame
+    start_utc_ns: int  # arrival time of its first frame
+    end_utc_ns: int  # arrival time of its last frame
     nbytes: int
     frames: int
     lost: int  # packets that are missing from the file
@@ -62,7 +62,7 @@ class RecordedFile:
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvent:
-    """An event that a clip shows. `journal` and `number` are None if the event is not stored."""
+    """An event that a clip shows. `journal` and `number` are None if the event is not in the journal."""
 
     journal: str | None
     number: int | None
@@ -242,7 +242,7 @@ class RecordingIndex:
         return None if row is None else RecordedFile(*row)
 
     def file_at(self, camera: str, at_utc_ns: int) -> RecordedFile | None:
-        """Return a file of a camera that shows a time, a clip if possible; None if no file shows the time."""
+        """Return a file that shows a camera at a time. Prefer a clip. Return None if no file shows this time."""
         columns = ", ".join(f"files.{name}" for name in _FILE_COLUMNS.split(", "))
         sql = f"SELECT {columns} FROM files JOIN recordings ON files.recording = recordings.id"
         sql += " WHERE camera = ? AND start_utc_ns <= ? AND end_utc_ns >= ? ORDER BY kind = 'clip' DESC, start_utc_ns"
@@ -263,7 +263,7 @@ _FILE_COLUMNS: Final = "recording, name, start_utc_ns, end_utc_ns, bytes, frames
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged index, so that a new one can be created. Return the new path of the damaged one."""
+    """Rename a damaged index, so that a new index can be created. Return the new path of the damaged index."""
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     for suffix in ("-wal", "-shm"):
         (folder / f"{FILE}{suffix}").unlink(missing_ok=True)
@@ -273,7 +273,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def open_for_reading(folder: Path) -> RecordingIndex:
-    """Open the index for a command.
+    """Open the index in `folder` for a command that only reads. The caller closes the index.
 
     Raises:
         ConfigError: there is no index, it is damaged, or this user cannot read it.

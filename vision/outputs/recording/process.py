@@ -1,4 +1,4 @@
-"""The main process's side of the process that records cameras."""
+"""`RecordingProcess` starts and supervises the process that records cameras."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RecordingProcess:
         self._process.start()
 
     def follow(self, cameras: Sequence[str]) -> None:
-        """Replace the cameras that the process records."""
+        """Make the process record `cameras` instead of the earlier cameras."""
         self._options = replace(self._options, cameras=list(cameras))
         self._process.update(self._options.as_json())
 
@@ -59,7 +59,7 @@ class RecordingProcess:
             log.log(content["level"], "%s", content["text"])
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the process, which start at 0 when it is started again, and the number of restarts."""
+        """Return the counters of the process since its last start, and the number of its restarts."""
         return self._counters | {"recording.restarts": self._process.restarts}
 
     def close(self) -> None:

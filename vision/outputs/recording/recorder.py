@@ -50,7 +50,7 @@ _NOT_SHOWN: Final = ("camera_lost", "camera_frozen", "camera_back", "counters_re
 
 @dataclass(frozen=True, slots=True)
 class RecorderOptions:
-    """The options of the process."""
+    """The options of the process that records cameras."""
 
     config: RecordingConfig
     state_dir: Path
@@ -96,7 +96,7 @@ def open_or_replace(state_dir: Path) -> RecordingIndex:
 
 
 class Recorder:
-    """Records the packets that it receives. `receive`, `add_event`, and `write` can run in different threads."""
+    """Recorder of packets and events. `receive`, `add_event`, and `write` can run in different threads."""
 
     def __init__(self, options: RecorderOptions, index: RecordingIndex) -> None:
         config = options.config
@@ -114,7 +114,7 @@ class Recorder:
         self.follow(options.cameras)
 
     def follow(self, cameras: Collection[str]) -> None:
-        """Replace the recorded cameras by `cameras`. The next `step` completes the files of removed cameras."""
+        """Record `cameras` instead of the earlier cameras. The next `step` completes the files of removed cameras."""
         config, before = self._config, self._cameras
         new_ring = partial(PacketRing, config.ring_mb * 1_000_000, config.pre_s + _RING_S)
         self._rings = {camera: self._rings.get(camera) or new_ring() for camera in cameras}
@@ -137,7 +137,7 @@ class Recorder:
                 receiver.request(rings)
 
     def add_event(self, event: EventMessage) -> None:
-        """Queue an event that starts or extends a clip, if the configuration chooses it."""
+        """Queue an event that starts or extends a clip. Ignore events that the configuration does not select."""
         chosen = event.kind in self._kinds if self._kinds is not None else event.kind not in _NOT_SHOWN
         if not self._takes_events or event.camera not in self._cameras or not chosen or event.amends is not None:
             return
@@ -198,7 +198,7 @@ class Recorder:
 
 
 class _LinesHandler(logging.Handler):
-    """Prints log records as JSON, for the main process."""
+    """Handler that prints log records as JSON, for the main process."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _print({"level": record.levelno, "text": record.getMessage()})
@@ -240,7 +240,7 @@ def run(options: RecorderOptions) -> None:
 
 
 def _exit_on_failure(work: Callable[[PacketReceiver], None], receiver: PacketReceiver) -> None:
-    """Do the work of a thread. End the process if it fails, so that the main process starts it again."""
+    """Do the work of a thread. If the work fails, end the process, so that the main process starts it again."""
     try:
         work(receiver)
     except Exception as error:

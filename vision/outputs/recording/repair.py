@@ -37,7 +37,7 @@ Fault: TypeAlias = Literal["unfinished", "missing", "unlisted", "unreadable", "s
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A file that does not fit the index."""
+    """A difference between the index and one file."""
 
     name: str  # relative to the folder of the recordings
     fault: Fault
@@ -92,8 +92,8 @@ def measure(path: Path) -> Measured | None:
 def find_differences(index: RecordingIndex, folder: Path, *, thorough: bool, live: bool = False) -> list[Difference]:
     """Compare the index with the files in `folder`, the folder of the recordings.
 
-    If `thorough`, also read each file. If `live`, a program is recording at the same time, and the files that it is
-    writing are ignored.
+    If `thorough` is True, also read each file. If `live` is True, a program is recording at the same time. Then ignore
+    the files that this program is writing.
     """
     listed = {file.name: file for file in index.files()}
     return [*_faults_of_listed(listed, folder, thorough=thorough, live=live), *_unlisted(index, folder)]
@@ -152,14 +152,14 @@ def repair(index: RecordingIndex, folder: Path, differences: list[Difference]) -
 
 
 class _Adopt:
-    """Adds files that are not listed, such as those of a damaged index."""
+    """Function that adds files to the index that are not listed, for example because the old index was damaged."""
 
     def __init__(self, index: RecordingIndex) -> None:
         self._index = index
         self._last: dict[tuple[str, str], tuple[int, int]] = {}  # numbers of the file and its recording
 
     def __call__(self, name: str, path: Path, measured: Measured) -> None:
-        """Add a file. The number in its name shows whether the file continues the recording of the previous one."""
+        """Add a file. The number in its name shows whether the file continues the recording of the previous file."""
         parts = NAME.fullmatch(path.name)
         assert parts is not None
         kind: Kind = "clip" if parts["kind"] == "clip" else "continuous"

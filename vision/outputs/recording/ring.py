@@ -1,4 +1,4 @@
-"""`PacketRing`, which keeps the latest packets of one camera."""
+"""`PacketRing` keeps the latest packets of one camera in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class KeptPacket:
 
 
 class PacketRing:
-    """The latest packets of one camera, at most `max_bytes` and about `max_s` seconds. The first is a key frame.
+    """The latest packets of one camera, at most `max_bytes` and about `max_s` seconds. The first packet is a key frame.
 
     Some H.264 streams contain key frames with which some players cannot start. Such a key frame counts only if no key
     frame with which all players can start arrived in the last 10 s.
@@ -111,7 +111,8 @@ class PacketRing:
     def start(self, at_ns: int) -> int:
         """Return the position of the last key frame that arrived at or before `at_ns` (monotonic).
 
-        If there is none, return the position of the first packet; that of the next packet if the ring is empty.
+        If there is no such key frame, return the position of the first packet. If the ring is empty, return the
+        position of the next packet.
         """
         with self._lock:
             keys = [packet for packet in self._packets if packet.key]
@@ -121,7 +122,7 @@ class PacketRing:
             return keys[0].position if keys else self._next
 
     def read(self, position: int) -> tuple[Sequence[KeptPacket], int]:
-        """Return the packets from `position` on that are still in the ring, and the number of those already removed."""
+        """Return the packets from `position` on that are in the ring, and the number of those that were removed."""
         with self._lock:
             first = self._packets[0].position if self._packets else self._next
             skip = max(0, position - first)

@@ -1,4 +1,4 @@
-"""`SegmentFile`, which writes packets to a fragmented MP4 file without decoding them."""
+"""`SegmentFile` writes packets to a fragmented MP4 file without decoding them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ av.logging.set_level(None)  # FFmpeg's log calls Python code from FFmpeg's threa
 
 _TIME_BASE: Final = Fraction(1, HZ)
 _OPTIONS: Final = {
-    # Complete fragments can be played even if the program is killed. Each contains at most 2 s.
+    # Complete fragments can be played even if the program is killed. Each fragment contains at most 2 s.
     "movflags": "+frag_keyframe+empty_moov+default_base_moof",
     "frag_duration": "2000000",
     "flush_packets": "1",
@@ -50,7 +50,10 @@ class SegmentFile:
             self._stream.codec_context.codec_tag = _TAGS[codec]
 
     def write(self, data: bytes, *, pts: int, dts: int, key: bool) -> None:
-        """Append a packet in Annex B. Raise `OSError` if it cannot be written."""
+        """Append a packet in Annex B. Raise `OSError` if the packet cannot be written.
+
+        `pts` and `dts` are the presentation time and the decoding time in ticks of 1 / `HZ` seconds.
+        """
         packet: Packet[Any] = Packet(data)
         packet.stream = self._stream
         packet.time_base = _TIME_BASE

@@ -1,8 +1,8 @@
-"""`Pace` and `SegmentTimes`, which compute the times of the packets in a file.
+"""`Pace` and `SegmentTimes` compute the times of the packets in a file.
 
 Containers need a decoding time for each packet. Decoding times must increase, and RTP does not transmit them. The
-presentation times of a stream can be missing, can jump, or can pass at a wrong rate. The arrival times show this, and
-replace missing times.
+presentation times of a stream can be missing, can jump, or can pass at a wrong rate. The arrival times of the packets
+reveal such faults, and replace missing times.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class SegmentTimes:
     def _pts_ns(self, header: PacketHeader, arrived_ns: int) -> int:
         """Return the presentation time of a packet in ns since the first packet.
 
-        It continues without a jump if the timestamps of the camera jump. If the packet has no timestamp, it follows
-        from `arrived_ns`, the arrival time since the first packet.
+        If the timestamps of the camera jump, the presentation times continue without a jump. If the packet has no
+        timestamp, its presentation time follows from `arrived_ns`, its arrival time in ns since the first packet.
         """
         rate = self.pace.rate
         if header.pts_ns is None:

@@ -1,4 +1,4 @@
-"""`RecordingStore`, which creates the files of recordings, lists them in the index, and deletes the oldest ones."""
+"""`RecordingStore` creates the files of recordings, lists them in the index, and deletes the oldest files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RecordingStore:
         self._folder = Path(config.folder)
         self._index = index
         self._utc_clock = utc_clock
-        self.is_full = False  # the free space is too small, although nothing is left to delete
+        self.is_full = False  # True if the free space is too small, and there is nothing left to delete
         self._open: list[OpenFile] = []
         self._cleaned_s = 0.0
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,10 @@ class RecordingStore:
     def clean(self, *, now: bool = False) -> None:
         """Delete the oldest files until no limit is exceeded, and update `is_full`.
 
-        If the limits were checked less than 2 s ago, do nothing, except if `now`. Raise `OSError` if this fails.
+        Do nothing if the limits were checked less than 2 s ago, unless `now` is True.
+
+        Raises:
+            OSError: a file cannot be deleted, or the index cannot be changed.
         """
         if not now and time.monotonic() - self._cleaned_s < _CLEAN_S:
             return

@@ -1,4 +1,4 @@
-"""`StreamFormat`, which converts packets of H.264 and H.265 to Annex B, and finds the parameter sets of key frames."""
+"""`StreamFormat` converts packets of H.264 and H.265 to Annex B, and finds the parameter sets of key frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONFIGURATION_VERSION: Final = 1  # first byte of an avcC or hvcC record (ISO/I
 
 
 class StreamFormat:
-    """The format of one connection, from the header of a key frame."""
+    """The format of the packets of one connection, from the header of a key frame."""
 
     def __init__(self, header: PacketHeader) -> None:
         self._codec = header.codec
@@ -49,7 +49,7 @@ class StreamFormat:
 
 
 def _parse_record(codec: str, record: bytes) -> tuple[int, bytes]:
-    """Return the size in bytes of the lengths, and the parameter sets in Annex B, from an avcC or hvcC record."""
+    """Return the size in bytes of a length field, and the parameter sets in Annex B, from an avcC or hvcC record."""
     try:
         return _parse_avcc(record) if codec == "h264" else _parse_hvcc(record)
     except IndexError:  # the record is truncated
