@@ -188,7 +188,7 @@ def _receive(subscription: Subscription, writer: ArchiveWriter, timeout_s: float
 
 
 class Compaction:
-    """The compaction of the archive. It starts at most once per minute, in a separate process, which can take minutes."""
+    """The compaction of the archive, which starts at most once per minute, in its own process, and can take minutes."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._command: Sequence[str] = [

@@ -36,7 +36,7 @@ _OPEN_PATHS: Final = ("/static/", "/login")
 
 
 class Sessions:
-    """Creates and checks the values of the login cookie. They stay valid after a restart with the same token."""
+    """The values of the login cookie. A value stays valid after a restart of the program with the same token."""
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
         self._token = token.encode()
@@ -82,7 +82,7 @@ class AccessRules:
 
         Args:
             app: the application.
-            login_page: answers with the form for the login, instead of the start page.
+            login_page: application that responds with the login form. It replaces the start page before the login.
             token: token that clients need; None if they need none.
             hosts: names under which a reverse proxy serves the page.
         """
@@ -183,7 +183,7 @@ class AccessRules:
 
 
 class _LimitedBody:
-    """Receives the body of a request. If the body is too long, the application sees a closed connection."""
+    """Receiver of the body of a request. If the body is too long, the application sees a closed connection."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

@@ -1,4 +1,7 @@
-"""Reads events from the archive, newest first. This module needs pyarrow, so it is imported only when it is used."""
+"""Function that reads events from the archive, newest first.
+
+This module needs pyarrow. Therefore, import it only when an archive is read.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def read_archive(folder: Path, chosen: EventFilter, before_us: int, limit: int) 
     """Return a page of archived events, newest first.
 
     Read time ranges of an hour or more, from the newest to the oldest, until there are at least `limit` events.
-    Therefore, there can be more than `limit`. After `_MAX_WINDOWS` ranges, there can also be fewer.
+    Therefore, the page can have more than `limit` events. If 40 ranges contain fewer events, the page has fewer.
 
     Args:
         folder: folder of the archive.

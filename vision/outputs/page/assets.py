@@ -1,6 +1,6 @@
-"""`Assets`, the files that a browser loads.
+"""`Assets` contains the files that a browser loads.
 
-Except for HTML files, their addresses contain a hash of all files, so browsers can cache them.
+The addresses of all files except HTML files contain a hash of all files, so browsers can cache these files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HTTP side of the editor of lines, zones, ground points, and masks.
+"""HTTP endpoints of the editor of lines, zones, ground points, and masks.
 
 ================================== ====================================================================================
 path                               response
@@ -9,8 +9,8 @@ POST /api/editor/CAMERA/estimate   how the events of the last hour would differ 
 POST /api/editor/CAMERA/apply      what was changed, after the draft was applied to the program, and saved if possible
 ================================== ====================================================================================
 
-A draft is validated together with the rest of the file, as with `vision check`. When it is applied, the running program
-validates it again, and a draft that is based on earlier lines and zones, or on an earlier file, is refused.
+The editor validates a draft together with the rest of the file, as `vision check` does. When the draft is applied, the
+running program validates it again. A draft that is based on earlier lines and zones, or on an earlier file, is refused.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def routes(settings: PageSettings) -> list[BaseRoute]:
 
 
 class Editor:
-    """Answers the requests of the editor. All methods run in one event loop."""
+    """The endpoints of the editor. All methods run in one event loop."""
 
     def __init__(self, file: DraftFile, *, can_change: bool) -> None:
         self._file = file
@@ -174,7 +174,7 @@ class Editor:
         }
 
     def _notice(self, *messages: str) -> str:
-        """Return what the editor shows when it opens. The first message is the reason why changes cannot be saved."""
+        """Return the text that the editor shows first. The first of `messages` states why changes cannot be saved."""
         texts = messages if self._can_change else (_READ_ONLY, *messages[1:])
         return " ".join(filter(None, texts))
 
@@ -262,7 +262,7 @@ def _error(error: VisionError) -> dict[str, Any]:
 
 
 def _as_json(faults: Sequence[Fault] | Sequence[FaultEntry]) -> list[dict[str, Any]]:
-    """Return faults for JSON. `text` is what the editor shows: the line, the key, and the message."""
+    """Return faults for JSON, each with the `text` that the editor shows: the line, the key, and the message."""
     content: list[dict[str, Any]] = msgspec.to_builtins(faults)
     for fault in content:
         line = f"line {fault['line']}" if fault.get("line") else ""

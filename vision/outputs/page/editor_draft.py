@@ -40,9 +40,9 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DraftToApply(Draft, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A draft, and what it is based on."""
+    """A draft, with the versions of the file and of the running program on which the draft is based."""
 
-    revision: str  # of the file
+    revision: str  # of the file: see `revision`
     version: str  # of the section in the running program
 
 
@@ -51,7 +51,7 @@ decode_draft_to_apply: Final = msgspec.json.Decoder(DraftToApply).decode
 
 
 def with_drawn(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any]:
-    """Return a section of `analytics` with the units, lines, zones, and ground points of a draft. Omit empty ones."""
+    """Return a section of `analytics` with the units, lines, zones, and ground points of a draft. Omit empty keys."""
     drawn = {key: getattr(draft, key) for key in _DRAWN}
     is_empty = not (draft.lines or draft.zones or draft.ground)
     content = {**drawn, **(section or {})} | drawn
@@ -63,9 +63,9 @@ def with_drawn(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any
 
 
 def drawn_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the units, lines, zones, and ground of a section of `analytics` for the editor, also if it is missing.
+    """Return the units, lines, zones, and ground points of a section of `analytics` for the editor.
 
-    Coordinates are pixels by default, and fractions of the frame in a missing or empty section.
+    The default unit of coordinates is pixels. If the section is missing or empty, the unit is fractions of the frame.
     """
     content = section or {}
     return {
@@ -84,9 +84,9 @@ def with_masks(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any
 
 
 def masks_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the units and masks of a section of `privacy` for the editor, also if it is missing.
+    """Return the units and masks of a section of `privacy` for the editor.
 
-    Coordinates are pixels by default, and fractions of the frame in a missing or empty section.
+    The default unit of coordinates is pixels. If the section is missing or empty, the unit is fractions of the frame.
     """
     content = section or {}
     return {"units": content.get("units", "pixels" if content else "fraction"), "masks": content.get("masks") or []}
@@ -118,7 +118,7 @@ class DraftFile:
         return read_document(self.path)
 
     def unsaved(self, document: Document, camera: str) -> str:
-        """Return the reason why changes of a camera cannot be saved, as a code; empty if they can."""
+        """Return the code of the reason why changes of a camera cannot be saved; an empty text if they can be saved."""
         if self.path in shipped_configs().values():
             return "shipped"
         if not has_camera(document, camera):

@@ -1,4 +1,4 @@
-"""`Estimator`, which computes how a draft changes the events of the last hour, with a `vision whatif` process."""
+"""`Estimator` computes how a draft changes the events of the last hour, with a `vision whatif` process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vision.state.private_files import make_private_folder
 RANGE_S: Final = 3600
 CPU_LIMIT_S: Final = 60
 LIMIT_S: Final = 300.0
-_WAIT_S: Final = 2.0  # for an estimate that a browser no longer wants to end
+_WAIT_S: Final = 2.0  # time to wait for the end of an estimate that a browser has canceled
 
 # In isolated mode, no file in the current folder can replace a module. The process has a low priority.
 _PROGRAM: Final = (
@@ -33,7 +33,7 @@ _PROGRAM: Final = (
 
 
 class Estimator:
-    """Runs at most one `vision whatif` at a time."""
+    """Estimator of the effect of drafts. It runs at most one `vision whatif` process at a time."""
 
     def __init__(self, limit_s: float = LIMIT_S, wait_s: float = _WAIT_S) -> None:
         """Create the estimator.
@@ -54,7 +54,7 @@ class Estimator:
         Args:
             running: the configuration of the file, with absolute paths.
             draft: the configuration with the draft.
-            camera: the camera to judge.
+            camera: id of the camera to judge.
 
         Returns:
             Numbers of events, as published and with the draft, for JSON: see `_summary`.
@@ -62,7 +62,7 @@ class Estimator:
         Raises:
             ConfigError: there is no archive, or `vision whatif` has failed.
             ModelError: other users can write to the runtime folder of the program, or it cannot be created.
-            Unavailable: a different estimate is running, or this one exceeds a time limit.
+            Unavailable: a different estimate is running, or this estimate exceeds a time limit.
         """
         if running.archive is None:
             hint = "add the section `archive` to the configuration, and restart the program"
@@ -119,7 +119,7 @@ class Estimator:
 def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
     """Return the configuration for `vision whatif`: the parts of the draft on which events depend.
 
-    The model and the archive are those of the file. There is no address and no password of a camera.
+    The configuration contains the model and the archive of the file, but no address and no password of a camera.
     """
     content = draft.model_dump(mode="json", exclude_unset=True)
     kept: dict[str, Any] = {
@@ -140,7 +140,7 @@ def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
     """Return the numbers of events, as published and with the draft, for JSON.
 
     ``published`` and ``now`` are totals, and ``rows`` has both for each kind, name, and direction. ``texts`` contains
-    the rows as pairs of texts, and ``note`` what else a person must know. The other keys are the period, numbers of
+    the rows as pairs of texts, and ``note`` contains remarks for a person. The other keys are the period, numbers of
     differing events, and the numbers of frames and of lost frames.
     """
     total = report["cameras"][camera]

@@ -16,7 +16,7 @@ from vision.outputs.page.state import encode
 
 
 class EventRoutes:
-    """Lists events, with the addresses of their snapshots and videos."""
+    """Endpoint that lists events, with the addresses of their snapshots and videos."""
 
     def __init__(self, reader: EventReader, media: Media) -> None:
         self._reader = reader
@@ -27,7 +27,7 @@ class EventRoutes:
         return [Route("/api/events", self.events)]
 
     def events(self, request: Request) -> Response:
-        """Respond with one page of events. Starlette calls this in a thread, because it reads files.
+        """Respond with one page of events. Starlette calls this method in a thread, because it reads files.
 
         The status is 400 if the query is not valid, and 503 if the events cannot be read.
         """

@@ -39,7 +39,7 @@ class EventFilter:
     until_us: int | None = None  # exclusive
 
     def accepts(self, event: StoredEvent) -> bool:
-        """Return True if the event passes the filter."""
+        """Return True if the event meets all conditions."""
         return (
             (not self.camera or event.camera == self.camera)
             and (not self.kind or event.kind == self.kind)
@@ -106,7 +106,7 @@ class EventPage:
 
 
 class EventReader:
-    """Reads events in pages. Any thread can call `page`."""
+    """Reader of events in pages. Any thread can call `page`."""
 
     def __init__(self, settings: PageSettings, state: PageState) -> None:
         self._state = state
@@ -114,7 +114,7 @@ class EventReader:
         self._archive = None if settings.archive is None else Path(settings.archive)
 
     def page(self, chosen: EventFilter, cursor: Cursor, limit: int) -> EventPage:
-        """Return the next page, of about `limit` events. It can have fewer events, although older events exist.
+        """Return the next page, of about `limit` events. The page can have fewer events, although older events exist.
 
         Events from memory are all on one page.
 

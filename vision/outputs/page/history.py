@@ -19,8 +19,10 @@ from vision.messaging.schema import CountsMessage
 from vision.messaging.times import utc_ns
 
 LIVE_STEP_S: Final = 300
+"""Length in seconds of a bucket in the memory of this process."""
+
 KEPT_S: Final = 24 * 3600
-"""Lengths in seconds of a bucket, and of the whole time that this process keeps in memory."""
+"""Length in seconds of the time that this process keeps in memory."""
 
 SHORTEST_S: Final = 3600
 """Length in seconds of the shortest plot. The axis of a plot with a single bucket would show years."""
@@ -84,7 +86,7 @@ def _increase(before: int, after: int) -> int:
 
 
 class CountBuckets:
-    """Divides the samples of one camera into buckets of `step_s` seconds.
+    """The samples of one camera, divided into buckets of `step_s` seconds.
 
     Buckets start `offset_s` seconds before the multiples of `step_s`, for example at midnight in local time.
     """
@@ -95,7 +97,7 @@ class CountBuckets:
         self._counts: dict[str, _Counts] = {}
 
     def add(self, sample: Sample) -> None:
-        """Add a sample. The samples of a line or a zone must be in the order of time. The first has no increase."""
+        """Add a sample. The samples of a line or a zone must be in the order of time. The first adds no increase."""
         number = self._number(sample.at_s)
         counts = self._counts.get(sample.name)
         is_zone = sample.occupancy is not None
@@ -155,10 +157,10 @@ class LiveHistory:
                 each.forget_before(at_s - KEPT_S)
 
     def history(self, camera: str, since_s: float, until_s: float) -> History:
-        """Return the history of a camera until `until_s`.
+        """Return the history of a camera until `until_s`. All times are in seconds since 1970.
 
-        It starts at `since_s`, at the start of the process, or `KEPT_S` seconds before `until_s`, whichever is latest,
-        but has buckets for at least `SHORTEST_S`.
+        The history starts at the latest of three times: `since_s`, the start of the process, and `KEPT_S` seconds
+        before `until_s`. It has buckets for at least `SHORTEST_S` seconds.
         """
         since_s = max(since_s, self.since_s, until_s - KEPT_S)
         buckets = self._cameras.get(camera) or CountBuckets(LIVE_STEP_S)
@@ -176,7 +178,7 @@ def history_of(samples: Iterable[Sample], *, step_s: int, offset_s: int, since_s
 
 
 def archived_samples(folder: Path, camera: str, since_s: float, until_s: float) -> Iterable[Sample]:
-    """Yield the samples of a camera from an archive, oldest first. This needs pyarrow.
+    """Yield the samples of a camera from an archive, oldest first. This function needs pyarrow.
 
     Raises:
         ConfigError: there is no archive, or it cannot be read.

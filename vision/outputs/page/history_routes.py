@@ -25,7 +25,7 @@ _DAY_S: Final = 86_400
 
 
 class HistoryRoutes:
-    """Returns counts from the archive if one is configured, otherwise from the memory of this process."""
+    """Endpoint that returns counts from the configured archive, or else from the memory of this process."""
 
     def __init__(self, settings: PageSettings, live: LiveHistory | None) -> None:
         self._archive = None if settings.archive is None else Path(settings.archive)
@@ -36,9 +36,9 @@ class HistoryRoutes:
         return [Route("/api/history", self.history)]
 
     def history(self, request: Request) -> Response:
-        """Respond with the counts of a camera, status 400 if the query is invalid, or 503 if the archive is unreadable.
+        """Respond with the counts of a camera. Starlette calls this method in a thread, because it reads files.
 
-        Starlette calls this in a thread, because it reads files.
+        The status is 400 if the query is not valid, and 503 if the archive cannot be read.
         """
         query = request.query_params
         try:
@@ -77,13 +77,13 @@ def _plots(times: list[int], series: Series) -> list[dict[str, Any]]:
 
 
 def _plot(title: str, times: list[int], columns: dict[str, list[int]]) -> dict[str, Any]:
-    """Return a plot with columns by label, and with rows, which are the times and their values unless all are 0."""
+    """Return a plot with columns by label, and one row for each bucket that has a value other than 0."""
     rows = [row for row in zip(times, *columns.values(), strict=True) if any(row[1:])]
     return {"title": title, "columns": columns, "rows": rows}
 
 
 def _status(history: History, local: timezone) -> str:
-    """Return what a person must know about the plots. `local` is the time zone of the browser."""
+    """Return a text about the source of the plots and missing counts. `local` is the time zone of the browser."""
     sentences = []
     if history.source == "memory":
         since = datetime.fromtimestamp(history.since_s, local)

@@ -21,17 +21,17 @@ from vision.outputs.page.live_viewer import Viewer
 
 MAX_VIEWERS: Final = 64
 MAX_CAMERAS: Final = 100
-"""Cameras that one browser can watch at the same time."""
+"""Maximum number of cameras that one browser can watch at the same time."""
 
 STILL_S: Final = 5.0
-"""Time in seconds in which a still must arrive."""
+"""Maximum time in seconds to wait for a still image."""
 
 _INVALID: Final = 1008  # RFC 6455, section 7.4.1
 _TRY_LATER: Final = 1013
 
 
 class _Wish(msgspec.Struct, forbid_unknown_fields=True):
-    """A message of a browser."""
+    """A message of a browser: the camera to watch, with the codecs of the browser, or the camera to leave."""
 
     watch: str | None = None
     codecs: list[str] = []
@@ -55,7 +55,7 @@ class _LiveRoutes:
         self._viewers = 0
 
     async def live(self, websocket: WebSocket) -> None:
-        """Send live views until the browser closes the connection. Close it at once if there are too many."""
+        """Send live views until the browser closes the connection. If there are too many viewers, close it at once."""
         await websocket.accept()
         if self._viewers >= MAX_VIEWERS:
             await websocket.close(_TRY_LATER, "too many viewers")
@@ -76,7 +76,7 @@ class _LiveRoutes:
                 await sending
 
     async def _follow(self, websocket: WebSocket, viewer: Viewer) -> None:
-        """Handle the wishes of a browser. Close the connection if a wish is invalid."""
+        """Process the messages of a browser. Close the connection if a message is invalid."""
         watched: set[str] = set()
         while True:
             try:
@@ -96,7 +96,7 @@ class _LiveRoutes:
             self._hub.watch(viewer, wish.watch, frozenset(wish.codecs))
 
     async def still(self, request: Request) -> Response:
-        """Respond with a frame of a camera as a JPEG; status 503 if none arrives in time."""
+        """Respond with a frame of a camera as a JPEG. The status is 503 if no frame arrives in time."""
         jpeg = await self._hub.still(request.path_params["camera"], STILL_S)
         if jpeg is None:
             text = "no frame arrived: check that the camera streams"

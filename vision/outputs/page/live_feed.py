@@ -1,10 +1,10 @@
-"""`CameraFeed`, which joins the packets, results, and images of one camera, and chooses what each viewer receives.
+"""`CameraFeed` joins the packets, results, and images of one camera, and chooses what each viewer receives.
 
 A viewer that decodes the camera's codec receives packets from a key frame on. Until then, after a lost packet, and if
 the viewer cannot decode the packets or `privacy` hides something, it receives images: frames with results, as JPEGs.
 
-A message identifies its frame by the capture time. `FrameTime` contains the packet of each capture time, so a result is
-matched with its packet exactly, never with the nearest one.
+A message identifies its frame by the capture time. `FrameTime` contains the packet of each capture time. Therefore, the
+feed joins a result with exactly its packet, and not with a packet of about the same time.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Stream:
     has_unique_times: bool = True
 
     def time_of(self, pts_ns: int | None) -> int:
-        """Return the time of the next packet in µs. Set `has_unique_times` to False if a recent packet has it too."""
+        """Return the time of the next packet in µs. If a recent packet has this time, clear `has_unique_times`."""
         self.time_us = self.time_us + 1 if pts_ns is None else pts_ns // 1000
         if pts_ns is not None and self.time_us in self.recent_us:
             self.has_unique_times = False
@@ -97,7 +97,7 @@ class _ImageRequests:
             self._request(ImageRequest(message.camera, message.captured_monotonic_ns, self._max_width_px))
 
     def result_of(self, image: Image) -> DetectionsMessage | None:
-        """Return the result of the requested image; None if a different image was requested, or none."""
+        """Return the result that belongs to `image`; None if this image was not requested."""
         asked = self._asked
         return asked if asked is not None and asked.captured_monotonic_ns == image.captured_ns else None
 
@@ -124,7 +124,7 @@ class CameraFeed:
             camera_id: id of the camera.
             request: function that requests an image.
             scene: function that returns the lines, zones, and masks of the camera.
-            is_private: as the argument of `hide`.
+            is_private: see `hide`.
             clock: function that returns the monotonic time in ns.
         """
         self.camera_id = camera_id
@@ -142,10 +142,10 @@ class CameraFeed:
         self.hide(is_private=is_private)
 
     def hide(self, *, is_private: bool) -> None:
-        """Start again for all viewers, with images.
+        """Make all viewers start again with images.
 
-        If `is_private` is True, images have the size of the frame, because parts of them are hidden before they are
-        sent, and `packet` must not be called.
+        If `is_private` is True, parts of the images are hidden before they are sent. Then the images have the size of
+        the frame, and `packet` must not be called.
         """
         self.is_private = is_private
         self._images = _ImageRequests(self._request, _ANY_WIDTH_PX if is_private else _MAX_WIDTH_PX)
@@ -156,7 +156,7 @@ class CameraFeed:
 
     @property
     def wants_packets(self) -> bool:
-        """True if a viewer can decode packets, and they may be shown."""
+        """True if a viewer can decode packets, and the camera hides nothing."""
         return not self.is_private and any(watch.codecs for watch in self.watches)
 
     @property
@@ -165,7 +165,7 @@ class CameraFeed:
         return any(watch.waits for watch in self.watches)
 
     def add(self, viewer: Receiver, codecs: Collection[str]) -> None:
-        """Add a viewer, or restart a present one with a key frame. `codecs` are the codecs that the viewer decodes."""
+        """Add a viewer that decodes `codecs`. If the viewer was added before, it starts again with a key frame."""
         self.remove(viewer)
         watch = Watch(viewer, codecs)
         self.watches.append(watch)
@@ -227,7 +227,7 @@ class CameraFeed:
             watch.waits = True
 
     def frame_time(self, frame: FrameTime) -> None:
-        """Remember which packet has the capture time of a frame. If the result of that frame has arrived, send it."""
+        """Store which packet has the capture time of a frame. If the result of this frame has arrived, send it."""
         stream = self._stream
         if stream is None or stream.connection != frame.connection:
             return
@@ -239,7 +239,7 @@ class CameraFeed:
             self._send_result(early)
 
     def detections(self, message: DetectionsMessage) -> None:
-        """Send a result to the viewers that received its packet. If others wait for an image, request one.
+        """Send a result to the viewers that received its packet. If other viewers wait for an image, request one.
 
         If packets no longer arrive, make every viewer wait for a key frame.
         """
@@ -264,7 +264,7 @@ class CameraFeed:
                 watch.push(text)
 
     def result_of(self, image: Image) -> DetectionsMessage | None:
-        """Return the result of the requested image; None if a different image was requested, or none."""
+        """Return the result that belongs to `image`; None if this image was not requested."""
         return self._images.result_of(image)
 
     def image(self, image: Image) -> None:
@@ -279,7 +279,7 @@ class CameraFeed:
                 watch.push(text)
 
     def report(self, message: CameraStatusMessage | CountsMessage) -> None:
-        """Send the state or the counts of the camera to all viewers, if what they show has changed."""
+        """Send the state or the counts of the camera to all viewers, if the text that they show has changed."""
         fields: dict[str, Any]
         if isinstance(message, CountsMessage):
             texts = {f"line {name}": f"{line.in_} in {line.out} out" for name, line in message.lines.items()}

@@ -50,7 +50,7 @@ def split_record(text: bytes) -> tuple[str, bytes]:
 
 
 class WebFormat:
-    """Converts the packets of one connection to the form that browsers decode."""
+    """Converter of the packets of one connection to the form that browsers decode."""
 
     def __init__(self, header: PacketHeader) -> None:
         """Create the converter from the header of a key frame."""

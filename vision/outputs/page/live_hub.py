@@ -1,4 +1,4 @@
-"""`LiveHub`, which receives packets, images, and messages for all viewers, but only of cameras that somebody watches.
+"""`LiveHub` receives packets, images, and messages for all viewers, but only of cameras that somebody watches.
 
 One thread receives and joins them. A second thread hides parts of images, for cameras with masks or hidden classes.
 """
@@ -38,10 +38,10 @@ _MOST_AT_ONCE: Final = 200  # items of one socket that are handled before the ot
 
 
 class LiveHub:
-    """The live views of all cameras. All methods can be called from any thread."""
+    """The live views of all cameras. Any thread can call the methods."""
 
     def __init__(self, settings: LiveSettings, address: str, keys: KeyPair | None = None) -> None:
-        """Connect to the program, and start the thread. Packets and images are requested when a viewer needs them.
+        """Connect to the program, and start the thread, which requests packets and images when a viewer needs them.
 
         Args:
             settings: settings of the live view.
@@ -63,14 +63,15 @@ class LiveHub:
         self._thread.start()
 
     def watch(self, viewer: Receiver, camera_id: str, codecs: Collection[str]) -> None:
-        """Send the live view of a camera to a viewer, from the next key frame on. `codecs` are those that it decodes.
+        """Send the live view of a camera to a viewer, from the next key frame on.
 
-        If the viewer watches the camera already, it starts again with a key frame.
+        `codecs` are the codecs that the viewer decodes. If the viewer watches the camera already, it starts again with
+        a key frame.
         """
         self._do(lambda: self._add(viewer, camera_id, codecs))
 
     def leave(self, viewer: Receiver, camera_id: str | None = None) -> None:
-        """Stop sending a camera to a viewer. None means all cameras."""
+        """Stop sending the live view of a camera, or of all cameras if `camera_id` is None, to a viewer."""
         self._do(lambda: self._remove(viewer, camera_id))
 
     def reconfigure(self, settings: LiveSettings) -> None:
@@ -221,7 +222,7 @@ class LiveHub:
 
 
 class _Messages:
-    """The messages of the cameras that somebody watches. Lost messages do not matter, because newer ones follow."""
+    """The messages of the cameras that somebody watches. Lost messages do not matter, because newer messages follow."""
 
     def __init__(self, address: str, keys: KeyPair | None) -> None:
         self._context = zmq.Context()

@@ -1,4 +1,4 @@
-"""`ImageFilter`, which hides parts of images before they are sent to browsers."""
+"""`ImageFilter` hides parts of images before they are sent to browsers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAX_WIDTH_PX: Final = 1280
 
 
 class ImageFilter:
-    """Fills the masks of a camera, and makes the objects of its hidden classes unrecognizable. Not thread-safe."""
+    """Filter that fills masks, and that makes objects of hidden classes unrecognizable. Not thread-safe."""
 
     def __init__(self, sections: Mapping[str, CameraPrivacy]) -> None:
-        """Create the filter. `sections` contains the sections of the cameras of which something is hidden."""
+        """Create the filter. `sections` contains the masks and hidden classes, by camera id."""
         self._encoder = JpegEncoder()
         self._sections = sections
         self._classes = sorted({name for section in sections.values() for name in section.blur or ()})

@@ -39,7 +39,7 @@ class LiveSettings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(packets=packets, analytics=_dumped(config.analytics), privacy=_dumped(config.privacy))
 
     def privacy_sections(self) -> dict[str, CameraPrivacy]:
-        """Return the sections of `privacy` of the cameras of which something is hidden, by camera id."""
+        """Return the sections of `privacy` that contain masks or hidden classes, by camera id."""
         sections = {camera: CameraPrivacy.model_validate(section) for camera, section in self.privacy.items()}
         return {camera: section for camera, section in sections.items() if section.masks or section.blur}
 

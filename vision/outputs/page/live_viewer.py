@@ -1,4 +1,4 @@
-"""`Viewer`, the queue of records for one browser."""
+"""`Viewer` is the queue of records for one browser."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import threading
 from typing import Final
 
 MAX_WAITING_BYTES: Final = 4_000_000
-"""A browser that is further behind loses everything up to the next key frames."""
+"""Maximum size in bytes of the waiting records. A slower browser loses all records up to the next key frames."""
 
 
 class Viewer:
-    """Records that wait for one browser. `push` can be called from any thread, the other methods from the event loop.
+    """Records that wait for one browser. Any thread can call `push`; only the event loop calls the other methods.
 
-    A viewer stalls if too many bytes wait. It then discards them, and accepts nothing until the last message is sent.
+    A viewer stalls if too many bytes wait. It then discards the waiting records, and accepts no records until the last
+    message has been sent.
     """
 
     def __init__(self, max_bytes: int = MAX_WAITING_BYTES) -> None:
@@ -47,7 +48,7 @@ class Viewer:
         return True
 
     async def take(self) -> bytes:
-        """Wait for records, and return all that wait as one message. The previous message counts as received."""
+        """Wait for records, and return all of them as one message. A call means that the last message has been sent."""
         with self._lock:
             self._stalled = False
         await self._arrived.wait()

@@ -1,4 +1,4 @@
-"""The content of `/api/state` and `/api/health`: messages as the texts that the page shows."""
+"""Functions that convert messages to the texts that the page shows: the content of `/api/state` and `/api/health`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vision.outputs.page.event_texts import KIND_OPTIONS
 from vision.outputs.page.state import Snapshot
 from vision.outputs.page.texts import Rows, duration, number, rows_of, text_of
 
-_STARTED_S: Final = 15.0  # how long the page says that the program has started
+_STARTED_S: Final = 15.0  # time after a start during which the page says that the program has started
 _NAMED: Final = 3  # number of cameras without frames that the summary names
 _WORKING: Final = ("streaming", "ended")
 _STATES: Final = {"backing-off": "no connection"}  # states whose names users do not know

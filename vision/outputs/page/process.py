@@ -1,4 +1,4 @@
-"""The program's side of the process that serves the page."""
+"""`PageProcess` starts and supervises the process that serves the page."""
 
 from __future__ import annotations
 

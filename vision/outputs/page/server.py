@@ -49,7 +49,7 @@ _HEADERS: Final = {
 
 
 class Page:
-    """Serves the page itself, the state of the program and of the machine, and the editor."""
+    """The endpoints of the page itself, of the state of the program and the machine, and of the editor."""
 
     def __init__(self, settings: PageSettings, state: PageState, assets: Assets) -> None:
         self._gpus: GpuSampler | None = None  # opened when somebody looks

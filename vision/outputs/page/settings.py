@@ -1,4 +1,4 @@
-"""`PageSettings`, which the program passes to the process of the page."""
+"""`PageSettings` contains the settings that the program passes to the process of the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`PageState`, which keeps the newest messages of the program for the page."""
+"""`PageState` keeps the newest messages of the program for the page."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class PageState:
         """Create an empty state.
 
         Args:
-            interval_s: time between two status messages.
-            history: receives all counts; None if they are not kept.
+            interval_s: time between two status messages, in seconds.
+            history: object that receives all counts; None if counts are not kept.
             clock: function that returns the monotonic time in seconds.
         """
         self.history = history

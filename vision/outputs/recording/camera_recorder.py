@@ -218,9 +218,9 @@ class CameraRecorder:
         return Recording(self._store, self._ring, self.camera, kind, position=position, file_s=file_s)
 
     def write(self) -> None:
-        """Write the packets that have arrived, and end a clip that is complete. Count an `OSError`, and do not raise it.
+        """Write the packets that have arrived, and end a clip that is complete.
 
-        Do nothing during the pause that follows an error.
+        Count an `OSError`, and do not raise it. Do nothing during the pause that follows an error.
         """
         now_ns = self._clock()
         if now_ns < self._retry_ns:

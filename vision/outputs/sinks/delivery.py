@@ -1,4 +1,7 @@
-"""Types that the parts of a sink share: the messages, the settings, and the connection to the far side."""
+"""Types that the parts of a sink share: the messages, the settings, and the connection to the far side.
+
+The *far side* of a sink is the broker or the server that receives the messages.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,12 @@ MAX_PAYLOAD_BYTES: Final = 900_000
 """Maximum size of a message in bytes. NATS and Kafka refuse messages of more than about 1 MB by default."""
 
 MAX_BATCH_BYTES: Final = 4_000_000
-"""Size in bytes at which messages that are stored or delivered together are split, so that a process needs little
-memory."""
+"""Approximate maximum size in bytes of the messages that are stored or delivered together. It limits the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message on its way to the far side."""
+    """A message for the far side."""
 
     key: str  # the same for each repetition of the message
     topic: str  # such as ``events/gate``; a topic that starts with a slash is complete and gets no prefix
@@ -58,7 +60,7 @@ class SinkSettings:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SinkSettings:
-        """Return the settings in the options of the process."""
+        """Return the settings from the options of the process, which `SinkProcess` creates."""
         return cls(
             name=options["name"],
             address=parse_sink_address(options["sink"]),

@@ -19,14 +19,15 @@ _EVENT_TYPES: Final = ["line_crossed", "zone_entered", "zone_left", "crowded", "
 
 
 class Discovery:
-    """Creates discovery messages for the cameras, lines, and zones in the program's messages. It is not thread-safe."""
+    """Generator of discovery messages for the cameras, lines, and zones in the program's messages. Not thread-safe."""
 
     def __init__(self, settings: SinkSettings, kinds: Collection[str], cameras: Collection[str] | None = None) -> None:
-        """Create the announcer.
+        """Create the generator.
 
         Args:
-            kinds: the kinds of messages that the sink sends. Only these get entities.
-            cameras: the cameras whose messages the sink sends; None means all.
+            settings: settings of the sink.
+            kinds: the kinds of messages that the sink sends. Only these kinds get entities.
+            cameras: ids of the cameras whose messages the sink sends; None means all cameras.
         """
         self._kinds = frozenset(kinds)
         self._cameras = None if cameras is None else frozenset(cameras)
@@ -36,7 +37,7 @@ class Discovery:
         self._announced: dict[str, frozenset[str]] = {}  # discovery topics by topic of the message
 
     def add(self, item: Item) -> Iterator[Outgoing]:
-        """Yield messages that announce new entities, and messages that remove those of deleted cameras or shapes."""
+        """Yield messages that announce new entities, and messages that remove entities of deleted cameras or shapes."""
         if not isinstance(item, CameraStatusMessage | CountsMessage):
             return
         if self._cameras is not None and item.camera not in self._cameras:

@@ -17,7 +17,7 @@ _NEVER_ACCEPTED: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.IN
 
 
 class KafkaConnection:
-    """A producer of a Kafka cluster. While it exists, Kafka stores the messages of a camera in order, each once."""
+    """A producer for a Kafka cluster. While it exists, Kafka stores the messages of a camera in order, each once."""
 
     batch = 100
     answers_checks = True
@@ -27,7 +27,7 @@ class KafkaConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages. Return when all replicas in sync have stored them.
+        """Deliver messages. Return when all in-sync replicas have stored them.
 
         Raises:
             DeliveryError: a message was not confirmed, because of a timeout or an error that can end.
@@ -71,7 +71,11 @@ class KafkaConnection:
 
 @asynccontextmanager
 async def connect_kafka(settings: SinkSettings) -> AsyncIterator[KafkaConnection]:
-    """Connect to a cluster."""
+    """Connect to a cluster for the duration of a `with` block.
+
+    Raises:
+        confluent_kafka.KafkaException: no broker answers.
+    """
     connection = KafkaConnection(Producer(_options(settings)), settings)
     try:
         await connection.check()

@@ -17,7 +17,7 @@ _KEEPALIVE_S: Final = 15
 
 
 def availability_topic(settings: SinkSettings) -> str:
-    """Return the topic that contains ``online`` or ``offline``."""
+    """Return the topic that shows whether the sink is connected, with the payload ``online`` or ``offline``."""
     return "/".join([*settings.prefix, "available"])
 
 
@@ -43,7 +43,7 @@ class MqttConnection:
         return [""] * len(messages)
 
     async def check(self) -> None:
-        """Publish that the sink is online. Raise `aiomqtt.MqttError` if the broker does not confirm it."""
+        """Publish that the sink is online. Raise `aiomqtt.MqttError` if the broker does not confirm this message."""
         await self._until_end(self._say(ONLINE))
 
     async def close(self) -> None:
@@ -86,7 +86,7 @@ async def connect_mqtt(settings: SinkSettings) -> AsyncIterator[MqttConnection]:
     """Connect to a broker for the duration of a `with` block. The broker publishes ``offline`` if the connection ends.
 
     Raises:
-        aiomqtt.MqttError: there is no connection.
+        aiomqtt.MqttError: the connection cannot be made.
     """
     host, port = settings.address.hosts[0]
     will = aiomqtt.Will(availability_topic(settings), OFFLINE, qos=_AT_LEAST_ONCE, retain=True)

@@ -33,9 +33,10 @@ class NatsConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages one after another. For each, return "", or a reason if it is too large for the server.
+        """Deliver messages one after another. Return a reason for each message that is too large for the server.
 
-        If they were sent together while a cluster elects a leader, it could confirm a message but not an earlier one.
+        Sending them together would not keep their order: while a cluster elects a leader, the cluster could confirm a
+        message, but not an earlier message.
         """
         return [await self._publish(message) for message in messages]
 

@@ -1,4 +1,4 @@
-"""The program's side of the processes that send messages to sinks, one process per sink.
+"""`open_sinks` starts the processes that send messages to sinks. `SinkProcess` supervises one of them.
 
 Each sink has its own process, so a library that hangs, crashes, or needs much memory affects only its sink.
 """
@@ -53,6 +53,7 @@ def open_sinks(
         publisher: the publisher of the messages. Its status then contains the status of the sinks.
         events: log of the events. A new sink starts after the newest event in the log.
         keys: the publisher's keys for CURVE; None if messages are not encrypted.
+        resources: stack whose end closes the processes.
 
     Raises:
         ConfigError: a package is missing, or a file with certificates cannot be used.

@@ -54,12 +54,12 @@ class LineHandler(logging.Handler):
 
 
 class Reader:
-    """Subscribes to the program, and stores the messages of the sink in the spool."""
+    """Subscriber to the program that stores the messages of the sink in the spool."""
 
     def __init__(self, options: Mapping[str, Any], spool: Spool, settings: SinkSettings) -> None:
         """Create the reader. `vision.outputs.sinks.process.SinkProcess` creates the `options`.
 
-        If the spool has no position yet, store the one in `options`.
+        If the spool has no position yet, store the position in `options`.
         """
         position = spool.position()
         if position is None and options["position"]:
@@ -106,7 +106,7 @@ class Reader:
                     until_s = time.monotonic() + _DRAIN_S
 
     def stop(self) -> None:
-        """Make `run` return. It first stores the messages that arrive within 0.3 s."""
+        """Make `run` return. Before this, `run` stores the messages that arrive within 0.3 s."""
         self._stop.set()
 
     def _step(self, subscription: Subscription, stored: Callable[[], object]) -> None:

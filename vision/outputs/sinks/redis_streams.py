@@ -15,7 +15,7 @@ from vision.config.fields import VERIFY
 from vision.outputs.sinks.delivery import TIMEOUT_S, Outgoing, SinkSettings
 
 _MAX_LENGTH: Final = 100_000
-"""Approximate number of messages of a stream beyond which Redis deletes the oldest ones."""
+"""Approximate maximum number of messages of a stream. Redis deletes older messages."""
 
 
 class RedisConnection:

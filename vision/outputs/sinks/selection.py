@@ -19,14 +19,14 @@ _MESSAGES: Final = (
 
 
 class Selection:
-    """Turns the items of a subscription into messages for one sink. It is not thread-safe.
+    """Converter of the items of a subscription to messages for one sink. It is not thread-safe.
 
-    All events and all summaries of objects are sent. Of the other kinds, each topic sends its newest message at most
-    once per interval, and a camera whose state changed sends its status at once.
+    The sink gets all events and all summaries of objects. For the other kinds, the sink gets the newest message of each
+    topic at most once per interval. The status of a camera whose state has changed is sent at once.
 
     Attributes:
         lost: number of events and summaries that did not arrive from the program, plus messages that are too large.
-        position: journal and number of the newest event that was passed on; None before the first event.
+        position: journal and number of the newest event that was processed; None before the first event.
         sequences: for each topic of objects, the instance of the publisher and the last sequence number.
     """
 

@@ -21,17 +21,20 @@ _CHECK_S: Final = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 
 _MAX_ATTEMPTS: Final = 4
-"""Number of attempts to send a message alone. After these, the message is given up if the far side answers checks but
-never confirms the message, for example because it is too large for the broker."""
+"""Number of attempts to send a message alone, before the sender gives up the message.
+
+The sender gives up only messages that the far side does not confirm although it answers checks, for example because a
+message is too large for the broker.
+"""
 
 
 class Sender:
-    """Delivers messages until `stop` is set.
+    """Sender that delivers the messages of a spool until `stop` is set.
 
     Attributes:
         wake: event to set when the spool has new messages, and after `stop` is set.
         stop: event to set to end `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends.
-        connected: whether the last call to the far side succeeded.
+        connected: True if the last call to the far side succeeded.
         sent: number of delivered messages.
         refused: number of messages that the far side never accepts, or that were given up.
         last_error: the last error, without secrets; empty if there was none.
@@ -52,12 +55,12 @@ class Sender:
         self._connect = connect
         self._pause_s = _FIRST_PAUSE_S
         self._failed_number = self._attempts = 0  # number of the message that failed alone, and of its attempts
-        self._one_by_one = False  # after an error, until a message is delivered
+        self._one_by_one = False  # True from an error until a message is delivered
 
     async def run(self) -> None:
         """Deliver messages until `stop` is set. After an error, pause and connect again.
 
-        The pause is doubled with each further error, up to 15 s.
+        Double the pause after each further error, up to 15 s.
         """
         while not self.stop.is_set():
             try:
@@ -89,7 +92,7 @@ class Sender:
             self._succeeded()
 
     async def _send(self, connection: Connection, messages: Sequence[Outgoing]) -> list[str]:
-        """Send messages. Return the reason why each of them is given up; an empty text if it was delivered."""
+        """Send messages. Return, for each, the reason why it is given up; an empty text if it was delivered."""
         if self._one_by_one:
             await connection.check()
             self._succeeded()
@@ -118,7 +121,7 @@ class Sender:
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait for an event. Return False if it is not set within `timeout_s`."""
+    """Wait for an event. Return False if it is not set within `timeout_s` seconds."""
     try:
         return await asyncio.wait_for(event.wait(), timeout_s)
     except asyncio.TimeoutError:

@@ -51,7 +51,8 @@ class Position(NamedTuple):
 class Spool:
     """Queue of messages in an SQLite file, limited in size and age. Thread-safe.
 
-    While the disk is nearly full (`FreeSpace`), the messages need no more space than when this began, or 1 MB.
+    While the disk is nearly full (`FreeSpace`), the maximum size is the size at the start of this state, but at least
+    1 MB.
 
     Attributes:
         count: number of waiting messages.
@@ -62,7 +63,13 @@ class Spool:
     def __init__(
         self, path: Path, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Open or create the file. If it is damaged, rename it to ``*.damaged``, and start with an empty one.
+        """Open or create the file. If it is damaged, rename it to ``*.damaged``, and start with an empty file.
+
+        Args:
+            path: path of the file. Its folder is created if it is missing.
+            max_bytes: maximum size of the waiting messages in bytes.
+            max_age_s: maximum age of a message in seconds, without the time in which the program did not run.
+            clock: function that returns the monotonic time in seconds.
 
         Raises:
             sqlite3.Error, OSError: the file cannot be opened or created.
@@ -133,7 +140,7 @@ class Spool:
                 log.warning("%s: the disk is nearly full: the oldest messages are lost", self._path)
 
     def first(self, limit: int) -> list[Outgoing]:
-        """Return up to `limit` of the oldest messages, in order, with up to `MAX_BATCH_BYTES` in total.
+        """Return the oldest messages, in order: at most `limit` messages, and at most `MAX_BATCH_BYTES` in total.
 
         The first message is returned even if it is larger.
         """

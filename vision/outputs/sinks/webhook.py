@@ -48,7 +48,7 @@ class WebhookConnection:
         self._clock = clock
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Send each message in a request of its own. Never follow a redirect.
+        """Send each message in its own request. Never follow a redirect.
 
         Raises:
             DeliveryError: the server answers with a redirect, or with an error that can be temporary.
@@ -87,7 +87,7 @@ class WebhookConnection:
 async def connect_webhook(
     settings: SinkSettings, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[WebhookConnection]:
-    """Create a client. It connects with the first request. `clock` returns the time in seconds since 1970."""
+    """Create a client, which connects with the first request. `clock` returns the time in seconds since 1970."""
     verify = settings.tls_context()
     client = httpx.AsyncClient(
         verify=True if verify is None else verify,
