@@ -70,7 +70,7 @@ class Asker:
             entries: the entries of `verify:` and `describe:`.
             report: function that receives outcomes, statements, and log lines. Several threads call it.
             ledger: files for all questions and answers; None to store none.
-            breaker: breaker of the server; None creates one.
+            breaker: breaker of the server; None creates a breaker.
         """
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}

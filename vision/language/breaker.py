@@ -35,7 +35,7 @@ class CircuitBreaker:
 
         Args:
             timeout_s: time in seconds without an answer after which a server counts as failing.
-            clock: function that returns the time in seconds, on the clock of all times that the methods receive.
+            clock: function that returns the time in seconds. The arguments of the methods are times on this clock.
             random_part: function that returns a number from 0 to 1.
         """
         self._timeout_s, self._clock, self._random_part = timeout_s, clock, random_part
@@ -103,6 +103,6 @@ class CircuitBreaker:
         return True
 
     def _schedule(self) -> None:
-        """Schedule the next probe, which is due even if the current one gets no answer."""
+        """Schedule the next probe, which is due even if the current probe gets no answer."""
         self._pause_s = min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self._probe_s = self._clock() + self._pause_s * (0.5 + self._random_part())

@@ -192,7 +192,7 @@ async def _finish() -> None:
 
 
 def _content(prompt: str, images: Sequence[bytes]) -> str | list[dict[str, Any]]:
-    """Return the `content` field of a message. Without images, it is text, because some servers accept only text."""
+    """Return the `content` field of a message. Without images, return text, because some servers accept only text."""
     if not images:
         return prompt
     urls = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in images]

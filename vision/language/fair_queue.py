@@ -24,7 +24,7 @@ _T = TypeVar("_T", bound=Waiting)
 
 
 class FairQueue(Generic[_T]):
-    """A queue with a limit. The next turn belongs to the camera whose last turn is oldest, and takes its newest entry.
+    """A queue with a limit. It serves the camera whose last turn is oldest, and takes this camera's newest entry.
 
     The queue stores the last turn of a camera even while no entry of the camera waits. Therefore, a camera that needs
     less than its share does not wait behind busy cameras. Of the cameras that had no turn yet, the camera with the

@@ -90,7 +90,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True, tag="statement"):
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, tag="log"):
-    """A line for the log of the program: a warning if `is_problem` is True, otherwise an information."""
+    """A line for the log of the program. The level is WARNING if `is_problem` is True, and INFO otherwise."""
 
     text: str
     is_problem: bool

@@ -47,7 +47,7 @@ _S = TypeVar("_S", bound=Sendable)
 
 
 class QuestionSender(Generic[_S]):
-    """A thread that sends questions to the process, and a `FairQueue` of the questions that wait for this."""
+    """Sender of questions to the process. Its thread takes the questions from a `FairQueue`."""
 
     def __init__(self, name: str, *, sent: Callable[[_S], None], given_up: Callable[[_S], None]) -> None:
         """Start the thread.

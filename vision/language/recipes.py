@@ -127,11 +127,11 @@ class Recipe:
 
 
 def recipes(host: Host, *, parallel: int = 1, model: str | None = None) -> list[Recipe]:
-    """Return the recipes for each server of the machine; none for a server if no model fits.
+    """Return the recipes for each server of the machine. A server has no recipe if no model fits.
 
-    Published quantized checkpoints are preferred, because a Jetson reads all weights for each token. Models that a user
-    must quantize are chosen only if no published checkpoint fits. Of equally preferred checkpoints, that of the largest
-    model is chosen.
+    Prefer published quantized checkpoints, because a Jetson reads all weights for each token. Choose a model that a
+    user must quantize only if no published checkpoint fits. Of equally preferred checkpoints, choose the checkpoint of
+    the largest model.
 
     Args:
         host: the machine.
@@ -172,7 +172,7 @@ def _largest_fitting(
 
 
 def _effort(known: KnownModel, precision: Precision) -> int:
-    """Return 0 for a published quantized checkpoint, 1 for one in 16 bits, 2 if the user must quantize the model."""
+    """Return 0 for a published quantized checkpoint, 1 for a 16-bit checkpoint, 2 if the user must quantize."""
     return 2 if precision not in known.checkpoints else int(precision == "fp16")
 
 

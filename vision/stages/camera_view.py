@@ -121,7 +121,7 @@ class CameraViewStage:
         self._worker = FrameWorker("views", self._compare, buffers=_BUFFERS, lossless=False)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new configuration. If the lines or zones of a camera have changed, its present view is the reference.
+        """Use a new configuration. If the lines or zones of a camera have changed, its present view is its reference.
 
         If a camera was reported as moved or covered, its next result contains the end of this state in two cases: the
         camera is no longer watched, or its present view has become the reference.
@@ -140,7 +140,7 @@ class CameraViewStage:
         self._cameras = cameras
 
     def _configured(self, camera_id: str, section: CameraAnalytics, patience: ReportAfter) -> _Camera:
-        """Return the camera with these settings. Continue with what is known about it, unless its geometry changed."""
+        """Return the camera with these settings. Keep its earlier state, unless its lines or zones have changed."""
         known, key = self._cameras.get(camera_id), geometry_key(section)
         stores = section.realign or bool(section.lines or section.zones or section.ground)
         new = _Camera(key, section.realign, stores, patience)
@@ -179,7 +179,7 @@ class CameraViewStage:
         return replace(result, events=(*result.events, *events)) if events else result
 
     def progress(self) -> Mapping[str, object]:
-        """Return the number of frames that the thread has compared; None if no frame waits. See `HasProgress`."""
+        """Return, by the name of the thread, the number of frames that it has compared; None if no frame waits."""
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:
@@ -188,7 +188,7 @@ class CameraViewStage:
         return {"views.realigned": self._realigned, "views.held": held}
 
     def close(self) -> None:
-        """Stop the thread after the frames that wait. Wait for at most one second."""
+        """Compare the frames that wait, and stop the thread. Give up after one second."""
         self._worker.finish()
         self._worker.join(_STOP_S)
 

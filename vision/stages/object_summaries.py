@@ -77,7 +77,7 @@ class _Object:
     def happened(self, event: Event) -> None:
         """Store a crossing of a line, the start of a stay in a zone, or the time at which the object left the zone.
 
-        Events of other kinds are ignored. So is the end of a stay for a different reason, such as a lost object.
+        Ignore events of other kinds, and the end of a stay for a different reason, such as a lost object.
         """
         if event.kind == "line_crossed":
             self.crossings.append((event.name, str(event.data.get("direction", "")), event.at_ns))
@@ -174,7 +174,7 @@ class ObjectStage:
 
     @staticmethod
     def _look(camera: _Camera, result: Result, tracks: Tracks, *, everything: bool) -> None:
-        """Add the new objects. If `everything` is True, update the known ones too."""
+        """Add the new objects. If `everything` is True, also update the known objects."""
         now_ns = result.meta.captured_ns
         for track_id, box, score, class_id, age_ms in _rows(tracks):
             known = camera.objects.get(track_id)

@@ -146,7 +146,7 @@ class CascadeStage:
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
     def progress(self) -> dict[str, int | None]:
-        """Return the number of crops that the thread has classified; None if no crop waits. See `HasProgress`."""
+        """Return, by the name of the thread, the number of crops that it has classified; None if no crop waits."""
         return {"cascade": self._worker.looked if self._worker.waiting else None}
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the states and boxes of the objects to classify: new objects first, then the oldest results."""
+        """Return the states and boxes of the objects to classify: new objects first, then those with old results."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)

@@ -98,7 +98,7 @@ class SnapshotStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return the number of frames that the thread has processed; None if no frame waits. See `HasProgress`."""
+        """Return, by the name of the thread, the number of frames that it has processed; None if no frame waits."""
         return {"snapshots": self._worker.progress()}
 
     def close(self) -> None:

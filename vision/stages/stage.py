@@ -55,7 +55,7 @@ class BatchStage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The status reports of one interval. Iteration yields one or two reports per camera, then that of the program."""
+    """The status reports of one interval. Iteration yields the reports of each camera, then that of the program."""
 
     node: NodeReport
     cameras: tuple[CameraReport, ...]

@@ -372,7 +372,7 @@ class BackgroundSync:
     def stop(self, timeout_s: float = _STOP_S) -> bool:
         """Force everything to disk, and end the thread. Idempotent.
 
-        Return False if the thread has not ended after `timeout_s` seconds. It then continues in the background.
+        Return False if the thread has not ended after `timeout_s` seconds. The thread then continues in the background.
         """
         self._ending.set()
         self._hurry.set()

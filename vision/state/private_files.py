@@ -140,7 +140,7 @@ def require_private_folder(folder: Path, *, content: str = "engines", shared: bo
 
 
 def _remedy(path: Path, status: os.stat_result) -> str:
-    """Return the command that takes a file away from other users."""
+    """Return the shell command that removes the access of other users to a file."""
     sudo = "" if status.st_uid == os.geteuid() or os.geteuid() == 0 else "sudo "
     if status.st_uid not in (os.geteuid(), 0):
         return f"`{sudo}chown {os.geteuid()} {shlex.quote(str(path))}`"

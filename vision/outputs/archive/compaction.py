@@ -61,7 +61,7 @@ def compact(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
         folder: folder of the archive.
         now_us: current time, microseconds since 1970 (UTC).
         keep_days: number of days to keep.
-        max_mb: maximum total size of the files.
+        max_mb: maximum total size of the files, in MB.
     """
     with suppress(Held), locked(folder / "compaction.lock", timeout_s=0):
         with closing(connect(folder)) as connection:

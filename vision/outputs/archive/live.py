@@ -131,7 +131,7 @@ class LiveDatabase:
         self._rows["events"].append((*place, message.instance, message.epoch, message.frame, *about, *stored))
 
     def add_counts(self, message: CountsMessage) -> None:
-        """Add the counts of each line and zone, unless they are the same as before in the same start of the program."""
+        """Add the counts of each line and zone. Leave out counts that equal the last counts of the same `instance`."""
         place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns, message.instance
         totals: tuple[int | None, ...]
         shapes: dict[str, LineCounts | ZoneCounts] = {**message.lines, **message.zones}

@@ -104,7 +104,7 @@ class Archive:
         self._folder = folder
 
     def cameras(self, table: Table = "frames") -> list[str]:
-        """Return the names of all cameras that have rows in a table."""
+        """Return the ids of all cameras that have rows in a table, in alphabetical order."""
         names = {file.camera for file in archive_files(self._folder, table)}
         if (self._folder / LIVE_NAME).exists():
             with closing(connect(self._folder)) as connection:
@@ -309,7 +309,7 @@ class Archive:
 
 
 def _published_order(events: Sequence[ArchivedEvent]) -> list[ArchivedEvent]:
-    """Sort events, which are in the order of time, in the order of their publication."""
+    """Return events, which must be in the order of time, in the order of their publication."""
     # Times can go back within one start of the program, but epochs and numbers of frames cannot.
     starts = {each.instance: number for number, each in reversed([*enumerate(events)])}
     return sorted(events, key=lambda each: (starts[each.instance], each.epoch, each.frame))

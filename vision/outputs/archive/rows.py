@@ -143,7 +143,7 @@ def numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def boxes(
     x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px. They equal the boxes of the tracker."""
+    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, which equal those of the tracker."""
     return pixels(np.stack([x, y, x + width, y + height], axis=1))
 
 

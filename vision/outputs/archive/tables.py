@@ -110,7 +110,10 @@ _DELTAS: Final[Mapping[Table, frozenset[str]]] = {
 """Columns of increasing numbers. Their differences need less space than the numbers themselves."""
 
 _ONE_PAGE: Final = 64 << 20
-"""Bytes and rows that no page reaches. Each page is compressed on its own, so a column has one page per row group."""
+"""Maximum number of bytes and of rows of a page. It is so high that a column has one page per row group.
+
+Parquet compresses each page on its own.
+"""
 _HAS_ROW_LIMIT: Final = "max_rows_per_page" in inspect.signature(pq.ParquetWriter.__init__).parameters
 """True if pyarrow limits the rows of a page, to 20,000 by default. Early versions limit only the bytes."""
 

@@ -30,7 +30,10 @@ from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked
 
 COMMIT_S: Final = 2.0
-"""Interval of commits in seconds. A power failure loses at most the messages of one interval and of one commit."""
+"""Interval of commits in seconds.
+
+A power failure loses at most the messages that arrive during one interval and during one commit.
+"""
 
 ALL_CAMERAS: Final = "_all"
 """Camera of a gap in the events of all cameras. No camera can have this name."""
@@ -188,7 +191,10 @@ def _receive(subscription: Subscription, writer: ArchiveWriter, timeout_s: float
 
 
 class Compaction:
-    """The compaction of the archive, which starts at most once per minute, in its own process, and can take minutes."""
+    """The compaction of the archive, which starts at most once per minute.
+
+    It has its own process, because it can take minutes.
+    """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._command: Sequence[str] = [

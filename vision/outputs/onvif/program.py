@@ -31,7 +31,7 @@ _IN_FLIGHT: Final = 256  # documents between the two threads
 
 
 class Documents:
-    """Converter of messages to documents. The thread of the subscription converts, and the server's thread sends."""
+    """Converter of messages to documents. The subscription's thread converts them; the server's thread sends them."""
 
     def __init__(self, account: tuple[str, str] | None, cameras: tuple[str, ...]) -> None:
         """Create the server. `cameras` are the ids of the cameras at the start. For `account`, see `MetadataServer`."""

@@ -47,7 +47,7 @@ class RtpStream:
         self.sequence = (self.sequence + -(-len(document) // _PAYLOAD_BYTES)) & 0xFFFF
 
     def timestamp(self, utc_ns: int) -> int:
-        """Return the RTP timestamp, which has 32 bits, of a time in ns since 1970 (UTC)."""
+        """Return the 32-bit RTP timestamp of a time in ns since 1970 (UTC)."""
         return (self._offset + utc_ns * CLOCK_HZ // 1_000_000_000) & 0xFFFFFFFF
 
     def report(self) -> bytes:

@@ -300,7 +300,7 @@ class Client:
                 self._heard_s = time.monotonic()
 
     def check(self) -> None:
-        """Send a sender report if the client plays. If the client was silent for too long, close the connection."""
+        """Close the connection if the client was silent for too long. Otherwise, report to the client if it plays."""
         limit_s = _SETUP_S if self._transport is None else TIMEOUT_S + _GRACE_S
         if time.monotonic() - self._heard_s > limit_s:
             self.close()

@@ -1,4 +1,4 @@
-"""Counts over hours and days, for the plots of the page: from the archive, or from what this process has received.
+"""Counts over hours and days, for the plots of the page: from the archive, or from messages that this process received.
 
 The time is divided into equal buckets. Each bucket has the increase of each count in this time, and the maximum of the
 occupancy. If a count decreases, it was reset, and continues from 0.
@@ -106,14 +106,14 @@ class CountBuckets:
         counts.add(sample, number)
 
     def forget_before(self, at_s: float) -> None:
-        """Remove the buckets that end before `at_s` or at this time."""
+        """Remove the buckets that end at or before `at_s`."""
         oldest = self._number(at_s)
         for counts in self._counts.values():
             for number in [each for each in counts.buckets if each < oldest]:
                 del counts.buckets[number]
 
     def history(self, source: str, since_s: float, until_s: float) -> History:
-        """Return the buckets from the one that contains `since_s` to the one that contains `until_s`."""
+        """Return the history from the bucket that contains `since_s` to the bucket that contains `until_s`."""
         numbers = range(self._number(since_s), self._number(until_s) + 1)
         empty = _Bucket()
         series = []

@@ -10,7 +10,7 @@ kind        header                                                  data
 ``result``  ``stream``, ``time``, ``result``                        none
 ``image``   ``result``                                              a JPEG
 ``scene``   ``shapes``: the lines, zones, and masks                 none
-``status``  ``text``: why there are no new frames; empty if none    none
+``status``  ``text``: why there are no new frames; empty otherwise  none
 ``counts``  ``view``; ``texts`` by ``line NAME`` and ``zone NAME``  none
 =========== ======================================================= ===============================
 

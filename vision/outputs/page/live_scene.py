@@ -82,7 +82,7 @@ def _shape(kind: str, name: str, rings: Sequence[Points], section: Mapping[str, 
 
 
 def drawing(message: DetectionsMessage) -> dict[str, Any]:
-    """Return what the live view draws on a frame: for each object its color, its text, and its outline as a path.
+    """Return the drawing of the live view on a frame: the color, the text, and the outline (a path) of each object.
 
     `foot` is the place that the object's trail connects, and `areas` is the path of its pixels, if they are known.
     """

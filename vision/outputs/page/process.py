@@ -47,7 +47,7 @@ def page_settings(
 
     Args:
         config: the whole configuration.
-        page: its section `page`.
+        page: the section `page` of the configuration.
         address: address to subscribe to.
         class_names: the published classes of the model.
         packets: addresses of the sockets that pass on the packets of the cameras.

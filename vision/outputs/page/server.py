@@ -86,7 +86,7 @@ class Page:
         return Response(encode(content), media_type="application/json")
 
     def health(self, _request: Request) -> Response:
-        """Respond with the state of the program and of the machine. Starlette calls this in a thread."""
+        """Respond with the state of the program and of the machine. Starlette calls this method in a thread."""
         if self._gpus is None:
             self._gpus = GpuSampler()
         names = ("state_dir", "recordings", "snapshots", "archive")

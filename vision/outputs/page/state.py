@@ -65,7 +65,7 @@ class PageState:
         self._event_count = 0
 
     def add(self, item: Item) -> None:
-        """Store a message. Ignore other items."""
+        """Store a message with a status, counts, or an event. Ignore other items."""
         with self._lock:
             if isinstance(item, NodeStatusMessage):
                 self._node, self._node_at_s = item, self._clock()

@@ -21,7 +21,7 @@ MAX_PAYLOAD_BYTES: Final = 900_000
 """Maximum size of a message in bytes. NATS and Kafka refuse messages of more than about 1 MB by default."""
 
 MAX_BATCH_BYTES: Final = 4_000_000
-"""Approximate maximum size in bytes of the messages that are stored or delivered together. It limits the memory."""
+"""Approximate maximum size in bytes of the messages that are stored or delivered together, to limit the memory."""
 
 
 @dataclass(frozen=True, slots=True)

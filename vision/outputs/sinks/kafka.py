@@ -30,7 +30,7 @@ class KafkaConnection:
         """Deliver messages. Return when all in-sync replicas have stored them.
 
         Raises:
-            DeliveryError: a message was not confirmed, because of a timeout or an error that can end.
+            DeliveryError: a message was not confirmed, because of a timeout or an error that can be temporary.
         """
         return await asyncio.to_thread(self._send, messages)
 
