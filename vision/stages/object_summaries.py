@@ -29,7 +29,7 @@ _MAX_VISITS: Final = 64
 _MAX_PER_FRAME: Final = 20
 _MAX_WAITING: Final = 10_000
 _CANDIDATES: Final = 3  # objects that are examined for one snapshot
-_GROWTH: Final = 1.25  # factor by which a new snapshot must be better than the last one
+_GROWTH: Final = 1.25  # factor by which a new snapshot must be better than the last snapshot
 _UNCLEAR: Final = 0.25  # value of an object that is cut off or hidden, relative to one that is not
 _MAX_OVERLAP: Final = 0.3  # part of a box that another box can cover while the object counts as clear
 

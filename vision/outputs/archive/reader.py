@@ -93,7 +93,7 @@ class Archive:
     """Reader of an archive. Each call reads the current files and the current live database.
 
     Time ranges are in microseconds since 1970 (UTC). They include `since_us`, and exclude `until_us`. Methods that read
-    rows raise `ConfigError` if a file cannot be read, or if a file is missing.
+    rows raise `ConfigError` if a file cannot be read, or if tracks of some frames are missing.
     """
 
     def __init__(self, folder: Path) -> None:

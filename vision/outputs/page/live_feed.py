@@ -20,8 +20,8 @@ from vision.outputs.page.live_format import WebFormat, record
 from vision.outputs.page.live_scene import drawing
 
 IMAGE_INTERVAL_NS: Final = 100_000_000
-_IMAGE_TIMEOUT_NS: Final = 1_000_000_000  # the frame was no longer in memory, or its process ended
-_SILENCE_NS: Final = 3_000_000_000  # without packets although there are results
+_IMAGE_TIMEOUT_NS: Final = 1_000_000_000  # then the frame was no longer in memory, or its process has ended
+_SILENCE_NS: Final = 3_000_000_000  # time without packets, although results arrive, after which viewers get images
 _KNOWN_FRAMES: Final = 256
 _MAX_WIDTH_PX: Final = 1280
 _ANY_WIDTH_PX: Final = 16384
