@@ -112,6 +112,7 @@ class LanguageProcess:
         Raises:
             ConfigError: the folder of the ledger cannot be used.
             Unavailable: the folder of the ledger cannot be used at present.
+            OSError: the process cannot be started.
         """
         self._publisher = publisher
         self._ledger = self._open_ledger()

@@ -1,4 +1,4 @@
-"""The program of the process that asks the language model.
+"""The process that asks the language model.
 
 The process is separate, so that no server and no answer can delay or end the program. It receives questions over a
 socket, and prints lines (`vision.language.messages`).

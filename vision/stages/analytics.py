@@ -203,6 +203,7 @@ class AnalyticsStage:
 
         Raises:
             ConfigError: an accuracy file is missing or invalid.
+            Unavailable: an accuracy file cannot be read at present, for example because the disk fails.
         """
         self._sections = dict(sections)
         self._class_names = tuple(class_names)
@@ -242,6 +243,7 @@ class AnalyticsStage:
 
         Raises:
             ConfigError: an accuracy file is missing or invalid.
+            Unavailable: an accuracy file cannot be read at present, for example because the disk fails.
         """
         self._accuracy = open_accuracy(config.analytics)
         self._sections, self._forget_s = dict(config.analytics), config.track.lost_s
@@ -335,6 +337,7 @@ def open_accuracy(sections: Mapping[str, CameraAnalytics]) -> dict[str, CountAcc
 
     Raises:
         ConfigError: a file is missing or invalid.
+        Unavailable: a file cannot be read at present, for example because the disk fails.
     """
     return {
         camera: CountAccuracy.of_clips(load_clips(Path(section.accuracy)).values())

@@ -99,7 +99,7 @@ class CameraViewStage:
     """
 
     def __init__(self, config: AppConfig, analytics: FollowsView | None, folder: Path | None) -> None:
-        """Start the thread.
+        """Create the stage, and start its thread.
 
         Args:
             config: the configuration, which selects the cameras to watch.
@@ -108,7 +108,8 @@ class CameraViewStage:
                 the backgrounds again after each start.
 
         Raises:
-            ConfigError: the folder cannot be created, or is not private.
+            ModelError: the folder cannot be created, or other users can write to it or to a folder above it.
+            Unavailable: the folder cannot be created at present, for example because the disk is full.
         """
         self._analytics = analytics
         self._folder = folder

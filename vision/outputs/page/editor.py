@@ -134,7 +134,9 @@ class Editor:
         """Apply a draft, and respond with the result: the changes, and whether they were saved.
 
         Raises:
-            ConfigError: the setting `page.edit` is False, or the draft is not valid.
+            ConfigError: the setting `page.edit` is False, the draft is not valid, or the file has changed.
+            RefusedRequest: the program has refused the draft.
+            Unavailable: the program does not reply.
         """
         if not self._can_change:
             hint = "set `page.edit: true`, or copy the YAML of the draft"

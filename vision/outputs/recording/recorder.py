@@ -1,4 +1,4 @@
-"""The program of the process that records cameras.
+"""The process that records cameras.
 
 The process receives the packets of the cameras and the events of the program, so that a slow disk delays neither. One
 thread receives packets, one receives events, and one writes.

@@ -1,4 +1,4 @@
-"""Program of the process that sends the messages of the program to one sink.
+"""The process that sends the messages of the program to one sink.
 
 A thread subscribes to the program like any other subscriber, and stores the messages in the spool. The main thread
 delivers them. If a message cannot be stored, the process ends, and the next process requests the missed events again.
