@@ -263,7 +263,7 @@ class _ClassifierThread(Generic[Crop]):
                 self._progress.notify_all()
 
     def _next_batch(self) -> list[_Job[Crop]]:
-        """Wait for a job. Return up to `max_batch` jobs; an empty list at the end."""
+        """Wait for a job. Return up to `max_batch` jobs, or an empty list if the thread must end."""
         batch: list[_Job[Crop]] = []
         with suppress(queue.Empty):
             while len(batch) < self.classifier.max_batch and (job := self._jobs.get(block=not batch)) is not None:

@@ -17,7 +17,7 @@ _CNAME: Final = b"vision"
 
 
 class RtpStream:
-    """The packets for one client.
+    """The stream of RTP packets and sender reports for one client.
 
     The timestamp of a document is the time of its frame or event in UTC, at 90 kHz, plus a random offset.
     """
