@@ -217,9 +217,9 @@ class AnalyticsStage:
         self._held: set[str] = set()
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """From the next frame on, move the lines and zones of a camera by `view`; None restores their positions.
+        """Move the lines and zones of a camera by `view`, from the next frame on. While `hold` is True, count nothing.
 
-        While `hold` is True, the camera counts nothing.
+        If `view` is None, return the lines and zones to their configured positions.
         """
         (self._held.add if hold else self._held.discard)(camera_id)
         known = self._views.get(camera_id)

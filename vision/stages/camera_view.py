@@ -55,7 +55,7 @@ class FollowsView(Protocol):
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
         """Move the lines and zones of a camera by `view`, and count nothing while `hold` is True.
 
-        If `view` is None, return them to their configured positions.
+        If `view` is None, return the lines and zones to their configured positions.
         """
 
 
