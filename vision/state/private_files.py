@@ -288,7 +288,7 @@ def locked(
     when_waiting: Callable[[], object] = lambda: None,
     canceled: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
-    """Hold an exclusive lock, which excludes other processes, during a `with` block.
+    """Hold a lock that excludes other processes during a `with` block.
 
     The system also releases the lock when the process ends or is killed.
 
