@@ -1,4 +1,4 @@
-"""`Batcher`, which forms batches from the newest frames, and `SubmitScheduler`, which decides when to form the next.
+"""`Batcher`, which forms batches of the newest frames, and `SubmitScheduler`, which decides when to form a batch.
 
 A batch contains only the frames that are ready. Waiting for all cameras would delay every batch, because the encoder of
 a camera pauses for 400 ms or more at a key frame.
@@ -32,7 +32,7 @@ class Batcher:
         self._max_batch = max_batch
         self._clock = clock
         self.is_changing = False
-        """True while slots are added and removed. Until it is False again, the batcher does not count as finished."""
+        """True while slots are being added or removed. Meanwhile, `finished` is False."""
 
     @property
     def slots(self) -> Sequence[LatestSlot]:
@@ -62,7 +62,7 @@ class Batcher:
         """
         batch: list[Lease] = []
         with self._changed:
-            # This runs every millisecond while a batch is in flight. Without a frame, the check makes it 10x faster.
+            # This runs every millisecond while a batch is in flight. If no frame waits, this check makes it 10x faster.
             fresh = [slot for slot in self._slots if slot.has_frame]
             for slot in sorted(fresh, key=lambda slot: slot.served_ns):
                 if len(batch) == self._max_batch:
@@ -101,11 +101,16 @@ class SubmitScheduler:
     """Decides when to form the next batch: just before the detector can start to process it.
 
     Frames that are batched while the detector is busy become stale in its queue. For each batch size, the scheduler
-    learns how long a single batch takes (`latency`), and the time between results when the detector is never idle
-    (`interval`). From these, it predicts when the running batches finish. It then subtracts the part of the work on a
-    new batch that overlaps with the previous batches. In a simulation with batches of 50 ms in two slots, the
-    throughput is the same as with immediate submission, but the median age of a frame when its result arrives drops
-    from 100 ms to 51 ms (tests/unit/runtime/test_batcher.py).
+    learns two durations:
+
+    * `latency`: the time that the detector needs for a batch when it is idle before
+    * `interval`: the time between two results when the detector is never idle
+
+    From these durations, the scheduler predicts when the running batches finish. It then subtracts the part of the
+    work on the next batch that overlaps with the running batches.
+
+    In a simulation with batches of 50 ms in two slots, the throughput is the same as with immediate submission, but
+    the median age of a frame when its result arrives drops from 100 ms to 51 ms (tests/unit/runtime/test_batcher.py).
     """
 
     parallel: int  # number of batches that the detector computes at the same time
@@ -122,7 +127,7 @@ class SubmitScheduler:
     def done(self, now_ns: int) -> int:
         """Record that the oldest running batch has finished at `now_ns`.
 
-        Return how long the detector computed it, in ns, without the time that it waited for the previous batches.
+        Return the time in ns that the detector spent on this batch, without the wait for the previous batches.
         """
         batch = self._running.pop(0)
         if batch.submitted_ns >= self._last_done_ns:

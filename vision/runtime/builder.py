@@ -80,13 +80,13 @@ class RunOptions:
     record: Path | None = None  # file in which to record the results
     video: Path | None = None  # annotated video, which ends in .mp4; with several cameras, one file for each
     show: bool = False  # show the annotated frames in windows
-    sink: Sink | None = None  # receives the results instead of the socket
+    sink: Sink | None = None  # receives the results instead of the publisher
     observe: Observe | None = None  # called for each published result
     open_detector: Callable[[Path, ModelSpec, DetectConfig], Detector] | None = None  # replaces vision.detect.open
     open_source: NamedOpener | None = None  # replaces vision.capture.open
     result_workers: bool = False  # True if processes other than the main process run the stages
-    packet_addresses: tuple[str, ...] = ()  # where other processes receive packets; empty if none does
-    packets: Packets | None = None  # how cameras pass their packets on; None means that they do not
+    packet_addresses: tuple[str, ...] = ()  # addresses at which other processes receive packets
+    packets: Packets | None = None  # passes on the packets of cameras; None if no process needs them
     capture_workers: int = 0  # number of processes that read the cameras; 0 means threads of this process
     state: StateDatabase | None = None  # stores events and counters beyond the run (`open_state`)
     counters: HasCameraCounters | None = None  # replaces the counters of `state` in a result worker
@@ -120,8 +120,8 @@ def find_model(name: str) -> tuple[Path, ModelSpec]:
         name: name of a shipped model, or path of a folder with model.yaml or of an ONNX file.
 
     Raises:
-        ModelError: there is no such model, its model.yaml is invalid, other users can replace it, or `name` is an ONNX
-            file that does not describe the model completely.
+        ModelError: there is no such model, its model.yaml is invalid, other users can replace the model, or `name` is
+            an ONNX file that does not describe the model completely.
         Unavailable: a file cannot be read at present, for example because the disk fails.
     """
     folder = folder_of_model(name, shipped_models())
@@ -180,19 +180,19 @@ def open_recording_publisher(
     proxy: bool,
     language: LanguageProcess | None = None,
 ) -> tuple[Sink, Recorder | None]:
-    """Open the publisher, and start the processes that subscribe to it. Return the publisher and its recorder.
+    """Open the publisher, and start the processes that subscribe to it.
 
     The processes are the HTTP server, the page, the server of ONVIF metadata, the archive, and the sinks, if they are
     configured. An offline run has no archive, no page, no ONVIF metadata, and, because it stores no events, no sinks.
-    If `options.sink` is set, return it and None, and open nothing.
+    If `options.sink` is set, open nothing, and return `options.sink` without a recorder.
 
     Args:
         config: the configuration.
         options: options of the run. `record` names the file of the recorder.
-        resources: closes what was opened.
+        resources: closes the publisher, the recorder, and the processes.
         proxy: if True, other processes can publish through the publisher.
-        language: process that asks the language model and publishes events with their verdicts. It is started too. None
-            if the run does not ask the model.
+        language: process that asks the language model and publishes events with their verdicts. This function starts
+            the process. None if the run does not ask the model.
 
     Returns:
         The publisher, and the recorder of its results; None in place of the recorder if nothing is recorded.
@@ -398,7 +398,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def prepare_language(config: AppConfig, options: RunOptions) -> LanguageProcess | None:
-    """Prepare the process that asks the language model. Return None if the run does not ask the model.
+    """Create the process that asks the language model, without starting it. Return None if the run does not ask it.
 
     An offline run does not ask the model, because the results of the run must be repeatable.
     """

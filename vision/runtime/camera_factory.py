@@ -48,7 +48,7 @@ class CameraFactory:
         return cls(options, detector, leases)
 
     def create(self, config: CameraConfig, *, first_epoch: int = 0) -> Camera:
-        """Create a camera. Nothing is opened yet."""
+        """Create a camera without opening its source. Its epochs start at `first_epoch`."""
         lossless = self.options.offline and supervisor_policy(config).finite
         slot: LatestSlot
         if self.options.capture_workers:
@@ -85,7 +85,7 @@ class CameraFactory:
             require_formats(camera, self.detector.spec.pixel_formats)
 
     def reopen(self, config: CameraConfig, slot: LatestSlot, *, first_epoch: int) -> Camera:
-        """Create a camera that continues to use a slot. The previous camera must no longer write to it."""
+        """Create a camera that continues to use `slot`. The previous camera must no longer write to the slot."""
         slot.reopen(self._allocator(config), max_fps=config.max_fps, max_frame_age_s=config.max_frame_age_s)
         return self._camera(config, slot, first_epoch)
 
@@ -153,9 +153,9 @@ def build_cameras(
 
 
 def build_capture(config: AppConfig, factory: CameraFactory) -> tuple[list[Camera], CaptureProcesses | None]:
-    """Create a slot and a supervisor for each camera.
+    """Create the cameras and, if `RunOptions.capture_workers` is not 0, the workers that read the cameras.
 
-    Also return the workers that read the cameras; None if `RunOptions.capture_workers` is 0.
+    Return the cameras, and the workers; None in place of the workers if threads of this process read the cameras.
 
     Raises:
         ConfigError: the detector does not accept the frames of a camera's reader.

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from vision.types import FrameMeta
 
 SKIPPED_IDS: Final = 10_000
-"""Number of track ids of each camera that the next worker skips after a worker has ended, because a worker reports its
-ids only once per second."""
+"""Number of track ids that the next worker of a camera skips after a worker has ended. A worker reports its ids only
+once per second, so it may have used more ids than it reported."""
 
 
 class CameraSequence:
@@ -25,7 +25,7 @@ class CameraSequence:
         self.epochs = 0  # number of epochs that the ends of workers have added
         self.unreported: Counter[str] = Counter()  # drops that no message has reported yet, by reason
         self.carried: Counter[str] = Counter()  # drops that the next result must report
-        self._first: tuple[int, int] | None = None  # epoch of the camera and index of the first frame after an end
+        self._first: tuple[int, int] | None = None  # epoch and index of the first frame after the end of a worker
         self._is_new = False
 
     def shifted(self, meta: FrameMeta) -> FrameMeta:
@@ -45,8 +45,8 @@ class CameraSequence:
         """Start a new epoch after the end of a worker.
 
         Args:
-            drops: number of drops by reason: the lost results, and the drops that these would have reported.
-            unanswered: number of results that were sent to the worker, but that it did not answer.
+            drops: number of drops by reason: the lost results, and the drops that these results would have reported.
+            unanswered: number of results that were sent to the worker, but not answered.
         """
         self.seq += unanswered
         self.last_id += SKIPPED_IDS
@@ -64,19 +64,19 @@ class WorkerTotals:
         self._last: dict[str, int] = {}  # of the current process
 
     def update(self, counters: dict[str, int]) -> None:
-        """Store the counters of the current process, which have counted since its start."""
+        """Replace the counters of the current process in the sum. `counters` are totals since the process started."""
         self.counters.update(counters)
         self.counters.subtract(self._last)
         self._last = counters
 
     def process_ended(self) -> None:
-        """Keep the counters of the process. Its successor starts at 0."""
+        """Keep the counters of the process that ended in the sum. The counters of the next process start at 0."""
         self._last = {}
 
 
 @dataclass(slots=True)
 class WorkerConfig:
-    """The configuration of a result worker."""
+    """The progress of a result worker in adopting configurations, which are numbered."""
 
     used: int = 0  # number of the configuration that the stages of the worker use
     newest: int = 0  # number of the newest configuration

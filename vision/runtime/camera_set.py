@@ -1,4 +1,4 @@
-"""`CameraSet`, the cameras of a running program, which can be added and removed, and `StepQueue`, which does this."""
+"""`CameraSet`, the cameras of a running program, and `StepQueue`, which runs changes of these cameras in steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CameraSet:
 
     Attributes:
         cameras: the cameras by id.
-        departed: last reports of removed cameras, which were not sent yet.
+        departed: last reports of removed cameras, until `take_departed` returns them.
         dropped: frames that removed cameras have dropped, by reason.
         factory: creates further cameras; None if the cameras cannot change.
     """
@@ -61,7 +61,7 @@ class CameraSet:
         self._epochs: dict[str, int] = {}  # last epoch of each removed camera
 
     def observe(self, watchdog: Watchdog, hang_s: float) -> None:
-        """Let a watchdog observe the threads of all cameras."""
+        """Let a watchdog observe the threads of all cameras. After `hang_s` seconds, a read counts as hung."""
         self._watchdog, self._hang_s = watchdog, hang_s
         for part in self.threads.parts(hang_s):
             watchdog.watch(part)
@@ -160,7 +160,7 @@ class StepQueue:
         return self._present is not None or not self._waiting.empty()
 
     def advance(self) -> None:
-        """Run one step, if any remains. If it raises an exception, let its future fail, and raise the exception."""
+        """Run one step, if any remains. If the step raises an exception, pass it to the future, and raise it."""
         if self._present is None:
             if self._waiting.empty():
                 return

@@ -18,8 +18,8 @@ from vision.runtime.hang_watchdog import Part
 log = logging.getLogger(__name__)
 
 MAX_ABANDONED: Final = 16
-"""Maximum number of abandoned threads, because each keeps its memory and its descriptors. If one more thread hangs, the
-process ends."""
+"""Maximum number of abandoned threads. Each of them keeps its memory and its descriptors, so the process ends if one
+more thread hangs."""
 
 _CLOSING_S: Final = 0.5  # longest time in which a library closes one camera, while others wait for it
 _LOOK_S: Final = 0.05
@@ -40,7 +40,7 @@ class CameraThreads:
     """The threads of all cameras. `guard` runs a function in a thread, and reports its failure under a name."""
 
     supervisors: dict[str, CameraSupervisor]  # by camera id
-    sinks: dict[str, ForgetsBuffers]
+    sinks: dict[str, ForgetsBuffers]  # by camera id
     guard: Callable[[str, Callable[[], None]], None]
     _running: dict[str, threading.Thread] = field(default_factory=dict)
     _abandoned: list[threading.Thread] = field(default_factory=list)

@@ -54,11 +54,11 @@ _MAX_MEMORY_PART: Final = 0.5  # of the memory of the machine
 BUFFERS_ON_THE_WAY: Final = 1  # number of buffers of a camera that are in messages between the processes
 
 _BAD_MESSAGE: Final = (struct.error, ValueError, IndexError, KeyError, msgspec.MsgspecError)
-"""Exceptions of messages that no working process sends."""
+"""Exceptions that an invalid message from a worker causes. The worker is then killed."""
 
 
 class RemoteCamera:
-    """One camera of a capture worker. The runtime uses it like a `CameraSupervisor`, but it has no thread here."""
+    """One camera of a capture worker. The runtime uses it like a `CameraSupervisor`, but it runs no thread here."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class RemoteCamera:
         self.is_retired = self._ended = True
 
     def ended(self, failure: str) -> None:
-        """Record that the source has ended. `failure` is empty if it has not failed."""
+        """Record that the source has ended. `failure` is empty if the source has not failed."""
         if self.is_retired:
             return
         self._failure, self._ended = failure, True
@@ -278,8 +278,8 @@ class _Link:
         worker.send(frame_messages.encode(reply), memory.fds)
 
     def _reused(self, camera: RemoteCamera, layout: Layout) -> FrameMemory | None:
-        """Return the memory of an earlier process; None if there is none, or the program still reads it."""
-        # To free and to allocate GPU memory stops all work on the GPU, also for the cameras of other workers.
+        """Return the memory of an earlier process; None if none has this layout, or the program still reads it."""
+        # Freeing and allocating GPU memory stops all work on the GPU, including work for cameras of other workers.
         memory = self._former.pop(camera.number, None)
         return memory if memory is not None and memory.layout == layout and camera.slot.is_idle else None
 
@@ -292,7 +292,7 @@ class _Link:
         return give_back
 
     def lost(self, worker: Worker, reason: str) -> None:
-        """Receive the last frames, and drop those that wait. Unless `reason` is empty, the cameras start an epoch."""
+        """Receive the last frames, and drop all waiting frames. If `reason` is not empty, start a new epoch."""
         frames = self.frames
         if frames is not None:
             while self.read(1024):
@@ -486,8 +486,8 @@ class CaptureProcesses:
     def stop(self, timeout_s: float) -> None:
         """Stop the workers, and receive their last frames.
 
-        Kill those that still run after `timeout_s` seconds. If a worker has many cameras, wait longer, because some
-        libraries close one camera after the other: 0.3 s for each camera of the largest worker, but at most 14 s.
+        Kill the workers that still run after `timeout_s` seconds. If a worker has many cameras, wait longer, because
+        some libraries close one camera after the other: 0.3 s for each camera of the largest worker, but at most 14 s.
         """
         most = max(len(link.cameras) for _, link in self._links)
         self._workers.stop(max(timeout_s, min(_CLOSING_S * most, _LONGEST_STOP_S)))
@@ -495,6 +495,6 @@ class CaptureProcesses:
 
 
 def _limit_memory(worker: Worker, cameras: int) -> None:
-    """Set the memory limit of a worker that reads this number of cameras."""
+    """Set the memory limit of a worker according to the number of cameras that it reads."""
     limit = min(_MEMORY_BYTES * (1 + cameras), int(psutil.virtual_memory().total * _MAX_MEMORY_PART))
     worker.spec = replace(worker.spec, memory_limit_bytes=limit)

@@ -1,6 +1,6 @@
 """The program of a capture worker: it reads a group of cameras, and writes their frames to shared buffers.
 
-Each camera has a thread that runs `CameraSupervisor.run`, as in a program without workers. The thread of the entry
+Each camera has a thread that runs `CameraSupervisor.run`, as in a program without workers. The thread that calls `run`
 exchanges messages with the main process.
 """
 
@@ -53,7 +53,7 @@ _STATUS_S: Final = 0.25  # interval of the messages with the states of the camer
 _SETUP_S: Final = 30.0
 _JOIN_S: Final = 0.8
 CLOSE_S: Final = 2.0
-"""Time in seconds in which the thread of a removed camera must end. Later, it counts as abandoned."""
+"""Time in seconds in which the thread of a removed camera must end. After that, the thread counts as abandoned."""
 
 _SEND_S: Final = 0.25
 _COLLECT_S: Final = 0.01  # longest time in which one thread waits for the buffers of all cameras
@@ -83,7 +83,7 @@ class FrameConnection(Connection):
                     for number, generation, buffer in frame_messages.decode_returns(message):
                         if (sink := self.sinks.get(number)) is not None:
                             sink.returned(generation, buffer)
-            except EOFError:  # the thread of the entry ends the worker
+            except EOFError:  # the thread that called `run` ends the worker
                 time.sleep(_COLLECT_S)
 
 
@@ -204,7 +204,7 @@ class RemoteSink:
             while not self._frames.send_waiting(END, message, (), _SEND_S) and not self._closed:
                 pass
 
-    # --- methods for the thread of the entry --------------------------------------------------------------------------
+    # --- methods for the thread that calls `run` ----------------------------------------------------------------------
 
     def configured(self, reply: Configured, fds: tuple[int, ...]) -> None:
         """Receive the reply that `configure` waits for."""
@@ -213,7 +213,7 @@ class RemoteSink:
             self._changed.notify_all()
 
     def returned(self, generation: int, buffer: int) -> None:
-        """Reuse a buffer that the main process has returned. Ignore it if it belongs to an earlier generation.
+        """Make a returned buffer free for further frames. Ignore a buffer of an earlier generation.
 
         The thread of any camera can call this method.
         """
@@ -229,7 +229,7 @@ class RemoteSink:
             self._generation += 1
 
     def send_drops(self) -> None:
-        """Send the drops that no frame has followed."""
+        """Send the drops that were not sent with a frame."""
         with self._changed:
             self._send_drops()
 
@@ -246,7 +246,7 @@ class RemoteSink:
 
 
 def _open_buffers(reply: Configured, fds: tuple[int, ...], layout: tuple[int, int, PixelFormat]) -> list[FrameBuffer]:
-    """Return the buffers that the main process allocated.
+    """Return the buffers that the main process allocated, and close the descriptors `fds`.
 
     Raises:
         OutOfMemory: the main process had too little memory.

@@ -1,7 +1,7 @@
-"""Reserve of file descriptors, which prevents that a library fails because the process has none left.
+"""A reserve of file descriptors, so that libraries continue to work when the process has opened too many files.
 
-If libzmq cannot accept a connection to an ``ipc`` socket because the process has no free descriptor, it ends the
-process with SIGABRT (`ipc_listener.cpp`, up to 4.3.5).
+If the process has no free descriptor, libzmq cannot accept a connection to an ``ipc`` socket, and ends the process with
+SIGABRT (`ipc_listener.cpp`, up to 4.3.5).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HINT: Final = (
 
 
 def raise_limit() -> None:
-    """Raise this process's limit of open files as far as it may, but at most to 65536."""
+    """Raise this process's soft limit of open files to the hard limit, but at most to 65536."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     target = _HIGHEST_LIMIT if hard == resource.RLIM_INFINITY else min(hard, _HIGHEST_LIMIT)
     if soft != resource.RLIM_INFINITY and soft < target:
@@ -38,7 +38,7 @@ def raise_limit() -> None:
 
 
 class DescriptorReserve:
-    """Holds descriptors, and gives them back when the process has no other left. One thread calls all methods."""
+    """Reserved descriptors, which `check` releases if the process has no others. One thread calls all methods."""
 
     def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Take the reserve.
@@ -49,16 +49,16 @@ class DescriptorReserve:
         self._clock = clock
         self._any = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._spares: list[int] = []
-        self._exhausted_ns: int | None = None  # since when even the reserve is used up
+        self._exhausted_ns: int | None = None  # time from which on even the reserve was used up
         if not self._take():
             os.close(self._any)
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def check(self) -> None:
-        """Give the reserve back if no other descriptor is free, and take it again if twice as many are free.
+        """Release the reserve if no other descriptor is free. Take the reserve again if twice as many are free.
 
         Raises:
-            Unavailable: the reserve is used up, too, and no descriptor has been free for 5 s.
+            Unavailable: the reserve is used up too, and no descriptor has been free for 5 s.
         """
         try:
             os.close(os.dup(self._any))
@@ -79,12 +79,12 @@ class DescriptorReserve:
             log.info("enough descriptors are free again")
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all reserved descriptors. Call this method once."""
         self._give_back()
         os.close(self._any)
 
     def _take(self) -> bool:
-        """Take the reserve if twice as many descriptors are free. Return True if they are."""
+        """Take the reserve if twice as many descriptors are free. Return True if the reserve was taken."""
         try:
             for _ in range(2 * _RESERVE):
                 self._spares.append(os.dup(self._any))

@@ -1,4 +1,4 @@
-"""`EventDesk`, which stores and publishes what the result workers hand over to the main process."""
+"""`EventDesk`, which stores and publishes the events and counters that result workers send to the main process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Memory:
 
 
 class EventDesk:
-    """Receives events and counters of the workers, and publishes the events after storing both in one transaction."""
+    """Receiver of the workers' events and counters. It stores both in one transaction, then publishes the events."""
 
     def __init__(self, publisher: Publisher, state: StateDatabase | None) -> None:
         self._publisher = publisher
@@ -37,7 +37,7 @@ class EventDesk:
         ]
 
     def forget(self, camera_id: str) -> None:
-        """Forget a removed camera. The database keeps its counters."""
+        """Forget a removed camera. The database keeps the counters of the camera."""
         self._counters.pop(camera_id, None)
 
     def end_states(self, camera_ids: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
 """Messages between a capture worker and the main process.
 
-Frames have their own connection, so that they never wait for other messages. Their messages have a fixed format. The
-number of a camera is unique in the program: a camera that is opened again has a new number. The buffers of one camera
-belong to a generation, whose number increases each time that the worker requests new buffers or forgets the present
-ones.
+Messages about frames have their own connection, so that they never wait for other messages, and a fixed format.
+
+The number of a camera is unique in the program: a camera that is opened again has a new number. The buffers of one
+camera belong to a generation. The number of the generation increases each time that the worker requests new buffers, or
+forgets the present buffers.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from vision.types import ClockSource, DropReason, FrameMeta, PixelFormat, YuvEnc
 # --- messages on the connection for frames ----------------------------------------------------------------------------
 
 COMMIT, DROP, FLUSH, END, RETURN = b"A", b"D", b"X", b"E", b"B"
-"""Kinds of messages. The kind is the first byte, which the functions `encode_*` leave out, and `decode_*` expect.
-`RETURN` goes to the worker, and the others to the main process."""
+"""Kinds of messages. The kind is the first byte of a message. The functions `encode_*` omit this byte, and `decode_*`
+expect it. `RETURN` goes to the worker, and the other kinds go to the main process."""
 
 _COMMIT: Final = struct.Struct("<IIHIqqqBB")
 _DROP: Final = struct.Struct("<IBI")
@@ -40,7 +41,7 @@ CommittedFrame: TypeAlias = Sequence[int]
 
 
 def encode_commit(camera: int, generation: int, buffer: int, meta: FrameMeta) -> bytes:
-    """Return a message of the kind `COMMIT`."""
+    """Return a message of the kind `COMMIT`: the worker has written the frame of `meta` to a buffer."""
     times = (meta.index, meta.captured_ns, meta.captured_utc_ns)
     encodings = (_CLOCKS.index(meta.clock), _ENCODINGS.index(meta.yuv))
     return _COMMIT.pack(camera, generation, buffer, meta.epoch, *times, *encodings)
@@ -94,7 +95,7 @@ def decode_returns(data: bytes) -> list[tuple[int, int, int]]:
 
 
 class CapturedCamera(msgspec.Struct, array_like=True, frozen=True):
-    """One camera of a worker."""
+    """Description of one camera, for the worker that reads the camera."""
 
     config: CameraConfig
     nvdec: bool  # see `vision.capture.open.open_source`
@@ -127,7 +128,7 @@ class Configure(msgspec.Struct, tag=True, array_like=True):
 class Statuses(msgspec.Struct, tag=True, array_like=True):
     """The states of all cameras of a worker."""
 
-    at_ns: int
+    at_ns: int  # monotonic time of the states
     cameras: list[tuple[int, CameraStatus, str]]  # number, state, and call in progress
 
 
@@ -155,7 +156,7 @@ class Close(msgspec.Struct, tag=True, array_like=True):
 
 
 class ClosedCamera(msgspec.Struct, tag=True, array_like=True):
-    """Report of a worker that no thread reads a camera now, or that the thread hangs and was abandoned."""
+    """Report of a worker that the thread of a closed camera has ended, or that the thread hangs and was abandoned."""
 
     camera: int
 

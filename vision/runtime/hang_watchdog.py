@@ -1,7 +1,7 @@
 """`Watchdog`, which replaces a part of the program that hangs, or ends the process if this part cannot be replaced.
 
-The watchdog observes the whole chain: if frames come in, results must go out. Each part reports its progress without
-taking a lock, because a lock can be what hangs.
+The watchdog also observes the whole chain: if frames come in, results must go out. Each part reports its progress
+without taking a lock, because a part that hangs can hold the lock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vision.state.service_manager import notify, watchdog_interval_s
 log = logging.getLogger(__name__)
 
 _MAX_STEP_NS: Final = 1_000_000_000
-"""Maximum time that counts between two calls of `look`. Usually, a second at most passes between them."""
+"""Maximum time that one interval between calls of `look` contributes. Usually, an interval is at most a second."""
 
 _LONGEST_CHECK_S: Final = 0.5  # longest time between two checks
 _GIL_HANGS: Final = 2  # multiple of `hang_s` after which the process ends if no thread runs Python
@@ -37,7 +37,7 @@ the part has nothing to do. It must not take a lock."""
 
 @dataclass(slots=True)
 class ProgressMonitor:
-    """Measures how long a part has made no progress.
+    """Measurement of the time in which a part has made no progress.
 
     A long interval between two calls of `look` counts only in part, because the whole process may have been suspended.
     """
@@ -67,12 +67,15 @@ class Part:
 
 
 class Watchdog:
-    """Observes parts. A part that makes no progress is repaired; if it cannot be repaired, the program must end."""
+    """Observer of parts. It repairs a part that makes no progress. If this is not possible, the program must end."""
 
     def __init__(self, fail: Callable[[Part, float], object], *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Create the watchdog.
 
-        If a part hangs and cannot be repaired, call `fail` with the part and the time without progress in seconds.
+        Args:
+            fail: function that `check` calls if a part hangs and cannot be repaired, with the part and the time
+                without progress in seconds.
+            clock: function that returns the monotonic time in ns.
         """
         self._fail = fail
         self._clock = clock
@@ -113,13 +116,16 @@ class Watchdog:
     def running(self, hang_s: float, *, end_process: bool = False) -> Iterator[None]:
         """Check all parts in a thread during a `with` block, and tell the service manager that the program works.
 
+        With `end_process`, the process ends with exit code 1 in two cases, after the stacks of all threads are printed:
+
+        * It does not end by itself after a hang.
+        * No thread runs Python for `2 * hang_s`. Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`),
+          so a call that never returns blocks every thread. Only faulthandler can then end the process, because its
+          thread does not need the GIL. A process that was suspended (Ctrl-Z) for this time also ends when it resumes.
+
         Args:
-            hang_s: the thread checks ten times in this time (in seconds), and at least every 0.5 s.
-            end_process: if True, end the process with exit code 1 if it does not end by itself after a hang, or if no
-                thread runs Python for `2 * hang_s`. The stacks of all threads are printed first. Calls that queue work
-                for the GPU hold the GIL (`cuda.driver_calls`), so a call that never returns blocks every thread. Then
-                only faulthandler can end the process, because its thread does not need the GIL. A process that was
-                suspended (Ctrl-Z) for that time also ends when it resumes.
+            hang_s: time in seconds in which the thread checks ten times. It checks at least every 0.5 s.
+            end_process: if True, end the process in these two cases.
         """
         gil_s = _GIL_HANGS * hang_s if end_process else None
         thread = threading.Thread(target=self._run, args=(hang_s, gil_s), name="watchdog", daemon=True)

@@ -32,8 +32,9 @@ class InferredFrame(Struct, frozen=True):
     result: Result
     lease: Lease
     expires_ns: int | None
-    """Time after which the result is too old to be processed; None means never. The time that the detector needed for
-    the frame does not count. Otherwise, a detector that needs longer than `max_frame_age_s` would publish nothing."""
+    """Monotonic time in ns after which the result is too old to be processed; None means never. The time that the
+    detector needed for the frame is added. Otherwise, no result would be published if the detector needed longer than
+    `max_frame_age_s`."""
 
 
 @dataclass(slots=True)
@@ -45,11 +46,11 @@ class _Batch:
 
 @dataclass(slots=True)
 class InferenceLoop:
-    """Forms each batch as late as possible, keeps the detector's slots full, and delivers the results in order."""
+    """Loop that forms each batch as late as possible, keeps the detector's slots full, and delivers the results."""
 
     detector: Detector
     batcher: Batcher
-    deliver: Callable[[list[InferredFrame]], None]
+    deliver: Callable[[list[InferredFrame]], None]  # receives the results of each batch, in the order of the batches
     clock: Clock = time.monotonic_ns
     hang_s: float = 30.0  # if a batch takes longer, the device counts as hanging
     progress_ns: int = 0  # time when the loop last made progress or had nothing to do

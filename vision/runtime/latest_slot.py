@@ -26,8 +26,8 @@ EXTRA_BUFFERS: Final = 2
 """Number of buffers that a slot has in addition to its leases: one is being written, and one waits."""
 
 MAX_UNFINISHED: Final = 2
-"""Number of unfinished results of a camera from which its next frame is not taken: one that the stages process, and one
-that waits, so that the stages never wait for the detector."""
+"""Number of unfinished results of a camera at which no further frame of the camera is taken: one that the stages
+process, and one that waits, so that the stages never wait for the detector."""
 
 
 @dataclass(slots=True)
@@ -260,7 +260,7 @@ class LatestSlot:
             self._put(Frame(meta, buffer))
 
     def _put(self, frame: Frame) -> None:
-        """Count a frame, and replace the waiting one with it. If the slot is closed, drop it."""
+        """Count a frame as grabbed, and let it replace the waiting frame. If the slot is closed, drop the new frame."""
         self._counts.grabbed += 1
         self._drop_waiting(self._overwrite_reason())
         self._waiting = self._arrived(frame)
@@ -270,7 +270,7 @@ class LatestSlot:
             self.changed.notify_all()  # otherwise, `release` or `finish_result` wakes the reader
 
     def _arrived(self, frame: Frame) -> WaitingFrame:
-        """Return a frame that arrives, with the drops since the previous one."""
+        """Return `frame`, which has just arrived, with the drops since the previous frame."""
         before, self._unreported = self._unreported, {}
         return WaitingFrame(frame, before)
 
@@ -385,7 +385,7 @@ class LatestSlot:
             self.changed.notify_all()
 
     def begin_result(self) -> None:
-        """Count the result of a frame that was taken as unfinished. The caller must hold `changed`."""
+        """Count one more unfinished result, of a frame that was taken. The caller must hold `changed`."""
         self._counts.unfinished += 1
 
     def finish_result(self, reason: DropReason | None) -> None:

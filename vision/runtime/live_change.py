@@ -1,4 +1,4 @@
-"""`change_running` applies a new configuration to a running program, step by step, in the main thread.
+"""`change_running`, which applies a new configuration to a running program, step by step, in the main thread.
 
 No step waits, so the main thread continues to check workers and to publish the status. The cameras that do not change
 are not touched. The steps are in this order:

@@ -1,4 +1,4 @@
-"""Refuses models that other users can replace."""
+"""`require_trusted_model`, which refuses a model that other users can replace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WITHOUT_PERMISSIONS: Final = (
 def require_trusted_model(folder: Path, file: Path) -> None:
     """Check that other users cannot replace a model folder, its model.yaml, or its `file`.
 
-    Accept what cannot be examined, for example because the file is missing. The detector reports such errors.
+    Accept files that cannot be examined, for example because they are missing. The detector reports such errors.
 
     Raises:
         ModelError: other users can replace one of them.

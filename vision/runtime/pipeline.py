@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 class Pipeline:
     """The `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
 
-    The detector is opened after the stages and the publisher. Opening it takes longest, so their errors are reported
-    earlier. The `ExitStack` argument closes everything that was opened.
+    The function opens the detector last, because this takes longest. Errors of the stages and the publisher are thus
+    reported early. The `ExitStack` argument closes everything that was opened.
     """
 
     open_stages: OpenStages

@@ -1,4 +1,4 @@
-"""`Packets` lets cameras pass packets and frames to other processes. `open_recording` starts the recorder."""
+"""`Packets`, with which cameras pass packets and frames to other processes, and functions that open them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Packets:
     recorder: RecordingProcess | None = None
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Record the cameras of a new configuration, and no others."""
+        """Record the cameras that a new configuration records, and no others."""
         cameras = _recorded(config)
         if self.recorder is not None and frozenset(cameras) != self.recorded:
             self.recorded = frozenset(cameras)
@@ -48,7 +48,7 @@ class Packets:
 
 
 def plan_packets(config: AppConfig, processes: int) -> tuple[str, ...]:
-    """Return addresses for the packets of `processes` processes; empty if no other process needs packets."""
+    """Return one address per process that reads cameras; empty if no other process needs their packets."""
     if config.recording is None and config.page is None:
         return ()
     return tuple(packet_addresses(packet_address_prefix(), processes))

@@ -1,8 +1,13 @@
 """`Reloader`, which handles the requests of the control socket.
 
-It returns the status of the program and the lines, zones, and masks of a camera. It also changes the configuration: it
-reads the file again, adds or removes a camera, or replaces the lines, zones, and masks of a camera. It checks the whole
-new configuration before it applies any part of it.
+A request does one of the following:
+
+* It returns the status of the program, or the lines, zones, and masks of a camera.
+* It reads the configuration file again.
+* It adds or removes a camera.
+* It replaces the lines, zones, and masks of a camera.
+
+The reloader checks a new configuration completely before it applies any part of it.
 """
 
 from __future__ import annotations
@@ -69,7 +74,7 @@ _DESCRIPTORS_PER_CAMERA: Final = 8
 
 
 class Reloader:
-    """Handles requests for one running program. One thread at a time calls `handle`."""
+    """Handler of the control requests to one running program. One thread at a time calls `handle`."""
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class Reloader:
 
         Args:
             runtime: the program, which need not run yet.
-            config: its configuration.
+            config: configuration of the program.
             read: function that reads the configuration again.
             path: file of the configuration.
             environ: values of ``${NAME}`` in the password of an added camera.
@@ -218,12 +223,12 @@ def check_models(config: AppConfig, path: Path | None) -> None:
 
 
 def check_room(factory: CameraFactory, added: list[CameraConfig]) -> None:
-    """Check that the free memory, also that of the GPU if its detector is used, and the limit of open files suffice.
+    """Check that the free memory and the limit of open files suffice for the cameras in `added`.
 
-    `added` are the cameras to add.
+    If the detector uses a GPU, check the memory of the GPU too.
 
     Raises:
-        Unavailable: they do not suffice at present.
+        Unavailable: the memory or the limit does not suffice at present.
     """
     needed, free = factory.frame_bytes(added), psutil.virtual_memory().available
     if added and isinstance(factory.detector, ReportsMemory):

@@ -18,9 +18,9 @@ GiveBack = Callable[[int, int], None]
 class RemoteSlot(LatestSlot):
     """Holds the newest frame of one camera of a capture worker, for the inference thread.
 
-    The worker owns the buffers of the frames that it writes. A buffer belongs to the slot from the message with its
-    frame until it is given back. Of the methods that `LatestSlot` has for the camera thread, only `drop`, `flush`,
-    `end`, and `close` are used.
+    The worker owns the buffers to which it writes frames. When it sends a message about a frame, the buffer belongs to
+    the slot until the slot gives it back. The methods `configure`, `forget_buffers`, `write_buffer`, and `commit` of
+    `LatestSlot` are not used.
 
     In a lossless slot, frames wait in a queue, whose length the number of buffers limits.
     """
@@ -36,7 +36,7 @@ class RemoteSlot(LatestSlot):
         clock: Clock = time.monotonic_ns,
         changed: threading.Condition,
     ) -> None:
-        """Create the slot, without buffers. Arguments: see `LatestSlot`."""
+        """Create the slot, without buffers. `LatestSlot` describes the arguments."""
         super().__init__(
             camera_id,
             FrameBuffer.allocate,  # not called, because `adopt` sets the buffers

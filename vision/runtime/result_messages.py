@@ -54,7 +54,7 @@ class WorkerSetup(msgspec.Struct, array_like=True, frozen=True):
     class_names: tuple[str, ...]
     records: bool  # if True, answers contain the detections messages
     inquiries: str = ""  # address of the process that asks the language model; empty if there is none
-    number: int = 0  # of the configuration, which increases with each change while the program runs
+    number: int = 0  # number of the configuration; increases with each change while the program runs
 
     def encode(self) -> bytes:
         """Return the setup as bytes, for `decode_setup`."""
@@ -66,7 +66,7 @@ class Begin(msgspec.Struct, array_like=True):
 
     cameras: Mapping[str, int]  # number of each of the worker's cameras in messages
     sequences: Mapping[str, int]  # last number of the detections messages of each camera
-    last_ids: Mapping[str, int]  # upper limits of the track ids of each camera
+    last_ids: Mapping[str, int]  # upper limit of the track ids of each camera
     counters: Sequence[CounterRow]
 
 
@@ -108,7 +108,7 @@ class _EncodedResult(msgspec.Struct, array_like=True, gc=False):
 
 
 class Results(msgspec.Struct, array_like=True, gc=False, tag="results"):
-    """Results of different cameras."""
+    """Results of frames of different cameras: at most one frame of each camera."""
 
     files: list[tuple[int, int]]  # number and size of each file whose descriptor comes with the message
     results: list[_EncodedResult]
@@ -121,7 +121,7 @@ class NewConfig(msgspec.Struct, array_like=True, tag="config"):
     config: AppConfig
     secrets: Mapping[str, str]  # as in `WorkerSetup`
     begin: Begin  # about the new cameras of the worker
-    removed: Sequence[str]
+    removed: Sequence[str]  # ids of the cameras that were removed from the worker
     last_id: int  # upper limit of all track ids so far; 0 if no camera is new in the program
 
 
@@ -164,7 +164,7 @@ _replies = msgspec.msgpack.Decoder(Answer | Totals)
 
 
 def encode(message: Begin | NewConfig | Answer | Totals) -> bytes:
-    """Encode a message."""
+    """Return a message as MessagePack."""
     return _encoder.encode(message)
 
 
@@ -251,7 +251,7 @@ def decode_setup(data: bytes) -> WorkerSetup:
 
 
 def decode_work(data: bytes) -> Results | NewConfig:
-    """Decode a message to a worker, after the first. Raise `msgspec.MsgspecError` if it has a different form."""
+    """Decode a message to a worker, except the first one. Raise `msgspec.MsgspecError` if the message is invalid."""
     work: Results | NewConfig = _work.decode(data)
     return work
 
@@ -262,7 +262,7 @@ def decode_results(
     """Return each result in a message, its frame, and the time in ns after which it is too old.
 
     The frame is None if the message does not contain its place. A time of None means that the result is never too old.
-    The file descriptors are closed.
+    This function closes the file descriptors.
 
     Args:
         content: the message.
@@ -284,12 +284,12 @@ def decode_results(
 
 
 def decode_begin(data: bytes) -> Begin:
-    """Decode the first message to a worker. Raise `msgspec.MsgspecError` if it has a different form."""
+    """Decode the first message to a worker. Raise `msgspec.MsgspecError` if the message is invalid."""
     return _begin.decode(data)
 
 
 def decode_reply(data: bytes) -> Answer | Totals:
-    """Decode a message of a worker. Raise `msgspec.MsgspecError` if it has a different form."""
+    """Decode a message from a worker. Raise `msgspec.MsgspecError` if the message is invalid."""
     reply: Answer | Totals = _replies.decode(data)
     return reply
 

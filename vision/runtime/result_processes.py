@@ -47,13 +47,14 @@ from vision.types import DropReason, Result, SharedMemory
 ENTRY: Final = "vision.pipelines:run_result_worker"
 
 _HANG_PART: Final = 0.5
-"""Part of `hang_s` after which a worker counts as hanging, so that it is replaced before the watchdog fails the run."""
+"""Fraction of `hang_s` after which a worker counts as hanging. Below 1, the worker is replaced before the watchdog ends
+the run."""
 
 _MEMORY_BYTES: Final = 1 << 30
 _POLL_S: Final = 0.05  # longest time until the results thread notices that the program stops
 _START_S: Final = 60.0
 _STOP_S: Final = 1.0
-_FILES_AT_ONCE: Final = 8  # in one message, which can contain only a few descriptors
+_FILES_AT_ONCE: Final = 8  # maximum number in one message, which can contain only a few descriptors
 
 
 class _Link:
@@ -302,6 +303,7 @@ class ResultProcesses:
             recorder: recorder of detections; None if they are not recorded.
             observe: see `ResultMetrics`.
             with_frames: if True, a stage reads pixels, so the frames must be in shared memory.
+            clock: function that returns the monotonic time in ns.
         """
         camera_ids = [camera.id for camera in setup.config.cameras]
         self._setup = setup
@@ -342,7 +344,7 @@ class ResultProcesses:
 
     @property
     def parts(self) -> list[object]:
-        """The sinks, which consist of the publisher. The stages are in the workers."""
+        """The sinks, but no stages, because the stages are in the workers."""
         return list(self.sinks)
 
     def progress(self) -> int | None:
@@ -367,10 +369,10 @@ class ResultProcesses:
         return 0 if link is None else link.sequences[camera_id].epochs
 
     def reconfigure(self, config: AppConfig, added: Sequence[str]) -> Callable[[], bool]:
-        """Let the stages use a new configuration. Return a function that checks if all of them do.
+        """Let the stages use a new configuration. Return a function that returns True once all stages use it.
 
-        The results thread does this, because only it uses the workers. A new camera is assigned to the worker that has
-        the fewest cameras. Cameras that `config` does not contain must have no unfinished results.
+        The results thread informs the workers later. It assigns each camera in `added` to the worker that has the
+        fewest cameras. Cameras that `config` does not contain must have no unfinished results.
         """
         self._setup = setup = msgspec.structs.replace(
             self._setup, config=config, secrets=registered_secrets(), number=self._setup.number + 1

@@ -50,7 +50,7 @@ _SEND_S: Final = 0.2  # interval of heartbeats while the main process does not r
 
 
 class HandedOverCounters:
-    """The counters of a worker. They come from the main process, and every change is handed over to it."""
+    """The counters of a worker. They come from the main process, which receives every change."""
 
     def __init__(self, rows: Sequence[CounterRow]) -> None:
         self.changed: list[CounterRow] = []
@@ -86,7 +86,7 @@ class _Socket:
         self._socket = connect(self._context, private, queue=queue)
 
     def wait_for_subscriptions(self) -> None:
-        """Wait up to 2 s for the subscriptions of the proxy, because messages without a subscriber are not sent."""
+        """Wait up to 2 s for the subscriptions of the proxy, because ZeroMQ drops messages without a subscriber."""
         deadline = time.monotonic() + _SUBSCRIPTIONS_S
         while (left_s := deadline - time.monotonic()) > 0:
             if self._socket.poll(int(left_s * 1e3)) and self._socket.recv() == b"\x01" + FIRST_SUBSCRIPTION:

@@ -22,7 +22,7 @@ from vision.stages.stage import Reconfigurable, Sink, Stage
 from vision.types import DropReason, Result
 
 _MAX_TOGETHER: Final = 32
-"""Number of frames from which no further batch is joined. The results of joined batches finish together."""
+"""Queued batches are joined until they have at least this number of frames. Their results finish together."""
 
 
 class ResultHandler:
@@ -72,7 +72,10 @@ class ResultHandler:
         return self._handled
 
     def reconfigure(self, config: AppConfig, _added: Sequence[str]) -> Callable[[], bool]:
-        """Let the stages use a new configuration from the next batch on. Return a function that checks if they do."""
+        """Let the stages use a new configuration from the next batch on.
+
+        Return a function that returns True once they use it.
+        """
         done = threading.Event()
         self._changes.put((config, done))
         self._queue.put([])  # wakes the results thread

@@ -65,7 +65,7 @@ _POLL_S: Final = 0.05
 """Maximum time until the main thread notices that the program must stop."""
 
 _FRAMES_S: Final = 0.5
-"""Time in which the thread `frames` ends."""
+"""Time in which the thread `frames` must end after the capture workers have ended."""
 
 _STEP_S: Final = 0.005
 """Time between two steps of a change of the configuration."""
@@ -108,8 +108,7 @@ class Runtime:
             observe: see `ResultMetrics`. Not used if workers run the stages.
             workers: workers that run the stages and the sinks, instead of `stages` and `sinks`.
             stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended by then are abandoned.
-            hang_s: duration of a batch, a call, or the handling of a result, in seconds, above which it counts as
-                hanging.
+            hang_s: duration in seconds above which a batch, a call, or the handling of a result counts as hanging.
         """
         self.steps = StepQueue()
         self.last_report: Report | None = None

@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 
 
 class SharedFile:
-    """A file in memory, for other processes. It implements `vision.types.SharedMemory`.
+    """A file in memory that other processes can map. It implements `vision.types.SharedMemory`.
 
     The descriptor is closed when the object is garbage-collected.
     """
@@ -67,9 +67,15 @@ class FrameMemory:
 
 
 def allocate_frames(detector: Detector, count: int, layout: Layout, *, on_gpu: bool) -> FrameMemory:
-    """Allocate `count` buffers. `on_gpu` asks for GPU memory, which only some detectors and drivers can share.
+    """Allocate `count` frame buffers to which a worker can write.
 
-    For the errors, see `_allocate_shared`.
+    If `on_gpu` is True, and the detector and the driver can share GPU memory, allocate GPU memory. Otherwise, allocate
+    shared host memory.
+
+    Raises:
+        ValueError: the format does not allow this size.
+        OutOfMemory, MemoryError: too little memory is free.
+        OSError: too many files are open.
     """
     if on_gpu and isinstance(detector, SharesFrames):
         exported = detector.exported_buffers(count, *layout)
@@ -106,7 +112,7 @@ def _allocate_shared(
 
 
 def map_shared(fd: int, count: int, height_px: int, width_px: int, pixel_format: PixelFormat) -> list[FrameBuffer]:
-    """Return the buffers in the file `fd` of `allocate_frames`. Raise `MemoryError` if it cannot be mapped."""
+    """Map the file `fd` from `allocate_frames`, and return its buffers. Raise `MemoryError` if this is impossible."""
     memory = map_file(fd, count * buffer_bytes(height_px, width_px, pixel_format))
     return _wrap(memory, count, height_px, width_px, pixel_format)
 

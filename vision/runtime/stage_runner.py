@@ -18,8 +18,8 @@ from vision.stages.stage import BatchStage, HasCounters, PixelStage, ReadsLater,
 from vision.types import DropReason, Frame, FrameMeta, Result, Timing
 
 Observe: TypeAlias = Callable[[FrameMeta, Timing, int, int], None]
-"""Type of functions that observe published results: the frame, its times, the number of objects, and the time of
-publication in ns."""
+"""Type of functions that observe published results. The arguments are the description of the frame, its times, the
+number of objects, and the monotonic time of publication in ns."""
 
 
 class StageRunner:

@@ -1,6 +1,7 @@
 """`open_patiently`, which repeats the start of a service until disks, addresses, and locks can be used.
 
-It also waits for the driver of the GPU, but then only a new process can use the GPU.
+The function also waits for the driver of the GPU. When the driver answers, the function raises an error, because only a
+new process can use the GPU.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def open_patiently(
 
     Raises:
         Unavailable: `patient` is False, and a part cannot be opened at present.
-        DeviceNotReady: the driver of the GPU did not answer. If `patient`, it did not answer for `driver_s`, or it
-            answers now, but only to a new process.
+        DeviceNotReady: the driver of the GPU did not answer. If `patient` is True, the driver either did not answer for
+            `driver_s` seconds, or answers, but only to a new process.
         Closed: `stop` was set during a wait.
         ConfigError: `open_parts` raised an `OSError` that only an operator can solve.
         Exception: `open_parts` raised another error, which is raised unchanged.

@@ -88,7 +88,7 @@ def camera_status(
 def camera_counts(camera_id: str, metrics: CameraMetrics, now: Instant) -> CountsReport | None:
     """Build the report of the counts of one camera. Return None if the camera has no lines and zones.
 
-    After the last line or zone was removed, the next report contains no counts, so that receivers remove theirs.
+    After the last line or zone was removed, build one report without counts, so that receivers discard the old counts.
     """
     counts = metrics.counts
     if counts is None and not metrics.has_reported_counts:
@@ -98,7 +98,7 @@ def camera_counts(camera_id: str, metrics: CameraMetrics, now: Instant) -> Count
 
 
 def removed(last: CameraReport) -> CameraReport:
-    """Convert the last report of a camera to the report that it was removed: no frames, no objects, state `REMOVED`."""
+    """Convert the last report of a camera to a report that the camera was removed, with the state `REMOVED`."""
     return msgspec.structs.replace(last, state=REMOVED, state_for_s=0.0, fps=0.0, published_fps=0.0, objects=0)
 
 

@@ -1,4 +1,4 @@
-"""Opens the stage that finds cameras that were moved or covered."""
+"""`open_views`, which opens the stage that finds moved and covered cameras."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def open_views(
 ) -> list[CameraViewStage]:
     """Open the stage that reports moved and covered cameras, and moves their lines and zones in `analytics`.
 
-    Return an empty list if the configuration requests this for no camera. The frames of offline runs are not compared,
-    because the lines and zones of a file are drawn on its frames.
+    Return an empty list if the configuration requests this for no camera, or if the run is offline. The lines and zones
+    of a file are drawn on the frames of this file, so an offline run does not need the stage.
     """
     if options.offline or not config.watched_views:
         return []

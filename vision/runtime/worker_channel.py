@@ -35,7 +35,7 @@ APPLICATION, LOG, HEARTBEAT, READY, FAILURE, SETUP, STOP = b"A", b"L", b"H", b"R
 """Kinds of messages. `SETUP` and `STOP` go to the worker, `APPLICATION` both ways, the others to the main process."""
 
 SPARE: Final = "spare worker".ljust(32)
-"""Name of a process that replaces the next worker that ends. It has room for the name of that worker."""
+"""Name of a spare process, which replaces the next worker that ends. The padding leaves room for that worker's name."""
 
 HEARTBEAT_S: Final = 0.25
 """Interval between two heartbeats of a worker whose main loop runs."""
@@ -157,7 +157,7 @@ class Connection:
     def receive_short(self) -> bytes | None:
         """Return the next message, with its kind as the first byte; None if none waits.
 
-        Use it for connections whose messages are short and contain no descriptors. It is twice as fast as `receive`.
+        Use this method if all messages are short and contain no descriptors. It is twice as fast as `receive`.
 
         Raises:
             EOFError: the other end is closed.
@@ -181,7 +181,8 @@ class Connection:
 class WorkerChannel:
     """The worker's end of its connection to the main process.
 
-    The thread that runs the entry calls `receive` regularly, which sends heartbeats. Any thread can call `send`.
+    The thread that runs the entry must call `receive` regularly, because this sends heartbeats. Any thread can call
+    `send`.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -195,7 +196,7 @@ class WorkerChannel:
         return self._connection.fileno()
 
     def ready(self) -> None:
-        """Report that the worker has opened everything. If it fails later, it is replaced, and the program goes on."""
+        """Report that the worker is ready. After that, the main process replaces the worker if it fails."""
         self._connection.send_waiting(READY, b"", (), HEARTBEAT_S)
 
     def beat(self) -> None:
@@ -237,7 +238,7 @@ def run_worker(name: str, entry: str, fd: int, parent: int) -> NoReturn:
     """Run the program of a worker process, and then end the process.
 
     Args:
-        name: name of the worker. The process `SPARE` imports the program, and then waits until it is needed.
+        name: name of the worker. A worker named `SPARE` imports the program, and then waits until it is needed.
         entry: the function to run, as ``package.module:function``.
         fd: descriptor of the worker's end of its connection.
         parent: process id of the main process. The worker is killed when the main process ends.
@@ -268,7 +269,7 @@ def _wait_as_spare(entry: str, connection: Connection) -> None:
 
 
 def _show_name(name: str) -> None:
-    """Replace `SPARE` in the command line of this process, by which tools tell the processes apart."""
+    """Replace `SPARE` with `name` in the command line of this process, so that tools can identify the process."""
     at = Path("/proc/self/cmdline").read_bytes().find(SPARE.encode())
     address = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[_ARG_START])
     if at >= 0 and address:

@@ -1,8 +1,8 @@
-"""Worker processes: start, messages, detection of crashes, hangs, and leaks, replacement, and stop.
+"""Worker processes: their start, their messages, and their stop, and their replacement after a crash, hang, or leak.
 
-A worker process runs one function (`Entry`), which the main process names as text. The main process starts it as a new
-program, not as a fork, because a fork would copy the locks and the CUDA context of the other threads. The worker is
-killed if the main process ends, even if the main process crashes.
+A worker process runs one function (`Entry`), which the main process names as text. The main process starts a worker as
+a new program, not as a fork, because a fork would copy the locks and the CUDA context of the other threads. The worker
+is killed if the main process ends, even if the main process crashes.
 
 All workers share one loop, `Workers.poll`, so that no worker needs a thread in the main process.
 """
@@ -77,10 +77,13 @@ class WorkerSpec:
 
 
 class WorkerHandler(Protocol):
-    """Receiver of what happens to a worker. `Workers.poll` and `Workers.stop` call all methods."""
+    """Receiver of the messages of a worker, and of the starts and ends of its processes.
+
+    `Workers.poll` and `Workers.stop` call all methods.
+    """
 
     def started(self, worker: Worker) -> None:
-        """Prepare for a new process. The process receives the messages that this method sends before all others."""
+        """Prepare for a new process. Messages that this method sends arrive before all other messages."""
 
     def received(self, worker: Worker, message: Message) -> None:
         """Process a message of the worker. Close the file descriptors of the message."""
@@ -106,7 +109,10 @@ class _Process:
 
 
 class Worker:
-    """One worker, which consists of one process after the other. Any thread can call `send`."""
+    """One worker, which runs in one process at a time. A new process replaces a process that ends.
+
+    Any thread can call `send`.
+    """
 
     def __init__(self, spec: WorkerSpec, handler: WorkerHandler) -> None:
         self.spec = spec
@@ -131,7 +137,7 @@ class Worker:
 
     @property
     def due_ns(self) -> int:
-        """Time at which the next process starts, if none runs."""
+        """Monotonic time in ns at which the next process starts, if none runs."""
         return self._due_ns
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> bool:
@@ -147,7 +153,7 @@ class SpareProcess:
     """
 
     def __init__(self, entry: str, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Start nothing yet. `entry` is the entry of the workers that the process can replace."""
+        """Create the object; `keep` starts the process. `entry` is the entry of the workers that it can replace."""
         self.entry = entry
         self._clock = clock
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
@@ -413,7 +419,7 @@ def worker_name(command: Sequence[str]) -> str:
 
 
 def _describe_end(code: int | None, error: VisionError | None) -> str:
-    """Return how a process ended, for the log. `code` is None if it only closed its connection."""
+    """Return how a process ended, for the log. `code` is None if the process only closed its connection."""
     if code is None:
         return "closed its connection"
     if code < 0:
@@ -422,7 +428,7 @@ def _describe_end(code: int | None, error: VisionError | None) -> str:
 
 
 def own_memory_bytes(pid: int) -> int:
-    """Return the resident memory of a process that it does not share, in bytes; 0 if the process has ended."""
+    """Return the resident memory in bytes that a process does not share; 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):

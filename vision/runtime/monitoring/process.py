@@ -32,7 +32,7 @@ def open_monitoring(
     Args:
         config: the section `http` of the configuration.
         publisher: publisher whose messages the process receives.
-        interval_s: interval between two status messages.
+        interval_s: interval in seconds between two status messages.
         keys: keys of the publisher for CURVE; None if messages are not encrypted.
 
     Raises:
@@ -53,7 +53,7 @@ class MonitoringProcess:
         Args:
             config: the section `http` of the configuration.
             address: address to subscribe to.
-            interval_s: interval between two status messages.
+            interval_s: interval in seconds between two status messages.
             keys: keys for CURVE; None if messages are not encrypted.
 
         Raises:

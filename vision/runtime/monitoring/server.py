@@ -60,7 +60,7 @@ class Endpoints:
         Args:
             state: receives the messages of the program.
             token: token that clients must send as ``Authorization: Bearer TOKEN``; None means that none is needed.
-            interval_s: interval between two status messages.
+            interval_s: interval in seconds between two status messages.
         """
         self._state = state
         self._token = token
