@@ -1,4 +1,4 @@
-"""Reports that a subscription returns between the messages. `vision.client` contains them too."""
+"""Reports that a subscription returns between the messages. `vision.client` exports them too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """A report that the publisher restarted. Numbers start at 1 again, so losses at the restart are not detected."""
+    """A report that the publisher restarted.
+
+    Sequence numbers start at 1 again, so a subscription does not detect losses at the restart.
+    """
 
     node: str
     old_instance: str

@@ -182,7 +182,7 @@ class ControlServer:
             self._reply(sock, error_reply(error))
 
     def _answer(self, request: Request) -> Reply:
-        """Handle a request. The other clients wait, so the time that this takes does not count for them."""
+        """Handle a request. Extend the deadlines of the other clients by the time that they wait for it."""
         began_s = time.monotonic()
         try:
             return self._handle(request)

@@ -1,4 +1,4 @@
-"""Keys of CURVE, which encrypts messages, and lets only clients with a known key connect.
+"""Keys of CURVE, the protocol of ZeroMQ that encrypts messages and lets only clients with a known key connect.
 
 The folder of a publisher contains the key file `server.key`, and, for each client that can connect, a file
 `clients/NAME.pub` with the public key of the client. A key file is JSON with the fields `public` and `secret`. The key
@@ -74,7 +74,7 @@ def new_key(path: Path, server: str = "") -> KeyPair:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file. A named pipe is empty, because the call does not wait for its writer."""
+    """Open a file without waiting. A named pipe that has no writer then appears to be empty."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -142,7 +142,8 @@ class KeyFolder:
     def internal_client(self) -> KeyPair:
         """Create keys with which a helper process of this program can connect. The keys are not stored.
 
-        Raise the errors of `server_key`.
+        Raises:
+            ConfigError, Untrusted: the key of the publisher cannot be used; see `server_key`.
         """
         public, secret = (key.decode() for key in zmq.curve_keypair())
         register_secret(secret)
@@ -213,7 +214,7 @@ class CurveServer:
     def __init__(self, socket: zmq.Socket[bytes], keys: KeyFolder, when_revoked: Callable[[], None]) -> None:
         """Configure `socket`, which must not be bound yet, and start the thread.
 
-        `when_revoked` is called after a key was removed, because ZeroMQ does not close existing connections.
+        The thread calls `when_revoked` after a key was removed, because ZeroMQ does not close existing connections.
 
         Raises:
             ConfigError: the key of the publisher cannot be read, or other users can access it.

@@ -18,7 +18,7 @@ from vision.messaging.helper_process import HelperProcess
 
 _BACKLOG: Final = 128
 _SEND_BUFFER_BYTES: Final = 256 * 1024
-"""Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
+"""Send buffer of a connection. Without a limit, Linux extends it to megabytes, which hold minutes of old messages."""
 
 
 @dataclass(frozen=True, slots=True)

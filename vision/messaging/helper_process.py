@@ -52,7 +52,7 @@ class HelperProcess:
             stop_s: time in seconds after which `close` kills the process, if it has not ended by then.
         """
         self.restarts = 0
-        self.failed_starts = 0  # one after the other
+        self.failed_starts = 0  # number of failed starts since the process last ended
         self._name = name
         self._command = [sys.executable, *arguments]
         self._options = json.dumps(options)
@@ -98,7 +98,7 @@ class HelperProcess:
             process.kill()
 
     def close(self) -> None:
-        """Make the process end, and wait for it. Kill it if it does not end. Idempotent."""
+        """Make the process end, and wait for its end. Kill it after `stop_s` seconds. Idempotent."""
         with self._lock:
             if self._closed.is_set():
                 return

@@ -96,7 +96,7 @@ def http_server(
         app: the ASGI application.
         connections: maximum number of connections at the same time.
         request_s: time in seconds for each request, and for each part of its response (`HttpServer`).
-        web_sockets: accept web sockets. This needs the package websockets.
+        web_sockets: if True, accept web sockets. This needs the package websockets.
     """
     config = uvicorn.Config(
         app,

@@ -1,7 +1,7 @@
 """Events about the program and its cameras, such as a lost camera, a disk with little free space, or lost events.
 
-They are events like those of lines and zones, so the journal stores them, and subscribers can request them later. The
-topic of an event about the program is ``events/node``.
+The journal stores these events like those of lines and zones, so subscribers can request them later. The topic of an
+event about the program is ``events/node``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class NodeEvents:
     """Derives events from status reports. One thread calls `of`, once for each report. `settings` can be replaced."""
 
     def __init__(self, settings: NodeEventSettings, run: RunRecord | None = None) -> None:
-        """Start without known outages. `run` records this run, and knows how the last one ended; None: not known."""
+        """Create the object, without outages. `run` records this run, and provides the end of the last run.
+
+        If `run` is None, the event `started` does not report how the last run ended.
+        """
         self.settings = settings
         self._run = run
         self._outages: dict[str, _Outage] = {}
@@ -127,7 +130,7 @@ class NodeEvents:
         self._recording_stopped = stopped > 0
 
     def _after(self) -> dict[str, str]:
-        """Record that this run has started, and return the data of the event about the end of the last run."""
+        """Record that this run has started. Return the data of the event `started` about the end of the last run."""
         last = None if self._run is None else self._run.begin()
         return {} if last is None else {"after": last.end, "ended_at": rfc3339(last.at_utc_ns)}
 

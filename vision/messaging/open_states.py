@@ -1,4 +1,4 @@
-"""`OpenStates` knows the states whose start was reported, and ends those that nothing else can end.
+"""`OpenStates`, which stores the states whose start was reported, and ends those that nothing else can end.
 
 The part that reported the start of a state normally reports its end. This is not possible if a result worker ended
 unexpectedly, if the program was killed, or if the camera was removed.
@@ -18,7 +18,7 @@ from vision.messaging.times import rfc3339
 from vision.state.events import StateKey
 
 _MOST: Final = 10_000
-"""Number of states from which the oldest is forgotten. A stage can report starts without ends."""
+"""Maximum number of states, beyond which the oldest is forgotten. A stage can report starts without ends."""
 
 _OF_THE_START: Final = {"speed_kmh", "heading_deg", "occupancy", "stayed_s", "lasted_s", "suppressed"}
 """Keys of `data` whose values describe the moment of the start."""
@@ -37,7 +37,10 @@ class OpenStates:
         self._starts: dict[StateKey, EventMessage] = {}
 
     def follow(self, events: Iterable[EventMessage]) -> dict[StateKey, EventMessage | None]:
-        """Take note of events. Return what changed: the start of each new state, and None for each other state."""
+        """Update the open states with events, and return the states that changed.
+
+        The value of a state is the event that reports its start; None if the state has ended or was forgotten.
+        """
         changed: dict[StateKey, EventMessage | None] = {}
         for event in events:
             phase, key = event.data.get("phase"), (event.camera, event.kind, event.name, event.track_id)
@@ -70,7 +73,10 @@ class OpenStates:
 
 
 def end_of(start: EventMessage) -> EventMessage:
-    """Return an event, at the present time, that ends the state which `start` reported. Its values are not known."""
+    """Return an event at the present time that ends the state that `start` reported.
+
+    The event omits values such as the occupancy, because their values at the end are not known.
+    """
     data = {name: value for name, value in start.data.items() if name not in _OF_THE_START}
     return EventMessage(
         **codec.UNNUMBERED,

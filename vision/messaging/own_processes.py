@@ -42,9 +42,9 @@ class OwnProcesses:
     def memory_bytes(self) -> dict[str, int]:
         """Return the memory of the processes in bytes, by name.
 
-        The memory of an added process includes that of the processes that it started. The memory is measured at most
-        once per second, and at least every 10 s. In between, its share of the time is at most 0.1 %. Between two
-        measurements, the result does not change.
+        The memory of an added process includes that of the processes that it started. The pause after a measurement is
+        1000 times as long as the measurement, but at least 1 s and at most 10 s. During a pause, the result does not
+        change.
         """
         begin_ns = self._clock()
         if begin_ns >= self._due_ns:

@@ -1,8 +1,8 @@
 """Sockets that pass video from the processes that read cameras to processes of the same user on this machine.
 
 Each process that reads cameras binds a `PacketSocket`. Any number of `PacketReceiver` and `LiveReceiver` objects can
-connect, and request the packets of some cameras. A packet that no receiver requests is not sent. Receivers that are too
-slow lose packets, which the numbers in `PacketHeader.seq` show. The sender never waits.
+connect, and request the packets of some cameras. A packet that no receiver requests is not sent. The sender never
+waits, so a receiver that is too slow loses packets. Gaps in `PacketHeader.seq` show the loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WAITING_REQUESTS: Final = 64  # requests for images in one process
 _TIMES: Final = b"\0times\0"
 _IMAGES: Final = b"\0images\0"
 _SUBSCRIBE, _UNSUBSCRIBE, _REQUEST = b"\1", b"\0", b"\2"
-"""First bytes of a receiver's messages. ZeroMQ defines the first two, and passes on messages that start otherwise."""
+"""First bytes of a receiver's messages. ZeroMQ defines the first two, and passes on messages with other first bytes."""
 
 
 class PacketHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -50,7 +50,7 @@ class CodedPacket(msgspec.Struct, frozen=True, gc=False):
 
 
 class FrameTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The connection and time of a decoded frame's packet, and the capture time that identifies it in messages."""
+    """The capture time of a decoded frame, which identifies the frame in messages, and the time of its packet."""
 
     camera: str
     connection: int  # of the packet, as in `PacketHeader`
@@ -113,13 +113,13 @@ class PacketSocket:
             raise
 
     def is_wanted(self, camera_id: str) -> bool:
-        """Return True if a receiver requests the packets of this camera. False after `close`."""
+        """Return True if a receiver requests the packets of this camera. Return False after `close`."""
         with self._lock:
             self._read()
             return _topic(camera_id) in self._wanted
 
     def wants_images(self, camera_id: str) -> bool:
-        """Return True if a receiver may request images of this camera. False after `close`."""
+        """Return True if a receiver may request images of this camera. Return False after `close`."""
         with self._lock:
             self._read()
             return _IMAGES + _topic(camera_id) in self._wanted
@@ -226,7 +226,7 @@ class LiveReceiver:
             self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + topic)
 
     def want_images(self, camera_id: str, *, wanted: bool) -> None:
-        """Make the process that reads a camera keep its latest frames for `request`, or no longer keep them."""
+        """Make the process that reads a camera start or stop keeping the latest frames of the camera for `request`."""
         self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + _IMAGES + _topic(camera_id))
 
     def request(self, request: ImageRequest) -> None:

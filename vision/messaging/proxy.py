@@ -1,7 +1,7 @@
 """`Proxy`, which merges the messages of several processes in one public socket.
 
 The thread of the proxy runs in C, without the GIL. Subscriptions travel in the opposite direction, so a process sends
-only the messages that somebody has subscribed to.
+only the messages to which a client has subscribed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _QUIET_MS: Final = 20  # time without a message from any process after which all
 
 FIRST_SUBSCRIPTION: Final = b"vision"
 """Topic to which the proxy always subscribes. It sorts after the topics of messages, and ZeroMQ sends subscriptions in
-sorted order. So a process that has received this subscription has received all subscriptions."""
+sorted order. Therefore, a process that has received this subscription has received all subscriptions."""
 
 _END: Final = b"TERMINATE"  # defined by ZeroMQ
 

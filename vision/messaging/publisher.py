@@ -1,10 +1,12 @@
 """Publisher of results, events, and status over ZeroMQ.
 
-A lock guards the socket: ZeroMQ sockets may move between threads, but two threads must not use one at the same time. A
-thread that owns the socket and reads from a queue would add a thread switch to each message (50 to 100 µs while another
-thread holds the GIL) and a second queue with its own limit. A send under the lock never blocks, because a PUB socket
-drops messages for which a slow subscriber has no room. So the results thread and the main thread send directly. The
-thread of the publisher sleeps until a subscriber joins.
+The results thread and the main thread send directly. A lock guards the socket, because two threads must not use a
+ZeroMQ socket at the same time. A send under the lock never blocks, because a PUB socket drops messages for which a
+slow subscriber has no room.
+
+If a thread owned the socket and read messages from a queue, each message would need a thread switch (50 to 100 µs while
+another thread holds the GIL), and the queue would need its own limit. The thread of the publisher therefore sends no
+results. It sleeps until a subscriber joins.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES: Final = 256 * 1024
-"""Without a limit, Linux extends the buffer to megabytes, which hold minutes of outdated messages."""
+"""Send buffer of a connection. Without a limit, Linux extends it to megabytes, which hold minutes of old messages."""
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
 _QUEUED_SUBSCRIPTIONS: Final = 10
@@ -216,8 +218,10 @@ class EventPublisher:
 class Publisher:
     """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
 
-    `address` is the bound address, and `internal_address` the one for other processes of this user. `replay_address` is
-    the address for requests of missed events, or None.
+    Attributes:
+        address: the bound address.
+        internal_address: address for other processes of this user.
+        replay_address: address for requests of missed events; None if there is none.
     """
 
     def __init__(
@@ -301,7 +305,7 @@ class Publisher:
         )
 
     def add_counters(self, counters: Callable[[], Mapping[str, int]]) -> None:
-        """Add counters of a process that serves the publisher's subscribers to those that `counters` returns."""
+        """Make the method `counters` also return the result of this function, such as counters of a helper process."""
         self._more_counters.append(counters)
 
     @property
@@ -346,9 +350,9 @@ class Publisher:
         return self._events.publish_admitted(events, also)
 
     def end_states(self, cameras: Collection[str] | None = None) -> None:
-        """Publish the ends of the states of these cameras that have begun, because nothing else will end them.
+        """Publish the ends of the open states of these cameras, because no other part reports these ends.
 
-        If `cameras` is None, the states of all cameras end. Raise `Closed` after `close`.
+        If `cameras` is None, end the states of all cameras. Raise `Closed` after `close`.
         """
         self._events.end_states(cameras)
 

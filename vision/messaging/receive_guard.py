@@ -1,9 +1,9 @@
-"""`ReceiveGuard` limits the memory that a hostile publisher can use up in a subscriber with a message that never ends.
+"""`ReceiveGuard`, which limits the memory that an endless message of a hostile publisher can use in a subscriber.
 
-ZeroMQ keeps the parts of a message until its last part has arrived. Neither RCVHWM, which counts complete messages, nor
-MAXMSGSIZE, which limits each part, bounds them. Linux counts the bytes that each TCP connection has received. If they
-exceed a limit although no message was complete, the guard shuts the connection down. ZeroMQ then frees the parts, and
-connects again.
+ZeroMQ keeps the parts of a message until its last part has arrived. No option limits the number of these parts:
+RCVHWM counts complete messages, and MAXMSGSIZE limits the size of a part. However, Linux counts the bytes that each TCP
+connection has received. If these bytes exceed a limit before a message is complete, the guard shuts down the
+connection. ZeroMQ then frees the parts, and connects again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zmq.utils.monitor import parse_monitor_message
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 CUT: Final = b"cut"
-"""The only part of the message of a guard about a connection that it has shut down."""
+"""The only part of the message that a guard sends to the owner of a socket after it has shut down connections."""
 
 _EVENTS: Final = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
 _TICK_MS: Final = 250
@@ -57,14 +57,14 @@ class Guarded:
     socket: zmq.Socket[bytes]
     events: zmq.Socket[bytes]
     limit_bytes: int
-    monitor: zmq.Socket[bytes]  # only for the thread, like all of the following but `read`
+    monitor: zmq.Socket[bytes]  # only for the thread, like all fields below except `read`
     forwarded: zmq.Socket[bytes]
     read: int = 0
     _read_before: int = 0
     _connections: dict[int, _Connection] = field(default_factory=dict)  # by descriptor
 
     def check(self) -> float:
-        """Shut the connections down if too many bytes have arrived. Return these bytes as a part of the limit."""
+        """Shut down the connections if too many unread bytes have arrived. Return these bytes divided by the limit."""
         read, self._read_before = self._read_before, self.read
         unread = 0
         for descriptor, connection in list(self._connections.items()):
@@ -80,7 +80,7 @@ class Guarded:
         return unread / self.limit_bytes
 
     def cut(self) -> None:
-        """Shut all connections down, and tell the owner."""
+        """Shut down all connections, and notify the owner of the socket."""
         was_open = False
         for descriptor, connection in self._connections.items():
             with _opened(descriptor, connection.cookie) as sock:
@@ -126,7 +126,7 @@ class ReceiveGuard:
         self._thread = threading.Thread(target=self._run, name="receive-guard", daemon=True)
 
     def guard(self, sock: zmq.Socket[bytes], limit_bytes: int, events: int) -> Guarded:
-        """Watch the TCP connections of a socket, before it connects and before `start`.
+        """Watch the TCP connections of a socket. Call this before the socket connects, and before `start`.
 
         Args:
             sock: the socket. Its owner calls `disable_monitor` before `close`.

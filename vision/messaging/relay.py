@@ -30,7 +30,7 @@ _MECHANISM = slice(12, 32)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SUBSCRIBE, _CANCEL = b"\x09SUBSCRIBE", b"\x06CANCEL"
 _CHUNK = memoryview(bytearray(65_536))
-"""Memory of the bytes that are being forwarded to a client, and the maximum number of bytes that are read at once."""
+"""Buffer for bytes that are forwarded to a client. Its size is the maximum number of bytes that are read at once."""
 _HANDSHAKE_S = 5.0
 _DRAIN_S = 0.5
 _MEMORY_BYTES = 512 << 20
@@ -210,7 +210,7 @@ class Relay:
         self._is_ending = False
 
     def run(self) -> None:
-        """Forward until standard input closes. Then, forward for up to 0.5 s what the publisher has already sent."""
+        """Forward bytes until standard input closes. Then forward for up to 0.5 s, to deliver remaining messages."""
         self._poller.watch(0, select.EPOLLIN)
         self._poller.watch(self._listener.fileno(), select.EPOLLIN)
         swept_s, end_s = 0.0, float("inf")

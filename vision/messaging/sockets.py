@@ -154,7 +154,7 @@ class BoundSocket:
         self._close_port()
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Free the address, and wait up to `linger_s` for messages to be sent."""
+        """Free the address, and wait up to `linger_s` seconds for messages to be sent."""
         self._unlink()
         self.zmq.close(linger=int(linger_s * 1000))
         self._context.term()

@@ -38,7 +38,7 @@ class Endpoint(Protocol):
     internal_address: str
 
     def close(self, linger_s: float) -> None:
-        """Free the address, and wait up to `linger_s` for messages to be sent."""
+        """Free the address, and wait up to `linger_s` seconds for messages to be sent."""
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the port by name."""
@@ -96,7 +96,7 @@ class StatusSocket:
         self._last_status.pop(topic, None)
 
     def close(self) -> None:
-        """Free the address, and wait up to `linger_s` for messages to be sent. Idempotent."""
+        """Free the address, and wait up to `linger_s` seconds for messages to be sent. Idempotent."""
         with self.lock:
             if self._closed:
                 return
