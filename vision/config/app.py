@@ -359,5 +359,5 @@ class AppConfig(ConfigSection):
 
     @property
     def watched_views(self) -> tuple[str, ...]:
-        """The ids of the cameras whose frames must be compared with their backgrounds."""
+        """The ids of the cameras whose frames must be compared with the background of the same camera."""
         return tuple(camera.id for camera in self.cameras if self.report_after(camera).watches_view)

@@ -1,6 +1,6 @@
 """Comparison of two configurations of one deployment, and changes to a configuration while the program runs.
 
-The program applies a `Plan` as a whole. If any key that differs needs a restart, it applies nothing.
+The program applies a `Plan` as a whole. If any key that differs needs a restart, the program applies nothing.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Plan:
 
 
 def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
-    """Return the changes with which the running program works as `new` requires.
+    """Return the changes that the program must apply to switch from the configuration `running` to `new`.
 
-    `detector_score` is the threshold with which the detector was opened. If `new` requires lower scores, it needs a
-    restart.
+    `detector_score` is the threshold with which the detector was opened. If `new` requires lower scores, the plan needs
+    a restart.
     """
     before, after = _cameras(running), _cameras(new)
     removed = tuple(camera for camera in before if camera not in after)
@@ -163,7 +163,7 @@ def restart_error(plan: Plan, path: Path | None) -> ConfigError:
 
 
 def read_camera(path: Path) -> dict[str, Any]:
-    """Return the keys of one camera from a file. Make its paths absolute, and keep ``${NAME}`` as it is.
+    """Return the keys of one camera from a file, with absolute paths. ``${NAME}`` is not replaced.
 
     Raises:
         ConfigError: the file cannot be read, or is not valid YAML with keys and values.

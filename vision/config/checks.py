@@ -35,7 +35,7 @@ from vision.config.wording import InvalidValue, Loc, did_you_mean, dotted, neare
 Section: TypeAlias = Mapping[str, object]
 
 TRACK_SCORES: Final[Mapping[str, float]] = {"low_score": 0.15, "high_score": 0.5, "new_score": 0.55}
-"""Defaults of the tracker's scores, in ascending order: what can start a track must be able to extend one."""
+"""Defaults of the tracker's scores, in ascending order: a detection that can start a track can also extend a track."""
 
 _WITHOUT_ANALYTICS: Final = ("detect", "track")
 
@@ -65,6 +65,7 @@ _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
     File: ("auto", "ffmpeg", "nvdec"),
     Folder: ("auto",),
 }
+"""Values of `reader` that each kind of source accepts."""
 
 
 @dataclass(frozen=True, slots=True)

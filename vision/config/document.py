@@ -1,4 +1,4 @@
-"""`Document` contains the values of a YAML file and their positions, and creates errors that show the positions."""
+"""`Document`, which contains the values of a YAML file and their positions, and creates errors with positions."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Document:
         return quoted(node.written) if isinstance(node.value, str) else node.written
 
     def fault(self, loc: Loc, code: str, message: str) -> Fault:
-        """Create a fault of the value at `loc`."""
+        """Create a fault of the value at `loc`, with the position of the value."""
         return Fault(*self.place(loc), dotted(loc), code, message)
 
     def error(self, faults: Iterable[Fault]) -> ConfigError:

@@ -151,7 +151,7 @@ def check_tls(policy: str) -> str:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 Identifier = Annotated[str, Field(pattern=IDENTIFIER.pattern, title=IDENTIFIER_TITLE)]
-"""Name of a camera, line or zone, which can be part of topics and file names."""
+"""Name, for example of a camera, line, or zone, that can be a part of topics and file names."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0)]

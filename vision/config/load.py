@@ -59,7 +59,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
 def load_config_text(text: str, environ: Mapping[str, str], *, name: str = "camera.yaml") -> AppConfig:
     """Create a configuration from the text of a camera.yaml, as `load_config` does from a file.
 
-    The paths in it stay relative. Errors use `name` as the name of the file.
+    Relative paths in the text stay relative. Errors use `name` as the name of the file.
     """
     return _validate_config(parse_document(text, name, environ))
 

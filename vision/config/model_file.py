@@ -55,6 +55,7 @@ _ALIASES: Final[Mapping[str, str]] = {
     ".pdmodel": ".pdparams", ".pdiparams": ".pdparams",
     ".mlpackage": ".mlmodel",
 }  # fmt: skip
+"""Key in `_FORMATS` of each further suffix."""
 
 _FETCH: Final = "fetch the file again: the server sent a different document, such as a login page or an error message"
 _AGAIN: Final = "fetch or export the model again"

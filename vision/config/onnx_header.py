@@ -1,7 +1,7 @@
 """Header of an ONNX file: its metadata, inputs, and outputs, read without the package `onnx`.
 
-An installation that runs models with TensorRT needs neither `onnx` nor ONNX Runtime. So this module reads the few
-fields that it needs from the encoding of Protocol Buffers, and skips the weights. A field has a key (its number and
+An installation that runs models with TensorRT needs neither `onnx` nor ONNX Runtime. Therefore, this module decodes the
+few fields that it needs from the format of Protocol Buffers, and skips the weights. A field has a key (its number and
 type) and a value. A value of the type "length-delimited" can be a nested message.
 """
 

@@ -1,4 +1,4 @@
-"""Checks of paths that a user has written. Unlike those of `Path`, they raise no error if a name is too long."""
+"""Checks of paths from the user. Unlike the methods of `Path`, they raise no error if a name is too long."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_dir(path: Path) -> bool:
 def can_write(path: Path) -> bool:
     """Return True if a file at `path` can be replaced or, if there is none, created. Symbolic links are followed.
 
-    False also means that `path` is a folder, or that its parent folder does not exist.
+    Return False if `path` is a folder, or if its parent folder does not exist.
     """
     target = Path(os.path.realpath(path))  # `Path.resolve` raises errors
     return not is_dir(target) and os.access(target if exists(target) else target.parent, os.W_OK)

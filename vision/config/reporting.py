@@ -1,4 +1,4 @@
-"""The sections `report_after_s:`: how long a camera can have a fault before an event reports it."""
+"""The sections `report_after_s:`, which set how long a camera can have a fault before an event reports the fault."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 from vision.errors import register_secret
 
 Span: TypeAlias = tuple[int, int]
-"""The first and the last index, plus 1, of a part of a text."""
+"""A part of a text: the index of its first character, and the index after its last character."""
 
 _PUBLIC_KEYS: Final = frozenset({"id", "node", "name", "bind", "replay", "model", "pipeline", "classes"})
 """Keys whose values are published, or name a part of this machine."""

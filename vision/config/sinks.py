@@ -123,6 +123,7 @@ _ONLY: Final[Mapping[str, tuple[tuple[Protocol, ...], str]]] = {
     "user": (("mqtt", "kafka", "redis", "nats"), "brokers, not on webhooks"),
     "password": (("mqtt", "kafka", "redis", "nats"), "brokers, not on webhooks"),
 }
+"""For each key that not all protocols have, the protocols that have it, and the text that names their addresses."""
 
 
 def sink_conflicts(sink: Mapping[str, object]) -> Iterator[Conflict]:

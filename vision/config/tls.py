@@ -17,8 +17,8 @@ def tls_context(tls: str = VERIFY) -> ssl.SSLContext:
     """Return a context that checks certificates.
 
     Python 3.13 and later refuse issuers that do not comply with RFC 5280 in every detail, for example those without the
-    extension "key usage". Earlier versions and FFmpeg accept them, and the issuers of many cameras and of private
-    networks are of this kind. Therefore, the context accepts them with every version of Python.
+    extension "key usage". Many cameras and private networks have such issuers, which FFmpeg and earlier versions of
+    Python accept. Therefore, the context accepts these issuers with every version of Python.
 
     Args:
         tls: `VERIFY` to trust the issuers of the system, or the path of a PEM file with the certificates to trust.

@@ -1,7 +1,7 @@
 """Transfer of sections of a configuration to other processes of the program, as plain data.
 
-Values are not validated again, because they come from a valid configuration. Validation would also refuse the cameras
-that `vision plan` copies, because it gives them ids that no file can contain.
+Values are not validated again, because they come from a valid configuration. Validation would also refuse the copies of
+cameras in `vision plan`, which have ids that no file can contain.
 """
 
 from __future__ import annotations

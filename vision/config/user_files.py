@@ -1,6 +1,6 @@
-"""Functions that read and write files whose paths a user has written, without waiting for what never comes.
+"""Functions that read and write files at paths from the user, without waiting forever.
 
-Such a path can name anything, for example a named pipe that no other program uses, a device that never ends, or a
+Such a path can name anything, for example a named pipe that no other program uses, a device with endless data, or a
 folder.
 """
 
@@ -59,7 +59,7 @@ def read_input(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes:
 
 
 def write_output(path: Path, contents: str | bytes) -> None:
-    """Write to a file, a text as UTF-8. An existing file is overwritten. A pipe or a device gets the contents.
+    """Write `contents` to a file, a pipe, or a device. Encode text as UTF-8. Overwrite an existing file.
 
     Raises:
         Closed: the program was stopped while it waited for the reader of a pipe (see `stop_waits_on`).

@@ -1,8 +1,8 @@
-"""`with_value` changes one value in the text of a YAML file, and keeps comments, order, and spelling of the rest.
+"""`with_value`, which changes one value in the text of a YAML file, and keeps the comments, order, and spelling.
 
-PyYAML reports the place of each value, and only the text of the parts that differ is replaced. If this is not possible,
-the whole value is replaced, and its comments are lost. Each result is parsed again. If none has exactly the requested
-content, for example because a value is an alias, the change is refused.
+PyYAML reports the place of each value, so the module replaces only the text of the parts that differ. If this is not
+possible, it replaces the whole value, whose comments are lost. In both cases, it parses the new text again. It refuses
+the change if no text has exactly the requested content, for example because a value is an alias.
 """
 
 from __future__ import annotations
