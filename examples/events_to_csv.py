@@ -1,10 +1,10 @@
-"""Append every event to a CSV file, each of them once.
+"""Append each event to a CSV file exactly once.
 
 python examples/events_to_csv.py events.csv [tcp://127.0.0.1:5555]
 
 The configuration of the publisher must contain `state_dir` and `publish: {replay: ADDRESS}`. The publisher then stores
-and numbers its events. This program requests all stored events after the last number in the file. So it also adds the
-events that occurred while it was not running, as far as the publisher still stores them.
+and numbers its events. This program requests all stored events after the last number in the file. Therefore, it also
+adds the events that occurred while it was not running, if the publisher still stores them.
 """
 
 import csv

@@ -36,8 +36,8 @@ def pipeline_with(
     """Return the `build` function of a shipped pipeline with additional stages.
 
     Args:
-        stages: additional stages in the order in which they run. They run after the stages of `after`, but before
-            its snapshot and inquiry stages, so that these also process their events.
+        stages: additional stages, in the order in which they run. They run after the other stages of `after`, but
+            before its snapshot and inquiry stages, which therefore also process the events of additional stages.
         after: name of the shipped pipeline.
         sinks: sinks that receive the results in addition to the publisher.
     """
@@ -57,9 +57,9 @@ def load_pipeline(name: str) -> Build:
     The runtime that `build` returns also writes or shows the annotated video, if requested.
 
     Raises:
-        ConfigError: the pipeline or the file does not exist, the file cannot be imported, there is no function
-            `build`, it has the wrong arguments, or other users can write to the file or to a folder above it. The
-            `build` function raises it if it does not return a runtime.
+        ConfigError: the pipeline or the file does not exist, the file cannot be imported, it has no function `build`
+            with the expected arguments, or other users can write to the file or to a folder above it. If `build` in
+            the user's file does not return a runtime, the returned function raises this error.
     """
     return with_video(_load_build(name))
 
@@ -91,7 +91,7 @@ def _load_build(name: str) -> Build:
 
 
 def _checked(build: Build, name: str) -> Build:
-    """Check the arguments of `build`. Return a function that calls it, and checks its result.
+    """Check the arguments of `build`. Return a function that calls `build` and checks its result.
 
     Raises:
         ConfigError: `build` does not accept the three arguments.

@@ -18,7 +18,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return the tracker and, if configured, the second model and the stages for views, objects, inquiries."""
+    """Open the tracker and, if configured, the second model and the stages for views, objects, and inquiries."""
     cascade, track = open_cascade(config, options, resources), open_tracking(config)
     views, inquiries = open_views(config, options, resources), open_inquiries(config, options, resources)
     return [track, *cascade, *views, *open_objects(config), *inquiries]

@@ -1,7 +1,7 @@
 """Search the packages of the lock files for known vulnerabilities, with pip-audit.
 
-The exit code is 1 if a package has a vulnerability, and 75 if the advisory service does not answer, or does not know
-all packages, so that they could not be checked.
+The exit code is 1 if a package has a vulnerability. Otherwise, it is 75 if some packages could not be checked, because
+the advisory service does not answer, or does not know these packages.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ def ask(lock: Path) -> Mapping[str, Any] | None:
 
 
 def audit(name: str, report: Mapping[str, Any] | None) -> int:
-    """Print what a report contains. Return the exit code."""
+    """Print the vulnerabilities and the unchecked packages of a lock file. Return the exit code.
+
+    Args:
+        name: name of the lock file.
+        report: report of pip-audit about the lock file; None if there is none.
+    """
     if report is None:
         print(f"{name}: not checked, because the advisory service does not answer")
         return EXIT_TEMPORARY

@@ -1,10 +1,10 @@
-"""Check the words of code, documentation and configuration, and the line length of documentation.
+"""Check the words of code, documentation, and configuration, and the line length of documentation.
 
     python tools/check_language.py [FILE ...]
 
 This command lists each line that breaks a rule, and exits with code 1 if there are any. Without arguments, it reads
 every text file that Git tracks. Each thing has one name: a *frame* is part of a video, and an *image* is a file.
-docs/glossary.md explains the words that the project uses. Prose in Markdown files is wrapped, but tables, code blocks
+docs/glossary.md explains the words that the project uses. Prose in Markdown files is wrapped, but tables, code blocks,
 and the targets of links can be longer.
 """
 

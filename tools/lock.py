@@ -37,7 +37,7 @@ class Lock:
 
     extras: tuple[str, ...]
     machines: str
-    options: tuple[str, ...]  # for the resolver
+    options: tuple[str, ...]  # for `uv pip compile`
     more: tuple[str, ...] = ()  # further requirements
 
 

@@ -65,15 +65,16 @@ __all__ = [
 ]
 
 _RECEIVE_BUFFER_BYTES: Final = 256 * 1024
-_WAITING_BYTES: Final = 16 * 1024  # per message of the queue, that can arrive although the caller reads none
+_WAITING_BYTES: Final = 16 * 1024  # unread data that a connection can receive, per message of the queue
 _RETRY_NS: Final = 50_000_000  # time after which a request that could not be sent is repeated
 _NODE_STATUS: Final = f"status/{NODE}"
-_MAX_TOPICS: Final = 10_000  # per node, and the maximum number of nodes; the oldest are forgotten
-_PROBLEM_INTERVAL_NS: Final = 1_000_000_000
-_FATAL: Final = "no-replay"
+_MAX_TOPICS: Final = 10_000  # maximum number of topics per node, and of nodes; the oldest are forgotten
+_PROBLEM_INTERVAL_NS: Final = 1_000_000_000  # minimum time between two reports of problems
+_FATAL: Final = "no-replay"  # code of the `MessageError` that ends a subscription
 
 
 Item: TypeAlias = AnyMessage | Gap | NewJournal | Problem | Restart | Silence
+"""A message, or a report about the subscription."""
 
 Since: TypeAlias = int | tuple[str, int]
 """The last processed event: preferably its (`journal`, `number`), or only its number; 0 if there is none."""
@@ -99,7 +100,7 @@ def subscribe(
         kinds: one or more of ``detections``, ``status``, ``events``, ``counts``, and ``objects``.
         since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
             If None, events can be lost, like all other messages.
-        replay: ``publish.replay`` of the publisher, only with `since`. None means the address in its status.
+        replay: ``publish.replay`` of the publisher, only with `since`. None means the address in the status messages.
         key: key file of this subscriber, which `vision keys new FILE --server KEY` creates, or the keys themselves.
             Required if the publisher has `publish.curve`; otherwise None.
         timeout_s: maximum time in seconds without a message; None means no limit.
@@ -124,7 +125,10 @@ def subscribe(
 
 
 class Subscription:
-    """Connection to a publisher. It checks the sequence numbers of messages, and is not thread-safe."""
+    """Connection to a publisher, which returns messages, and reports about lost messages and other problems.
+
+    Use it as a context manager, or call `close`. It is not thread-safe.
+    """
 
     def __init__(
         self,
@@ -147,7 +151,7 @@ class Subscription:
             clock: function that returns the monotonic time in ns.
 
         Raises:
-            ConfigError: an argument is invalid.
+            ConfigError: an argument is invalid, the key cannot be used, or connecting to the address fails.
         """
         _check_arguments(address, cameras, kinds, since, replay)
         keys = key if key is None or isinstance(key, KeyPair) else read_key(Path(key), client=True)
@@ -185,7 +189,7 @@ class Subscription:
             raise ConfigError(f"address: cannot connect to {address}: {error}", code="address-form") from error
 
     def items(self, timeout_s: float | None = None) -> Iterator[Item]:
-        """Yield messages and reports.
+        """Yield messages and reports without end.
 
         Raises:
             TimeoutError: no message arrived for `timeout_s` seconds. If `timeout_s` is None, there is no limit.
@@ -272,7 +276,10 @@ class Subscription:
                 self._take(self._guarded.socket.recv_multipart())
 
     def _event_of(self, events: zmq.Socket[bytes]) -> int:
-        """Return the next event of a connection. Report a connection that the guard has shut down as a problem."""
+        """Return the next ZeroMQ event of a connection.
+
+        If the guard has closed the connection, queue a `Problem`, and return the event of a disconnection.
+        """
         parts = events.recv_multipart()
         if parts != [CUT]:
             return int(parse_monitor_message(parts)["event"])
@@ -283,9 +290,9 @@ class Subscription:
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
-        """Turn a `MessageError` into a report, because one message must not end the subscription.
+        """Return a context manager that queues a `Problem` for a `MessageError`, so that the subscription continues.
 
-        Raise the error if the publisher does not store events for requests.
+        If the publisher does not store events for requests, the context manager raises the error instead.
         """
         try:
             yield
@@ -455,11 +462,15 @@ class Latency:
 
 
 def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
-    """Return the time from the capture of a frame until now.
+    """Return the age of a frame: the time from its capture until now.
 
-    On the publisher's machine, the monotonic clock is used. On other machines, UTC is used, so the accuracy depends on
-    the synchronization of both clocks. `now_ns` (monotonic) and `now_utc_ns` (UTC) are the current time in nanoseconds.
-    If the value that is needed is None, the clock is read.
+    On the publisher's machine, the monotonic clock measures the age. On other machines, the age is a difference of UTC
+    times, so its accuracy depends on the synchronization of the clocks of both machines.
+
+    Args:
+        message: message about the frame.
+        now_ns: current monotonic time in nanoseconds. If None, read the clock.
+        now_utc_ns: current UTC time in nanoseconds since 1970. If None, read the clock.
     """
     if message.boot and message.boot == codec.boot_id():
         now_ns = time.monotonic_ns() if now_ns is None else now_ns

@@ -141,7 +141,7 @@ class ServerRefusal(LanguageError):
 
 
 class ServerFailure(LanguageError):
-    """The server cannot be reached, is busy, too slow, or failed. A later request can succeed without a change."""
+    """The server is unreachable, busy, or too slow, or has failed. A later request can succeed without a change."""
 
     exit_code = EXIT_TEMPORARY
 
@@ -155,7 +155,7 @@ class MessageError(VisionError):
 
 
 class Closed(VisionError):
-    """An object is closed, such as a slot, queue, database, or subscription, or an operation was canceled."""
+    """A slot, queue, database, subscription, or similar object is closed, or an operation was canceled."""
 
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s\"'<>]*@")
@@ -177,10 +177,11 @@ _registering = threading.Lock()
 
 
 def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
-    """Make `redact` and `conceal` replace a secret with `shown`, in the encodings of URLs, JSON, HTML, and Python.
+    """Make `redact` and `conceal` replace a secret with `shown`.
 
-    A secret with fewer than 8 characters is replaced only where no letter or digit is next to it. A secret with fewer
-    than 4 characters is ignored.
+    They also replace the secret as encoded in URLs, JSON, HTML, and Python. A secret with fewer than 8
+    characters is replaced only where no letter or digit is next to it. A secret with fewer than 4 characters is
+    ignored.
     """
     global _secrets  # noqa: PLW0603 - secrets of the whole process
     if len(secret) < _SHORTEST:
@@ -196,7 +197,7 @@ def registered_secrets() -> dict[str, str]:
 
 
 def _encodings(secret: str) -> set[str]:
-    """Return the secret itself, and the texts that programs print instead of it."""
+    """Return the secret itself, and the encoded and escaped forms in which programs may print it."""
     forms = {secret, unquote(secret)}
     for plain in tuple(forms):
         percent = {quote(plain, safe=""), quote(plain), quote_plus(plain)}
@@ -220,7 +221,7 @@ def _without(secret: str, shown: str, text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Return `text` with all registered secrets, and the users, passwords, and tokens of every URL, replaced."""
+    """Return `text` after replacing all registered secrets, and the users, passwords, and tokens in every URL."""
     if not text:
         return text
     text = _SECRET_QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", conceal(text)))
@@ -255,6 +256,7 @@ _PASSING: Final = {
     errno.EBUSY: "another program uses the file: `fuser` shows it",
     errno.EAGAIN: "another program uses the file: `fuser` shows it",
 }
+"""Hints for common errors that can end by themselves, by error number."""
 
 
 def is_passing(error: OSError) -> bool:
@@ -266,7 +268,7 @@ def from_os_error(text: str, error: OSError, *, code: str = "", hint: str = "") 
     """Return the error for a failed system call: `ConfigError` if only an operator can solve it, else `Unavailable`.
 
     Args:
-        text: what was attempted. The reason of the system is appended.
+        text: what was attempted. The system's description of the error is appended.
         error: the error of the call. An unknown error number counts as temporary.
         code: see `VisionError`.
         hint: replaces the usual hint of an error that only an operator can solve.

@@ -1,7 +1,7 @@
 """Latency histograms, rates, and marks for profilers.
 
-Averages hide slow frames. Therefore, a histogram counts the latency of every frame. From 1 µs to 200 s, its error is at
-most 5 %.
+Averages hide slow frames. Therefore, a histogram counts the latency of every frame. From 1 µs to 200 s, the error of
+its percentiles is at most 5 %.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Percentiles:
 
 
 class LatencyHistogram:
-    """Thread-safe histogram of durations. From 1 µs to 200 s, the buckets are 5 % wide. Its size is constant."""
+    """Thread-safe histogram of durations, with a constant size. From 1 µs to 200 s, the buckets are 5 % wide."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_EDGES_NS) + 1)
@@ -68,7 +68,7 @@ def _quantile_ms(up_to: Sequence[int], q: float, max_ns: int) -> float:
 
 
 class Rate:
-    """Measures the number of events per second over the last `window_s` seconds.
+    """Number of events per second over the last `window_s` seconds.
 
     Only the last 10,000 events are stored, so the result is at most 10,000 / `window_s` after the first window.
     """
@@ -93,6 +93,7 @@ class Rate:
 
 
 Spans: TypeAlias = Callable[[str], contextlib.AbstractContextManager[object]]
+"""Function from the name of a mark to a context manager that emits the mark."""
 
 _OFF: Final = contextlib.nullcontext()
 _spans: Spans | None = None
@@ -116,5 +117,5 @@ def send_spans(to: Spans | None) -> None:
 
 
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context manager that marks a stage for Nsight Systems. If marks are not enabled, it does nothing."""
+    """Return a context manager that marks its block as `name` in a profiler, or does nothing if marks are disabled."""
     return _spans(name) if _spans is not None else _OFF

@@ -31,7 +31,7 @@ ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
 (``arrival``), or the position in a file (``media``)."""
 
 STEPS_PER_PX: Final = 5
-"""The boxes of tracks are multiples of 0.2 px."""
+"""Number of steps per pixel to which the boxes of tracks are rounded. Their coordinates are multiples of 0.2 px."""
 
 
 class DropReason(str, Enum):
@@ -72,7 +72,7 @@ def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tup
 
 
 class FrameMeta(msgspec.Struct, frozen=True, gc=False):
-    """Description of one frame."""
+    """Description of one frame, without its pixels."""
 
     camera_id: str
     index: int  # number of the grabbed frame within its epoch; a gap means dropped frames
@@ -99,7 +99,10 @@ class DeviceMemory(Protocol):
     """GPU memory of one frame. It is freed with the last object that refers to it (`vision.gpu.memory`)."""
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Return a host copy of rows, uint8 (rows, row_bytes). They start at `first_byte`, `pitch_bytes` apart."""
+        """Return a copy of rows in host memory: uint8, (rows, row_bytes).
+
+        The first row starts at `first_byte`, and each further row starts `pitch_bytes` after the previous row.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +170,9 @@ class FrameBuffer:
         return self._device().read_rows(0, 0, 1, math.prod(shape)).reshape(shape)
 
     def read_rows(self, first: int, step: int) -> NDArray[np.uint8]:
-        """Return the rows `first`, `first + step`, ... as (rows, bytes per row). Copy only these rows from a GPU.
+        """Return the rows `first`, `first + step`, ... as uint8 (rows, bytes per row).
+
+        Copy only these rows if the frame is in GPU memory.
 
         Raises:
             DeviceError: the copy from the GPU failed.
@@ -225,7 +230,10 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Shapes of N objects in addition to their boxes, in the same order. Outputs that the model lacks are None."""
+    """Masks, keypoints, and rotated boxes of N objects, in the order of their boxes.
+
+    If the model does not have one of these outputs, the attribute is None.
+    """
 
     masks: tuple[Mask, ...] | None = None
     keypoints: NDArray[np.float32] | None = None  # (N, K, 3) x and y in source pixels, score in [0, 1]
@@ -235,7 +243,7 @@ class Shapes:
     from 0 to pi, clockwise from the x axis."""
 
     def take(self, rows: NDArray[np.intp]) -> Shapes:
-        """Return the shapes of the objects with these indices."""
+        """Return the shapes of the objects with the indices `rows`."""
         return Shapes(
             None if self.masks is None else tuple(self.masks[row] for row in rows.tolist()),
             None if self.keypoints is None else self.keypoints[rows],
@@ -267,7 +275,7 @@ class Detections(msgspec.Struct, frozen=True):
         return len(self.scores)
 
     def take(self, rows: NDArray[np.intp]) -> Detections:
-        """Return the objects with these indices, with their shapes."""
+        """Return the objects with the indices `rows`, including their shapes."""
         shapes = None if self.shapes is None else self.shapes.take(rows)
         boxes, scores, class_ids = self.boxes_xyxy[rows], self.scores[rows], self.class_ids[rows]
         return Detections(boxes, scores, class_ids, self.truncated_candidates, shapes)
@@ -280,7 +288,7 @@ class Detections(msgspec.Struct, frozen=True):
 class Tracks(msgspec.Struct, frozen=True):
     """M tracks that were detected in one frame. A process never gives two tracks the same id.
 
-    Lengths are rounded to 1 / `STEPS_PER_PX`, so that messages contain exactly the values that the analytics reads.
+    Lengths are multiples of 1 / `STEPS_PER_PX` px, so that messages contain exactly the values that analytics reads.
     """
 
     boxes_xyxy: NDArray[np.float32]  # (M, 4) source pixels
@@ -384,7 +392,7 @@ class Result(msgspec.Struct, frozen=True):
     meta: FrameMeta
     objects: Detections | Tracks
     timing: Timing
-    dropped_before: Mapping[str, int] = msgspec.field(default_factory=dict)  # frames since the last result, by reason
+    dropped_before: Mapping[str, int] = msgspec.field(default_factory=dict)  # drops since the last result, by reason
     events: tuple[Event, ...] = ()
     attributes: Mapping[int, tuple[Attribute, ...]] = msgspec.field(default_factory=dict)  # by track id
     counts: Counts | None = None  # None if the camera has no lines or zones
