@@ -29,6 +29,7 @@ LARGEST_BYTES = 200_000
 
 
 def main() -> None:
+    """Create the image, and print its path and size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/demo.jpg"), help="output file. Default: %(default)s")
     parser.add_argument("--frames", type=int, nargs=2, default=[45, 185], help="frame number for each camera, from 0")
@@ -59,12 +60,14 @@ def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uin
 
 
 def frame_of(camera: CameraConfig, index: int) -> NDArray[np.uint8]:
+    """Return a copy of the pixels of a camera's frame with the number `index`, from 0."""
     with closing(read_frames(camera, offline=True)) as frames:
         pixels: NDArray[np.uint8] = next(islice(frames, index, None)).pixels.copy()
         return pixels
 
 
 def detect(image: NDArray[np.uint8], detector: Detector) -> Detections:
+    """Return the objects that the detector finds in a BGR image, uint8 (H, W, 3)."""
     height_px, width_px = image.shape[:2]
     meta = FrameMeta("demo", 0, 0, 0, 0, width_px, height_px)
     detector.submit(0, [Frame.wrap(meta, image, "bgr")])
@@ -72,6 +75,7 @@ def detect(image: NDArray[np.uint8], detector: Detector) -> Detections:
 
 
 def side_by_side(tiles: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Join two images of equal height horizontally, with a white gap of `GAP_PX` between them."""
     gap = np.full((tiles[0].shape[0], GAP_PX, 3), 255, np.uint8)
     whole: NDArray[np.uint8] = np.hstack([tiles[0], gap, tiles[1]])
     return whole

@@ -339,7 +339,7 @@ class _Times:
 
 
 class _Problems:
-    """Counts the problems of a subscription, and decides which of them are reported."""
+    """Counter of the problems of a subscription. It decides which problems are reported."""
 
     def __init__(self, address: str, clock: Callable[[], int]) -> None:
         self.count = 0
@@ -358,7 +358,7 @@ class _Problems:
 
 
 class _Sequences:
-    """Checks sequence numbers. It stores the instance of each node, and the last number of each topic of the node."""
+    """Sequence numbers received so far: the instance of each node, and the last number of each topic of the node."""
 
     def __init__(self) -> None:
         self._instances: dict[str, str] = {}  # instance by node

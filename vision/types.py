@@ -51,9 +51,12 @@ class DropReason(str, Enum):
 
 
 SlowStage: TypeAlias = Literal["capture", "detector", "results"]
-"""Stage because of which a frame was dropped as `DropReason.SUPERSEDED` or `DropReason.STALE`. ``capture`` means the
-steps before the slot of the camera: the decoder was too slow, or the camera was frozen. ``results`` means the steps
-after the detector: the stages and the sinks."""
+"""Stage that caused a drop with the reason `DropReason.SUPERSEDED` or `DropReason.STALE`.
+
+* ``capture``: the steps before the slot of the camera. The decoder was too slow, or the camera was frozen.
+* ``detector``: the batching and the detector.
+* ``results``: the steps after the detector, which are the stages and the sinks.
+"""
 
 
 def frame_shape(height_px: int, width_px: int, pixel_format: PixelFormat) -> tuple[int, ...]:
@@ -96,7 +99,7 @@ class SharedMemory(Protocol):
 
 
 class DeviceMemory(Protocol):
-    """GPU memory of one frame. It is freed with the last object that refers to it (`vision.gpu.memory`)."""
+    """GPU memory of one frame, which is freed together with the last reference to it (`vision.gpu.memory`)."""
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
         """Return a copy of rows in host memory: uint8, (rows, row_bytes).

@@ -90,7 +90,7 @@ class CameraConfig(ConfigSection):
     """One source of frames: a camera, a recording, or a synthetic camera."""
 
     id: Identifier
-    """Name of the camera in topics, messages and logs."""
+    """Name of the camera in topics, messages, and logs."""
     source: Source = Field(examples=["rtsp://gate.example.com/stream1", "/dev/video0", "csi:0", "videos/walk.mp4"])
     """Address or path of the source; paths are relative to this file; ${NAME} is an environment variable."""
     user: str | None = Field(default=None, min_length=1)
@@ -108,15 +108,15 @@ class CameraConfig(ConfigSection):
     transport: Literal["tcp", "udp"] = "tcp"
     """Transport for RTSP; tcp is reliable; udp has a lower latency, but can lose packets."""
     tls: TlsPolicy = "verify"
-    """Certificates of https:// and rtsps:// cameras; verify: by the system's authorities; accept-any: not checked; or a
-    PEM file with the certificates to trust, relative to this file."""
+    """Certificates of https:// and rtsps:// cameras; verify: checked with the system's authorities; accept-any: not
+    checked; or a PEM file with the certificates to trust, relative to this file."""
     width: Pixels | None = None
-    """Frame width to request from a csi:, USB or synthetic: camera, in pixels; the camera's default if absent."""
+    """Frame width to request from a csi:, USB, or synthetic: camera, in pixels; the camera's default if absent."""
     height: Pixels | None = None
-    """Frame height to request from a csi:, USB or synthetic: camera, in pixels; the camera's default if absent."""
+    """Frame height to request from a csi:, USB, or synthetic: camera, in pixels; the camera's default if absent."""
     fps: FramesPerSecond | None = None
-    """Frame rate to request from a csi:, USB or synthetic: camera, or at which to read the images of a folder or to
-    request the snapshots of an http:// camera, in frames/s."""
+    """Frame rate in frames/s to request from a csi:, USB, or synthetic: camera, or at which to read the images of a
+    folder or to request the snapshots of an http:// camera."""
     max_fps: FramesPerSecond | None = None
     """Maximum rate of inference in frames/s; no limit if absent."""
     loop: bool = False
@@ -129,7 +129,7 @@ class CameraConfig(ConfigSection):
     """Maximum age in seconds of a frame when inference starts, and again when its result is processed. For the result,
     the time of inference does not count. Older frames are dropped."""
     report_after_s: ReportAfter = ReportAfter()
-    """Times after which events report faults of this camera; each time that is absent is that of all cameras."""
+    """Times after which events report faults of this camera; if a time is absent, that of all cameras applies."""
     frozen_after_s: Hour | None = 10.0
     """Seconds of identical frames after which the camera counts as frozen; null means never."""
 
@@ -169,8 +169,8 @@ class TrackConfig(ConfigSection):
     weak_s: float = Field(default=0.5, ge=0, le=60)
     """Maximum time in seconds for which only detections between `low_score` and `high_score` extend a track."""
     weak_standing_s: float = Field(default=20.0, ge=0, le=3600)
-    """Maximum time in seconds for which only such detections extend the track of an object that does not move, or that
-    is partly behind another tracked object; a value below `weak_s` has no effect."""
+    """Maximum time in seconds for which only detections between `low_score` and `high_score` extend the track of an
+    object that does not move, or that is partly behind another tracked object; a value below `weak_s` has no effect."""
     lost_s: Minute = 1.5
     """Seconds without a detection after which a published track ends."""
     reactivation: Literal["filter", "observation"] = "filter"
@@ -178,7 +178,7 @@ class TrackConfig(ConfigSection):
     max_objects: int = Field(default=500, ge=1, le=10_000)
     """Maximum number of tracks at the same time."""
     class_groups: tuple[ClassNames, ...] | None = None
-    """Groups of classes that the detector confuses; car, truck and bus if absent and the model has them."""
+    """Groups of classes that the detector confuses; car, truck, and bus if absent and the model has them."""
 
     _consistent = free_of(tracking_conflicts)
 
@@ -199,8 +199,8 @@ class CascadeConfig(ConfigSection):
     margin: float = Field(default=0.0, ge=0, le=1)
     """Margin on every side of the box, as a fraction of the box's width and height."""
     backend: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
-    """Library that runs the second model; auto: tensorrt if it and a GPU are present and one process handles all
-    results."""
+    """Library that runs the second model; auto: TensorRT if TensorRT and a GPU are available and one process handles
+    all results, otherwise ONNX Runtime."""
     precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"] = "fp16"
     """Precision of the TensorRT engine; ONNX Runtime uses the precision of the model."""
     max_batch: BatchSize = 8
@@ -234,7 +234,7 @@ class PublishConfig(ConfigSection):
     """The ZeroMQ socket that publishes messages."""
 
     bind: BindAddress = "tcp://127.0.0.1:5555"
-    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine, and tcp://*:5555 with `curve` a network."""
+    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine; tcp://*:5555, with `curve`, a network."""
     encoding: Literal["json", "msgpack"] = "json"
     """Format of the payload of every message."""
     masks: Literal["polygon", "rle"] = "polygon"
@@ -246,9 +246,9 @@ class PublishConfig(ConfigSection):
     """Folder with the keys of this program and of its subscribers (`vision keys`), relative to this file; with it,
     messages are encrypted, and only subscribers with an allowed key can connect."""
     insecure: bool = False
-    """Permit an address that other machines can reach without `curve`, so that everyone there can read the messages."""
+    """Permit, without `curve`, an address that other machines can reach; everyone there can then read the messages."""
     max_subscribers: int = Field(default=256, ge=1, le=10_000)
-    """Maximum number of connections to a tcp:// address; further subscribers wait until another one leaves."""
+    """Maximum number of connections to a tcp:// address; further subscribers wait until a subscriber disconnects."""
     replay: BindAddress | None = None
     """Address at which subscribers request missed events; needs `state_dir`; no such address if absent."""
     max_events: int = Field(default=10_000, ge=100, le=1_000_000)
@@ -259,7 +259,7 @@ class HttpConfig(ConfigSection):
     """An HTTP server for metrics and health."""
 
     bind: HttpAddress = "127.0.0.1:9102"
-    """Address and port; other machines can only reach it with `token`."""
+    """Address and port; an address that other machines can reach needs `token`."""
     token: str | None = Field(
         default=None, min_length=16, repr=False, title="${NAME}, an environment variable with at least 16 characters"
     )
@@ -331,7 +331,7 @@ class AppConfig(ConfigSection):
     status: StatusConfig = StatusConfig()
     """Status messages about the program and its cameras."""
     processes: Processes | Literal["auto"] = "auto"
-    """Number of worker processes that read the cameras, and of those that process results; 1: everything in one
+    """Number of worker processes that read the cameras, and also of those that process results; 1: everything in one
     process; auto: depends on the frame rates and the CPU cores."""
     stop_timeout_s: Minute = 1.5
     """Timeout in seconds for an orderly stop; a capture worker that closes many cameras has more time."""

@@ -97,7 +97,7 @@ class LanguageServer(ConfigSection):
 
 
 class LanguageConfig(LanguageServer):
-    """The server of a language model, and the limits of what it is asked."""
+    """The server of a language model, and limits of the requests to it."""
 
     queue: int = Field(default=64, ge=1, le=10_000)
     """Maximum number of events that wait for the server; each camera has an equal share, and its newest events come
@@ -112,16 +112,16 @@ class LanguageConfig(LanguageServer):
 
 
 class Inquiry(ConfigSection):
-    """Events about which the language model is asked, and what it sees. A missing list chooses all events."""
+    """Events about which the language model is asked, and the frames to send. A missing list chooses all events."""
 
     name: Identifier
-    """Name of this entry in messages, counters and the ledger."""
+    """Name of this entry in messages, counters, and the ledger."""
     cameras: Identifiers | None = None
     """Ids of the cameras; all if absent."""
     kinds: Identifiers | None = None
     """Kinds of events, such as rule or zone_entered; all if absent."""
     names: Identifiers | None = None
-    """Names of lines, zones and rules whose events are chosen; all if absent."""
+    """Names of lines, zones, and rules whose events are chosen; all if absent."""
     classes: ClassNames | None = None
     """Classes of the object of the event; all if absent."""
     frames: int = Field(default=1, ge=1, le=16)
@@ -174,7 +174,7 @@ class VerifyConfig(Inquiry):
     """Events that the language model confirms or refutes."""
 
     prompt: Prompt
-    """Question about the event; its answers are `answers`."""
+    """Question about the event; `answers` contains its possible answers."""
     answers: Answers = ("yes", "no")
     """Possible answers."""
     format: Literal["json", "token"] = "json"
@@ -185,7 +185,7 @@ class VerifyConfig(Inquiry):
     on_timeout: Literal["send", "drop"] = "send"
     """Treatment of an event without an answer after `wait_s`: publish it without a verdict, or not at all."""
     keep: Answers | None = None
-    """Answers with which an event is published after it has waited; events with other answers are dropped; all if
+    """Answers after which a waiting event is published; events with other answers are dropped; all answers if
     absent."""
 
     _consistent = free_of(verify_conflicts)
@@ -197,8 +197,8 @@ class DescribeConfig(Inquiry):
     prompt: Prompt = "Describe in one sentence what happens."
     """Request for a description; it has no effect with `statement`."""
     statement: str | None = Field(default=None, min_length=1, max_length=2000)
-    """Statement about a camera, such as "The gate is open."; if set, frames are checked every `every_s` until the
-    statement is true, and then an event reports this."""
+    """Statement about a camera, such as "The gate is open."; if set, frames are checked every `every_s` seconds until
+    the statement is true, and then an event reports this."""
     every_s: Day | None = None
     """Seconds between two checks of `statement`."""
     format: Literal["json", "token"] = "json"

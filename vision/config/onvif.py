@@ -11,7 +11,7 @@ class OnvifConfig(ConfigSection):
     """An RTSP server with the objects, events, and counts of each camera as ONVIF metadata, without video."""
 
     bind: HttpAddress = "127.0.0.1:8554"
-    """Address and port; other machines can only reach it with `user` and `password`."""
+    """Address and port; an address that other machines can reach needs `user` and `password`."""
     user: str | None = Field(
         default=None, min_length=1, pattern=r'^[^"\\\x00-\x1f\x7f]+$', title="a name without quotes"
     )

@@ -26,7 +26,7 @@ class PageConfig(ConfigSection):
     """A web page with live views, events, and counts."""
 
     bind: HttpAddress = "127.0.0.1:8080"
-    """Address and port; other machines can only reach it with `token`."""
+    """Address and port; an address that other machines can reach needs `token`."""
     token: str | None = Field(
         default=None, min_length=16, repr=False, title="${NAME}, an environment variable with at least 16 characters"
     )

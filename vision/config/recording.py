@@ -26,7 +26,7 @@ class RecordingConfig(ConfigSection):
     kinds: Identifiers | None = None
     """Kinds of events that start a clip; all if absent."""
     names: Identifiers | None = None
-    """Names of the rules, lines and zones whose events start a clip; all if absent."""
+    """Names of the rules, lines, and zones whose events start a clip; all if absent."""
     pre_s: float = Field(default=5.0, ge=0, le=60)
     """Minimum number of seconds before an event that its clip shows; a clip starts with a key frame."""
     post_s: float = Field(default=10.0, ge=0, le=600)

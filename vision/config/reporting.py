@@ -13,12 +13,12 @@ REALIGN_PATIENCE_S: Final = 10.0
 
 
 class ReportAfter(ConfigSection):
-    """Seconds for which a camera has a fault, or works again, before an event reports it."""
+    """Times in seconds for which a camera has a fault, or works again, before an event reports this."""
 
     lost: Day | None = 60.0
     """Seconds without frames after which a camera is reported as lost; null means never."""
     frozen: Day | None = 60.0
-    """Seconds of identical frames, or of silence with a connection, after which a camera is reported as frozen; null
+    """Seconds of identical frames, or of a connection without frames, after which a camera is reported as frozen; null
     means never."""
     back: float = Field(default=0.0, ge=0, le=86_400)
     """Seconds of new frames after which a camera that was reported is back."""

@@ -184,7 +184,7 @@ class SinkConfig(ConfigSection):
     spool_age: Annotated[str, AfterValidator(_check_age)] = Field(
         default="7d", title="a duration such as 500ms, 10s, 5m, 2h or 1d"
     )
-    """Maximum age of these messages; the time while the program does not run does not count."""
+    """Maximum age of the messages that wait on disk; the time during which the program does not run does not count."""
 
     _consistent = free_of(sink_conflicts)
 

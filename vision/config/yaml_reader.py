@@ -212,7 +212,7 @@ def _explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> str:
 
 
 class _NodeBuilder:
-    """Builds `Node` objects from the nodes of PyYAML, and collects faults. A node with aliases is built only once."""
+    """Builder of `Node` objects from the nodes of PyYAML. It collects faults, and builds a node with aliases once."""
 
     def __init__(self, environ: Mapping[str, str] | None) -> None:
         self.faults: list[Fault] = []

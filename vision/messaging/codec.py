@@ -87,7 +87,7 @@ class _TrackedObject(DetectedObject, frozen=True, kw_only=False, omit_defaults=T
 
 
 class Numbering:
-    """Assigns the sequence numbers of one publisher's messages, separately for each topic. It is not thread-safe."""
+    """Generator of the sequence numbers of one publisher, with one sequence for each topic. It is not thread-safe."""
 
     def __init__(self, node: str, instance: str | None = None) -> None:
         """Start all topics at 1. `instance` identifies the start of the publisher; None creates a new identifier."""

@@ -186,7 +186,7 @@ def _temporary_folder() -> Path:
 
 
 def _folders() -> Iterator[Path]:
-    """Yield folders for control sockets: `own_folder`, that of the service, and one in /tmp if this user owns it."""
+    """Yield folders for control sockets: `own_folder`, the folder of the service, and this user's folder in /tmp."""
     temporary = _temporary_folder()
     for folder in dict.fromkeys([own_folder(), _SERVICE_FOLDER, temporary]):
         if folder != temporary or _is_own(folder):

@@ -61,7 +61,7 @@ class _Connection:
 
 
 class ControlServer:
-    """Receives requests, one after the other, and passes them to a function. Signals can also request a reload."""
+    """Server that passes requests to a function, one after the other. Signals can also request a reload."""
 
     def __init__(
         self,

@@ -209,7 +209,7 @@ class KeyFolder:
 
 
 class CurveServer:
-    """Makes a socket use CURVE as a server, and decides for each new connection whether its key is allowed."""
+    """The server side of CURVE for one socket. A thread decides for each new connection whether its key is allowed."""
 
     def __init__(self, socket: zmq.Socket[bytes], keys: KeyFolder, when_revoked: Callable[[], None]) -> None:
         """Configure `socket`, which must not be bound yet, and start the thread.

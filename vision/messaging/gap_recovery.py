@@ -73,7 +73,10 @@ InOrder: TypeAlias = EventMessage | Gap | NewJournal
 
 
 class GapRecovery:
-    """Puts events in order, and decides when to request missing ones. It uses no sockets, and is not thread-safe."""
+    """The logic that orders events, and decides when to request missing events. It uses no sockets.
+
+    It is not thread-safe.
+    """
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Start after event `since` (0 requests all stored events) of `journal` (None if unknown)."""

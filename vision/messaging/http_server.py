@@ -27,7 +27,7 @@ _SENT: Final = "vision.sent"  # key of a request's scope: number of parts of the
 class SecurityHeaders:
     """ASGI middleware that adds headers to each response, unless the response already contains them.
 
-    It also ends requests whose client has gone, which would otherwise cause a traceback in the log.
+    It also ends requests whose client has disconnected, which would otherwise cause a traceback in the log.
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:

@@ -53,7 +53,10 @@ class _Outage:
 
 
 class NodeEvents:
-    """Derives events from status reports. One thread calls `of`, once for each report. `settings` can be replaced."""
+    """Source of the events that follow from status reports. One thread calls `of`, once for each report.
+
+    The publisher replaces `settings` when the configuration changes.
+    """
 
     def __init__(self, settings: NodeEventSettings, run: RunRecord | None = None) -> None:
         """Create the object, without outages. `run` records this run, and provides the end of the last run.

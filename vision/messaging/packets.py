@@ -94,7 +94,7 @@ def packet_address_prefix() -> str:
 
 
 class PacketSocket:
-    """Sends the packets of the cameras that a process reads. Thread-safe."""
+    """Socket that sends the packets of the cameras that a process reads. It is thread-safe."""
 
     def __init__(self, address: str) -> None:
         """Bind the socket. Raise `zmq.ZMQError` if the address cannot be bound."""
@@ -172,7 +172,7 @@ class PacketSocket:
 
 
 class PacketReceiver:
-    """Receives the packets of some cameras. Not thread-safe."""
+    """Receiver of the packets of some cameras. It is not thread-safe."""
 
     def __init__(self, addresses: Sequence[str], cameras: Collection[str]) -> None:
         """Connect to all packet sockets, even if they do not exist yet, and request the packets of `cameras`."""
@@ -208,7 +208,10 @@ class PacketReceiver:
 
 
 class LiveReceiver:
-    """Receives packets with their capture times, and images. The requested cameras can change. Not thread-safe."""
+    """Receiver of packets with their capture times, and of images. The requested cameras can change.
+
+    It is not thread-safe.
+    """
 
     def __init__(self, addresses: Sequence[str]) -> None:
         """Connect to all packet sockets, even if they do not exist yet. Request nothing."""

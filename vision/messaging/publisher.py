@@ -77,7 +77,7 @@ class RecordsResults(Protocol):
 
 
 class DetectionsPublisher:
-    """Numbers, encodes, sends, and records the detections message of each result."""
+    """Publisher that numbers, encodes, sends, and records the detections message of each result."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class DetectionsPublisher:
 
 
 class EventGate(Protocol):
-    """Decides when events are published. Its methods must not block."""
+    """An object that decides when events are published. Its methods must not block."""
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
         """Return the events to publish now. The others are published later, or not at all."""
@@ -123,7 +123,10 @@ class EventGate(Protocol):
 
 
 class EventPublisher:
-    """Numbers, stores, and sends events. An event is stored before it is sent, so that it can be requested again."""
+    """Publisher that numbers, stores, and sends events.
+
+    It stores an event before it sends the event, so that subscribers can request the event later.
+    """
 
     def __init__(
         self,
@@ -216,7 +219,7 @@ class EventPublisher:
 
 
 class Publisher:
-    """Sends results, events, and status. With a recorder or an event log, only one thread may publish results.
+    """Publisher of results, events, and status. With a recorder or an event log, only one thread may publish results.
 
     Attributes:
         address: the bound address.

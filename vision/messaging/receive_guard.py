@@ -117,7 +117,7 @@ class Guarded:
 
 
 class ReceiveGuard:
-    """A thread that watches the connections of sockets. `guard` and `close` belong to the owner of the sockets."""
+    """A thread that watches the connections of sockets. The owner of the sockets calls all methods."""
 
     def __init__(self, context: Context) -> None:
         """Prepare the guard for sockets of this context. `start` starts the thread."""

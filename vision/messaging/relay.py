@@ -74,7 +74,7 @@ class Bucket:
 
 
 class Inspector:
-    """Checks the bytes that a client sends: a greeting and frames of ZMTP 3."""
+    """Inspector of the bytes that a client sends: a greeting and frames of ZMTP 3."""
 
     def __init__(self, *, subscribes: bool) -> None:
         self.topics: set[bytes] = set()
@@ -188,7 +188,7 @@ class Poller:
 
 
 class Relay:
-    """Accepts connections on `listener`, and forwards them to the Unix socket `target`."""
+    """Relay that accepts connections on `listener`, and forwards them to the Unix socket `target`."""
 
     def __init__(
         self, listener: socket.socket, target: str, *, connections: int, subscribes: bool, keepalive_s: int

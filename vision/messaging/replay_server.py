@@ -39,7 +39,7 @@ _OPTIONS: Final = {
 
 
 class ReplayServer:
-    """Answers requests for events of `event_log` on a separate thread, until closed."""
+    """Server that answers requests for events of `event_log` in its own thread, until `close` is called."""
 
     def __init__(
         self,

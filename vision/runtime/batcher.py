@@ -19,7 +19,7 @@ _WEIGHT_OF_NEW: Final = 0.2  # weight of a new sample in the moving averages
 
 
 class Batcher:
-    """Forms batches with at most one frame per camera. The camera that was served longest ago comes first.
+    """Source of batches with at most one frame per camera. The camera that was served longest ago comes first.
 
     All slots must share one condition (`LatestSlot.changed`).
     """
@@ -98,13 +98,13 @@ class _Running:
 
 @dataclass(slots=True)
 class SubmitScheduler:
-    """Decides when to form the next batch: just before the detector can start to process it.
+    """Scheduler that decides when to form the next batch: just before the detector can start to process it.
 
     Frames that are batched while the detector is busy become stale in its queue. For each batch size, the scheduler
     learns two durations:
 
-    * `latency`: the time that the detector needs for a batch when it is idle before
-    * `interval`: the time between two results when the detector is never idle
+    * `latency`: the time that the detector needs for a batch that it can start at once
+    * `interval`: the time between two results while the detector is never idle
 
     From these durations, the scheduler predicts when the running batches finish. It then subtracts the part of the
     work on the next batch that overlaps with the running batches.

@@ -30,7 +30,7 @@ _ASSUMED_HW: Final = (1080, 1920)  # frame size assumed for a camera that has no
 
 @dataclass(frozen=True, slots=True)
 class CameraFactory:
-    """Creates cameras whose slots share one condition.
+    """Factory of cameras whose slots share one condition.
 
     If workers read the cameras (`RunOptions.capture_workers`), the supervisor of a camera is a `RemoteCamera`.
     """

@@ -64,7 +64,7 @@ class WorkerTotals:
         self._last: dict[str, int] = {}  # of the current process
 
     def update(self, counters: dict[str, int]) -> None:
-        """Replace the counters of the current process in the sum. `counters` are totals since the process started."""
+        """Update the sum with the counters of the current process, which are totals since the process started."""
         self.counters.update(counters)
         self.counters.subtract(self._last)
         self._last = counters

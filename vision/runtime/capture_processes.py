@@ -54,7 +54,7 @@ _MAX_MEMORY_PART: Final = 0.5  # of the memory of the machine
 BUFFERS_ON_THE_WAY: Final = 1  # number of buffers of a camera that are in messages between the processes
 
 _BAD_MESSAGE: Final = (struct.error, ValueError, IndexError, KeyError, msgspec.MsgspecError)
-"""Exceptions that an invalid message from a worker causes. The worker is then killed."""
+"""Exceptions that an invalid message from a worker causes. The main process then kills the worker."""
 
 
 class RemoteCamera:
@@ -112,7 +112,7 @@ class RemoteCamera:
 
     @property
     def failure(self) -> str:
-        """The reason for the failure of a source that is not retried; empty if it has not failed, or is retried."""
+        """The reason why the source has failed for good; empty if the source has not failed, or is retried."""
         return self._failure
 
     def blocked_in(self) -> str:

@@ -88,7 +88,7 @@ class FrameConnection(Connection):
 
 
 class RemoteSink:
-    """Writes the frames of one camera to shared buffers. It implements `vision.capture.source.FrameSink`."""
+    """Sink that writes the frames of one camera to shared buffers. It implements `vision.capture.source.FrameSink`."""
 
     def __init__(
         self,

@@ -130,7 +130,7 @@ class _RateLimit:
 
 
 class LatestSlot:
-    """Holds the newest frame of one camera. The camera thread writes frames, and the inference thread reads them.
+    """Slot for the newest frame of one camera. The camera thread writes frames, and the inference thread reads them.
 
     The writer owns one buffer, one complete frame waits, and the reader leases up to `leases` frames. A new frame
     replaces the waiting frame, which is dropped. In a lossless slot, the writer waits instead. The methods for the

@@ -16,7 +16,7 @@ GiveBack = Callable[[int, int], None]
 
 
 class RemoteSlot(LatestSlot):
-    """Holds the newest frame of one camera of a capture worker, for the inference thread.
+    """Slot for the newest frame of a camera that a capture worker reads. The inference thread takes the frames.
 
     The worker owns the buffers to which it writes frames. When it sends a message about a frame, the buffer belongs to
     the slot until the slot gives it back. The methods `configure`, `forget_buffers`, `write_buffer`, and `commit` of

@@ -47,8 +47,8 @@ from vision.types import DropReason, Result, SharedMemory
 ENTRY: Final = "vision.pipelines:run_result_worker"
 
 _HANG_PART: Final = 0.5
-"""Fraction of `hang_s` after which a worker counts as hanging. Below 1, the worker is replaced before the watchdog ends
-the run."""
+"""Fraction of `hang_s` after which a worker counts as hanging. It is below 1, so that the worker is replaced before the
+watchdog ends the run."""
 
 _MEMORY_BYTES: Final = 1 << 30
 _POLL_S: Final = 0.05  # longest time until the results thread notices that the program stops

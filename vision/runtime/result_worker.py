@@ -133,7 +133,7 @@ class _Outbox:
 
 
 class _Records:
-    """Collects detections messages, which the main process records."""
+    """Collector of detections messages, which the main process records."""
 
     def __init__(self) -> None:
         self.payloads: list[bytes] = []
@@ -143,7 +143,7 @@ class _Records:
 
 
 class _ResultWorker:
-    """Processes the results of its cameras, one message after the other."""
+    """The part of a worker that processes the results of its cameras, one message after the other."""
 
     def __init__(
         self,

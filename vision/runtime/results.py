@@ -26,7 +26,7 @@ _MAX_TOGETHER: Final = 32
 
 
 class ResultHandler:
-    """Receives results from the inference thread, runs the stages on them, and passes the results to the sinks."""
+    """Handler of the results of the inference thread. It runs the stages on them, and passes them to the sinks."""
 
     def __init__(
         self,

@@ -79,7 +79,7 @@ _CAMERA_HINT: Final = "reconnect the camera, or set a different `reader`; `dmesg
 
 
 class Runtime:
-    """Runs the threads of a pipeline: cameras, detector, stages, and sinks."""
+    """The running pipeline: the threads of its cameras, detector, stages, and sinks."""
 
     def __init__(
         self,

@@ -32,7 +32,8 @@ from vision.version import version
 log = logging.getLogger(__name__)
 
 APPLICATION, LOG, HEARTBEAT, READY, FAILURE, SETUP, STOP = b"A", b"L", b"H", b"R", b"F", b"C", b"S"
-"""Kinds of messages. `SETUP` and `STOP` go to the worker, `APPLICATION` both ways, the others to the main process."""
+"""Kinds of messages. `SETUP` and `STOP` go to the worker, `APPLICATION` goes in both directions, and the other kinds go
+to the main process."""
 
 SPARE: Final = "spare worker".ljust(32)
 """Name of a spare process, which replaces the next worker that ends. The padding leaves room for that worker's name."""
@@ -192,7 +193,7 @@ class WorkerChannel:
         self._next_heartbeat = 0.0
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on, for an entry that waits for more than one."""
+        """Return the descriptor to wait on, for an entry that also waits on other descriptors."""
         return self._connection.fileno()
 
     def ready(self) -> None:
@@ -328,7 +329,7 @@ class Setup:
 
 
 class _ForwardingHandler(logging.Handler):
-    """Sends log records to the main process, which writes them. It never blocks the thread that logs."""
+    """Handler that sends log records to the main process, which writes them. It never blocks the thread that logs."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()

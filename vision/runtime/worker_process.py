@@ -194,7 +194,7 @@ class SpareProcess:
 
 @dataclass(slots=True)
 class Workers:
-    """Starts workers, receives their messages, and replaces processes that crash, hang, or use too much memory.
+    """The workers of a program. `poll` receives messages, and replaces processes that crash, hang, or leak memory.
 
     Only one thread at a time can call methods. A thread that calls `poll` must not end before the workers that it
     started, because Linux kills a worker when the thread that started it ends.
@@ -377,7 +377,7 @@ class Workers:
         process.process.kill()
 
     def _check(self) -> None:
-        """Kill processes that hang or use too much memory, and reap those that were killed. Keep a spare process."""
+        """Kill processes that hang or use too much memory, reap killed processes, and keep a spare process."""
         if self.spare is not None and self.ready and not self._is_stopping:
             self.spare.keep()
         self._killed = [process for process in self._killed if process.poll() is None]

@@ -35,7 +35,7 @@ _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
 
 
 class ProgramState:
-    """Stores the last status of the program and of each camera, and counts other messages. Thread-safe."""
+    """The last status of the program and of each camera, and counters of other messages. It is thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
