@@ -301,7 +301,7 @@ class Tracks(msgspec.Struct, frozen=True):
     age_ms: NDArray[np.int64]  # (M,) time since the track's first detection
     truncated_candidates: int = 0  # as in the frame's `Detections`
     hidden_px: NDArray[np.float32] | None = None  # (M,) height of the hidden part of each object, below its box
-    shapes: Shapes | None = None  # of the detections that were matched with the tracks; None as in `Detections`
+    shapes: Shapes | None = None  # shapes of the detections that were matched with the tracks; None as in `Detections`
     previous_xyxy: NDArray[np.float32] | None = None
     """(M, 4) box of each track that is published for the first time, at its previous detection; NaN for other tracks.
     None if no track is published for the first time."""

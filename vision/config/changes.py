@@ -44,7 +44,7 @@ _Choosing = TypeVar("_Choosing", RecordingConfig, SinkConfig, Inquiry)
 class Plan:
     """The difference between the configuration of the running program and a new one."""
 
-    added: tuple[str, ...] = ()  # cameras, by id
+    added: tuple[str, ...] = ()  # ids of cameras, like the next three fields
     removed: tuple[str, ...] = ()
     reopened: tuple[str, ...] = ()  # cameras that connect again, with a new epoch
     adjusted: tuple[str, ...] = ()  # cameras whose rate, age limit, or report changes without a new connection
@@ -68,7 +68,7 @@ def compare(running: AppConfig, new: AppConfig, detector_score: float) -> Plan:
     running, new = _unmentioned(running, removed), _unmentioned(new, removed)
     common = [camera for camera in after if camera in before]
     changed = {camera: _differing(before[camera], after[camera]) for camera in common}
-    # A camera that is recorded is read differently.
+    # Recording changes how a camera is read, so the camera must be opened again.
     recording = {*recorded_cameras(running.recording, common)} ^ {*recorded_cameras(new.recording, common)}
     reopened = [camera for camera in common if camera in recording or not changed[camera] <= set(_WITHOUT_REOPENING)]
     return Plan(

@@ -26,7 +26,7 @@ class Silence:
 
     address: str
     for_s: float
-    connected: bool  # to the publisher
+    connected: bool  # True if the subscription is connected to the publisher
 
     def __str__(self) -> str:
         text = f"no messages from {self.address} for {self.for_s:.0f} s"
@@ -44,7 +44,7 @@ class Problem:
 
     address: str
     reason: str
-    code: str  # of the `MessageError`, such as ``message-unreadable``
+    code: str  # code of the `MessageError`, such as ``message-unreadable``
     count: int  # number of problems since the previous report
 
     def __str__(self) -> str:

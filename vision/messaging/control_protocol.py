@@ -126,7 +126,7 @@ class ErrorReply(_Reply, frozen=True, kw_only=True, tag="error"):
     message: str
     hint: str
     code: str
-    exit_code: int  # of the command that sent the request
+    exit_code: int  # exit code for the command that sent the request
     faults: list[FaultEntry] = []
 
 

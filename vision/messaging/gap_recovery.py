@@ -30,7 +30,7 @@ MAX_MESSAGE_BYTES: Final = 16 << 20
 _MAX_HELD: Final = 10_000
 _REPLY_TIMEOUT_S: Final = 2.0  # time after which the request is repeated
 _IDLE_REQUEST_S: Final = 5.0  # time between two requests if no event seems to be missing
-_SHORTEST_PAUSE_NS: Final = 20_000_000  # between two requests; doubled after each reply without new events
+_SHORTEST_PAUSE_NS: Final = 20_000_000  # pause between two requests; doubled after each reply without new events
 _LONGEST_PAUSE_NS: Final = 2_000_000_000
 
 
@@ -82,10 +82,10 @@ class GapRecovery:
         """Start after event `since` (0 requests all stored events) of `journal` (None if unknown)."""
         self._last = since
         self._journal = journal
-        self._confirmed = False  # whether a reply has confirmed that the publisher uses this journal
+        self._confirmed = False  # True if a reply has confirmed that the publisher uses this journal
         self._held: dict[int, EventMessage] = {}
         self._clock = clock
-        self._requested = False  # whether a request was sent, but its reply has not arrived
+        self._requested = False  # True if a request was sent, but its reply has not arrived
         self._request_at_ns = self._earliest_ns = clock()
         self._pause_ns = _SHORTEST_PAUSE_NS
 

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _HEAD_BYTES: Final = 16_384
 _REQUEST_S: Final = 10.0
-_MESSAGE_BYTES: Final = 65_536  # of a web socket's client
+_MESSAGE_BYTES: Final = 65_536  # maximum size of a message from a web socket's client
 _SENT: Final = "vision.sent"  # key of a request's scope: number of parts of the response that were sent
 
 

@@ -22,7 +22,7 @@ from vision.messaging.times import rfc3339
 from vision.state.run_record import RunRecord
 
 _DELIVERS: Final = ("streaming", "ended")
-_LOST_INTERVAL_NS: Final = 60_000_000_000  # between two events that report lost events
+_LOST_INTERVAL_NS: Final = 60_000_000_000  # minimum time between two events that report lost events
 _RECOVERED: Final = 1.2  # multiple of the limit from which the disk counts as free again
 _DEFAULT_PATIENCE: Final = ReportAfter()
 
@@ -49,7 +49,7 @@ class NodeEventSettings:
 @dataclass(slots=True)
 class _Outage:
     since_ns: int
-    kind: str = ""  # of the event that was reported; empty if the camera has not failed for long enough
+    kind: str = ""  # kind of the event that was reported; empty if the camera has not failed for long enough
 
 
 class NodeEvents:

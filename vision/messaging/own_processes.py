@@ -27,7 +27,7 @@ class OwnProcesses:
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Start with the main process. `clock` returns nanoseconds."""
         self._clock = clock
-        self._names: dict[int, str] = {}  # of the other processes, by process id
+        self._names: dict[int, str] = {}  # names of the other processes, by process id
         self._due_ns = clock()
         self._last: dict[int, tuple[str, int]] = {}  # name and bytes of each process in the last measurement
 

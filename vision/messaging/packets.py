@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import zmq
 
-_WAITING_PACKETS: Final = 1000  # in the sender, and again in the receiver
+_WAITING_PACKETS: Final = 1000  # maximum number in the sender, and also in the receiver
 _RECONNECT_MS: Final = 50
 _RECONNECT_MAX_MS: Final = 500
 _WAITING_REQUESTS: Final = 64  # requests for images in one process
@@ -53,7 +53,7 @@ class FrameTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The capture time of a decoded frame, which identifies the frame in messages, and the time of its packet."""
 
     camera: str
-    connection: int  # of the packet, as in `PacketHeader`
+    connection: int  # connection of the packet, as in `PacketHeader`
     pts_ns: int
     captured_ns: int  # monotonic
 

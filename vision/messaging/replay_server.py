@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MAX_EVENTS: Final = 1000  # maximum in one reply
 _MAX_BYTES: Final = 65_536  # maximum size of the events in one reply, unless it contains only one
-_PAUSE: Final = 3.0  # pause after each reply, as a multiple of its duration, so that results have the GIL
+_PAUSE: Final = 3.0  # pause after each reply, as a multiple of its duration, so that other threads get the GIL
 _OPTIONS: Final = {
     zmq.RCVHWM: 10,
     zmq.SNDHWM: 2,  # replies that wait for a slow subscriber; further replies are dropped

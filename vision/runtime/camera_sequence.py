@@ -61,7 +61,7 @@ class WorkerTotals:
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
-        self._last: dict[str, int] = {}  # of the current process
+        self._last: dict[str, int] = {}  # counters of the current process
 
     def update(self, counters: dict[str, int]) -> None:
         """Update the sum with the counters of the current process, which are totals since the process started."""

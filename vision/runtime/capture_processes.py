@@ -49,8 +49,8 @@ _IDLE_S: Final = 0.02  # maximum delay until a buffer is returned to its worker
 _CLOSING_S: Final = 0.3  # time in which a library closes one camera
 _LONGEST_STOP_S: Final = 14.0  # shorter than the time in which a service must stop
 _MESSAGES_AT_ONCE: Final = 64
-_MEMORY_BYTES: Final = 512 << 20  # of a worker, and of each of its cameras
-_MAX_MEMORY_PART: Final = 0.5  # of the memory of the machine
+_MEMORY_BYTES: Final = 512 << 20  # memory limit of a worker, plus the same for each of its cameras
+_MAX_MEMORY_PART: Final = 0.5  # highest limit, as a fraction of the memory of the machine
 BUFFERS_ON_THE_WAY: Final = 1  # number of buffers of a camera that are in messages between the processes
 
 _BAD_MESSAGE: Final = (struct.error, ValueError, IndexError, KeyError, msgspec.MsgspecError)
@@ -75,13 +75,13 @@ class RemoteCamera:
         self._status = replace(_initial_status(clock()), epoch=camera.epoch)
         self._status_ns = clock()
         self._blocked_in = ""
-        self._connections = 0  # of earlier processes
+        self._connections = 0  # number of connections that earlier processes have made
         self.is_retired = False
         self._connected = False  # True if the present process has connected to the camera
         self._failure = ""
         self._ended = False
-        self.number = -1  # in messages; -1 before a worker reads it
-        self._lost: _Loss | None = None  # the end of the last process, until the next one delivers a frame
+        self.number = -1  # number of the camera in messages; -1 before a worker reads it
+        self._lost: _Loss | None = None  # the end of the last process, until the next process delivers a frame
 
     def status(self) -> CameraStatus:
         """Return the state of the camera.
@@ -213,8 +213,8 @@ class _Link:
             changed: the condition of all slots.
         """
         self.cameras: dict[int, RemoteCamera] = {}
-        self._requests: deque[frame_messages.Open | frame_messages.Close] = deque()  # not sent yet
-        self._last_number = -1  # of all cameras so far
+        self._requests: deque[frame_messages.Open | frame_messages.Close] = deque()  # requests to send
+        self._last_number = -1  # highest number of a camera so far
         self._changed = changed
         self.broken = ""  # why the worker must be killed; empty if it works
         self.frames: Connection | None = None  # None while no process runs
@@ -224,8 +224,8 @@ class _Link:
         self._arrivals = arrivals
         self._reading = threading.Lock()
         self._returns: deque[tuple[int, int, int]] = deque()  # buffers to return, as in `encode_returns`
-        self._memory: dict[int, FrameMemory] = {}  # of the cameras of the present process, by number
-        self._former: dict[int, FrameMemory] = {}  # of an earlier process, which nothing writes to any longer
+        self._memory: dict[int, FrameMemory] = {}  # memory of the present process, by number of the camera
+        self._former: dict[int, FrameMemory] = {}  # memory of an earlier process, to which no process writes
 
     # --- methods for the thread that polls the workers ----------------------------------------------------------------
 

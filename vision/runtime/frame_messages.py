@@ -100,7 +100,7 @@ class CapturedCamera(msgspec.Struct, array_like=True, frozen=True):
     config: CameraConfig
     nvdec: bool  # see `vision.capture.open.open_source`
     lossless: bool
-    epoch: int  # of its first connection
+    epoch: int  # epoch of its first connection in the worker
     recorded: bool = False  # True if its packets are recorded
 
 
@@ -138,8 +138,8 @@ class Configured(msgspec.Struct, tag=True, array_like=True):
     camera: int
     generation: int
     buffers: int = 0
-    handle: bytes = b""  # with which the worker opens GPU memory; empty for host memory
-    error: str = ""  # why there are no buffers; empty if there are
+    handle: bytes = b""  # handle with which the worker opens GPU memory; empty for host memory
+    error: str = ""  # why there are no buffers; empty if there are buffers
 
 
 class Open(msgspec.Struct, tag=True, array_like=True):

@@ -37,7 +37,7 @@ class SlotCounts:
     grabbed: int = 0
     taken: int = 0  # frames taken by the reader, without those that were dropped afterwards
     dropped: Counter[DropReason] = field(default_factory=Counter)
-    dropped_by_stage: Counter[SlowStage] = field(default_factory=Counter)  # of `dropped`: superseded and stale frames
+    dropped_by_stage: Counter[SlowStage] = field(default_factory=Counter)  # superseded and stale frames
     waiting: int = 0
     unfinished: int = 0  # frames whose result was neither published nor dropped yet
 
@@ -418,7 +418,7 @@ class LatestSlot:
             self._counts.dropped_by_stage[self._awaited_stage()] += 1
         self._free(waiting.frame.buffer)  # of the current layout, because `configure` drops the waiting frame
         if self._lossless or self._ended:
-            self.changed.notify_all()  # otherwise, nobody waits for this: the writer could already write
+            self.changed.notify_all()  # otherwise, no thread waits, because the writer could already write
 
     def _awaited_stage(self) -> SlowStage:
         """Return the stage for which frames wait at present."""

@@ -24,7 +24,7 @@ class Packets:
     """The sockets through which cameras pass packets and frames to other processes."""
 
     recorded: frozenset[str]  # cameras whose packets are recorded
-    addresses: tuple[str, ...]  # one for each process that reads cameras
+    addresses: tuple[str, ...]  # one address for each process that reads cameras
     socket: PacketSocket | None  # None if capture workers read the cameras
     frame_taps: FrameTaps | None  # None if `socket` is None
     recorder: RecordingProcess | None = None

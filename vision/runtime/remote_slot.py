@@ -47,7 +47,7 @@ class RemoteSlot(LatestSlot):
             clock=clock,
             changed=changed,
         )
-        self.epoch = 0  # of the newest frame
+        self.epoch = 0  # epoch of the newest frame
         self._generation = 0
         self._give_back: GiveBack | None = None
         self._queue: deque[WaitingFrame] = deque()

@@ -49,7 +49,7 @@ class WorkerSetup(msgspec.Struct, array_like=True, frozen=True):
     secrets: Mapping[str, str]  # as `vision.errors.registered_secrets` returns them
     offline: bool
     private: str  # address of the proxy
-    instance: str  # of the publisher
+    instance: str  # instance of the publisher
     node: str
     class_names: tuple[str, ...]
     records: bool  # if True, answers contain the detections messages
@@ -117,10 +117,10 @@ class Results(msgspec.Struct, array_like=True, gc=False, tag="results"):
 class NewConfig(msgspec.Struct, array_like=True, tag="config"):
     """A new configuration. The worker answers with `Totals` once its stages use it."""
 
-    number: int  # of the configuration
+    number: int  # number of the configuration
     config: AppConfig
     secrets: Mapping[str, str]  # as in `WorkerSetup`
-    begin: Begin  # about the new cameras of the worker
+    begin: Begin  # the numbers and counters of the new cameras of the worker
     removed: Sequence[str]  # ids of the cameras that were removed from the worker
     last_id: int  # upper limit of all track ids so far; 0 if no camera is new in the program
 
@@ -134,10 +134,10 @@ class Answer(msgspec.Struct, array_like=True, tag="answer"):
 
     outcomes: list[Outcome]
     counts: dict[int, Counts | None]  # changed counts, by number of the camera; None without lines and zones
-    events: list[EventMessage]  # not numbered yet
+    events: list[EventMessage]  # events without numbers
     counters: list[CounterRow]  # changed counters
     records: list[bytes]  # detections messages in JSON
-    objects: list[ObjectMessage]  # summaries of objects that left, not numbered yet
+    objects: list[ObjectMessage]  # summaries of objects that left, without numbers
 
 
 class Totals(msgspec.Struct, array_like=True, tag="totals"):

@@ -308,7 +308,7 @@ class ResultProcesses:
         camera_ids = [camera.id for camera in setup.config.cameras]
         self._setup = setup
         self._numbers = itertools.count(len(camera_ids))
-        self._former: dict[str, CameraSequence] = {}  # of removed cameras
+        self._former: dict[str, CameraSequence] = {}  # sequences of removed cameras
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.metrics = ResultMetrics(camera_ids, clock, observe)
         self.sinks: list[Sink] = [publisher]

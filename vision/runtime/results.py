@@ -42,7 +42,7 @@ class ResultHandler:
         self._queue: queue.SimpleQueue[list[InferredFrame] | None] = queue.SimpleQueue()
         self._changes: queue.SimpleQueue[tuple[AppConfig, threading.Event]] = queue.SimpleQueue()
         self._aborted = False
-        self._handled = 0  # number of results, with those that were too old
+        self._handled = 0  # number of results, including those that were too old
         self._busy = False
 
     def add_stage(self, stage: Stage) -> None:

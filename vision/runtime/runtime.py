@@ -160,7 +160,7 @@ class Runtime:
             self._watchdog().running(self._hang_s, end_process=end_process),
             closing(DescriptorReserve()) as descriptors,
         ):
-            threads = self._start()  # later than the watchdog, because the first frame can hang already
+            threads = self._start()  # after the watchdog, because even the first frame can cause a hang
             try:
                 notify("READY=1", "STATUS=started")
                 self._watch(stop, for_s, on_report, descriptors)
@@ -329,7 +329,7 @@ class Runtime:
         self.last_report = report
         notify(f"STATUS={summary(report)}")
         if on_report is not None:
-            self._beat = None  # a terminal can stop the output for as long as it likes
+            self._beat = None  # a terminal can block the output for any time
             on_report(report)
         return report
 

@@ -57,7 +57,7 @@ class FrameMemory:
 
     layout: Layout
     buffers: list[FrameBuffer]
-    handle: bytes  # with which the worker opens GPU memory; empty for shared host memory
+    handle: bytes  # handle with which the worker opens GPU memory; empty for shared host memory
 
     @property
     def fds(self) -> list[int]:

@@ -38,7 +38,7 @@ class CameraMetrics:
     published: int = 0  # number of published results
     objects: int = 0  # number of objects in the last frame
     counts: Counts | None = None  # of the lines and zones; None if the camera has none
-    has_reported_counts: bool = False  # whether the last report contained counts of lines or zones
+    has_reported_counts: bool = False  # True if the last report contained counts of lines or zones
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ class Connection:
             poller = select.poll()
             try:
                 poller.register(self, select.POLLOUT)
-            except ValueError:  # closed
+            except ValueError:  # the connection is closed
                 return False
             left_s = deadline - time.monotonic()
             events = poller.poll(max(0.0, left_s * 1e3))
@@ -309,7 +309,7 @@ class Setup:
 
     version: str
     log_level: int
-    name: str  # of the worker
+    name: str  # name of the worker
     content: bytes
 
     def encode(self) -> bytes:

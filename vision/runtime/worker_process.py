@@ -55,7 +55,7 @@ _EXIT_NS: Final = 100_000_000  # time in which a process ends after it has close
 _EXIT_POLL_S: Final = 0.002  # interval in which the loop checks whether such a process has ended
 _SPARE_DELAY_NS: Final = 2_000_000_000  # time after a start in which no spare process starts, so that it delays nothing
 _SPARE_RETRY_NS: Final = 30_000_000_000  # the same after the unexpected end of a spare process
-_MESSAGES_AT_ONCE: Final = 64  # from one worker, before it is the turn of the next
+_MESSAGES_AT_ONCE: Final = 64  # maximum number from one worker before the turn of the next worker
 _PATH: Final = "VISION_WORKER_PATH"
 _PROGRAM: Final = (
     "import os, sys; "  # both are loaded already, so nothing in the current folder can replace them
@@ -73,7 +73,7 @@ class WorkerSpec:
     entry: str  # the function to run, as ``package.module:function``
     setup: bytes = b""  # passed to the function
     hang_s: float = 30.0  # time without a heartbeat after which a process that is ready is replaced
-    memory_limit_bytes: int | None = None  # of its own memory, without shared buffers; None means no limit
+    memory_limit_bytes: int | None = None  # limit of its memory without shared buffers; None means no limit
 
 
 class WorkerHandler(Protocol):
@@ -201,9 +201,9 @@ class Workers:
     """
 
     clock: Callable[[], int] = time.monotonic_ns
-    spare: SpareProcess | None = None  # for the next worker with its entry that ends
+    spare: SpareProcess | None = None  # replaces the next process that ends, if both have the same entry
     _workers: list[Worker] = field(default_factory=list)
-    _killed: list[subprocess.Popen[bytes]] = field(default_factory=list)  # not reaped yet
+    _killed: list[subprocess.Popen[bytes]] = field(default_factory=list)  # processes to reap
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _check_ns: int = 0
     _is_stopping: bool = False

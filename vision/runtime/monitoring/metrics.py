@@ -30,7 +30,7 @@ from vision.runtime.monitoring.gpu import gpu_metrics
 STATES: Final = ("connecting", "streaming", "frozen", "backing-off", "ended")
 
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_LONGEST_LABEL: Final = 200  # characters of a reason
+_LONGEST_LABEL: Final = 200  # maximum number of characters of a reason
 _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
 
 
@@ -52,7 +52,7 @@ class ProgramState:
             registry=self.registry,
         )
         self._events = Counter("vision_events", "Events.", ["camera", "kind"], registry=self.registry)
-        self._kinds: dict[str, set[str]] = {}  # of the events of each camera
+        self._kinds: dict[str, set[str]] = {}  # kinds of the events of each camera
         self._lost = Counter(
             "vision_monitor_lost_messages",
             "Messages that did not reach the process which computes these metrics.",
