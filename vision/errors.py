@@ -179,9 +179,8 @@ _registering = threading.Lock()
 def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
     """Make `redact` and `conceal` replace a secret with `shown`.
 
-    They also replace the secret as encoded in URLs, JSON, HTML, and Python. A secret with fewer than 8
-    characters is replaced only where no letter or digit is next to it. A secret with fewer than 4 characters is
-    ignored.
+    They also replace the secret as encoded in URLs, JSON, HTML, and Python. A secret with fewer than 8 characters is
+    replaced only where no letter or digit is next to it. A secret with fewer than 4 characters is ignored.
     """
     global _secrets  # noqa: PLW0603 - secrets of the whole process
     if len(secret) < _SHORTEST:

@@ -187,7 +187,7 @@ class PacketReceiver:
             self._socket.connect(address)
 
     def request(self, cameras: Collection[str]) -> None:
-        """Request the packets of `cameras`, and no longer those of other cameras."""
+        """Request the packets of `cameras`, and stop requesting the packets of other cameras."""
         before, self._cameras = self._cameras, frozenset(cameras)
         for camera in self._cameras - before:
             self._socket.subscribe(_topic(camera))

@@ -1,6 +1,6 @@
 """Messages between a capture worker and the main process.
 
-Messages about frames have their own connection, so that they never wait for other messages, and a fixed format.
+Messages about frames have a fixed format, and their own connection, so that they never wait for other messages.
 
 The number of a camera is unique in the program: a camera that is opened again has a new number. The buffers of one
 camera belong to a generation. The number of the generation increases each time that the worker requests new buffers, or

@@ -40,8 +40,9 @@ log = logging.getLogger(__name__)
 class Pipeline:
     """The `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
 
-    The function opens the detector last, because this takes longest. Errors of the stages and the publisher are thus
-    reported early. The `ExitStack` argument closes everything that was opened.
+    The function opens the detector after the stages and the publisher. Opening the detector takes longest, so this
+    order reports errors of the stages and the publisher early. The `ExitStack` argument closes everything that was
+    opened.
     """
 
     open_stages: OpenStages

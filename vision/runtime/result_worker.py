@@ -171,7 +171,7 @@ class _ResultWorker:
     def handle(self, message: Message) -> None:
         """Process a message of the main process: a list of results or a new configuration.
 
-        For results, send an `Answer`, and also `Totals` if the last ones are at least one second old. For a new
+        For results, send an `Answer`, and also `Totals` if the last `Totals` are at least one second old. For a new
         configuration, send `Totals`.
         """
         content = decode_work(message.data)

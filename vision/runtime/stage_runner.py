@@ -23,7 +23,7 @@ number of objects, and the monotonic time of publication in ns."""
 
 
 class StageRunner:
-    """Runner of the stages and the sinks. The stages and the sinks run in the thread that calls the methods."""
+    """Runner of the stages. It passes the results to the sinks. Both run in the thread that calls the methods."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], clock: Clock) -> None:
         self.stages: list[Stage] = []

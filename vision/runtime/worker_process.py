@@ -194,7 +194,7 @@ class SpareProcess:
 
 @dataclass(slots=True)
 class Workers:
-    """The workers of a program. `poll` receives messages, and replaces processes that crash, hang, or leak memory.
+    """The workers of a program. `poll` replaces processes that crash, hang, or use too much memory.
 
     Only one thread at a time can call methods. A thread that calls `poll` must not end before the workers that it
     started, because Linux kills a worker when the thread that started it ends.
