@@ -1,8 +1,8 @@
-"""Reader that makes the blocking calls to a library on a separate thread, which can be abandoned.
+"""Reader that makes the blocking calls to a library, such as V4L2, on a separate thread.
 
-Calls to FFmpeg and V4L2 block until their own timeouts, or longer during a host name lookup, and nothing can wake them.
-With this reader, a camera's thread can still react to a stop or to its own timeout. The cost is one exchange between
-two threads per frame.
+These calls block until their own timeouts, and no other thread can interrupt them. With this reader, a camera's thread
+can still react to a stop or to its own timeout, and can abandon a thread whose call does not return. The cost is one
+exchange between two threads per frame.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ ValueT = TypeVar("ValueT")
 THREAD_PREFIX: Final = "blocking-"
 _JOIN_S: Final = 0.5
 
-_left_running: list[tuple[threading.Thread, float]] = []  # threads that `close` left running, and when
+_left_running: list[tuple[threading.Thread, float]] = []  # threads that `close` left running, with its time (s)
 
 _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
-"""The value or the exception of each completed call. `interrupt` adds None, to wake the waiting thread."""
+"""Queue with the value or the exception of each completed call. `interrupt` adds None, to wake the waiting thread."""
 
 
 def threads_left_running(for_s: float) -> int:
-    """Return the number of library threads that have not ended `for_s` seconds after their camera was closed."""
+    """Return the number of threads that still run more than `for_s` seconds after `BlockingReader.close` left them."""
     _left_running[:] = [(thread, since_s) for thread, since_s in _left_running if thread.is_alive()]
     return sum(time.monotonic() - since_s > for_s for _, since_s in _left_running)
 
 
 class BlockingReader(Generic[ResourceT, ValueT]):
-    """Opens, reads, and closes a resource on a separate thread. Only `interrupt` can be called from any thread."""
+    """Reader that opens, reads, and closes a resource on a separate thread.
+
+    One thread must call all methods except `interrupt`, which any thread can call.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         read: Callable[[ResourceT], ValueT],
         close: Callable[[ResourceT], object],
     ) -> None:
-        """Create the reader. `name` appears in errors. The three functions are called on the separate thread."""
+        """Create the reader. `name` appears in errors. The separate thread calls the three functions."""
         self._name = name
         self._calls = open_resource, read, close
         self.interrupted = threading.Event()
@@ -80,9 +83,10 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return resource
 
     def read(self, timeout_s: float) -> ValueT | None:
-        """Read once, and return the value; None after `timeout_s` or `interrupt`, or if the resource is not open.
+        """Read one value, and return it; None after `timeout_s` or `interrupt`, or if the resource is not open.
 
-        An exception of the read is raised again. After a timeout, the read continues; a later call returns its value.
+        After a timeout, the read continues on its thread, and a later call returns the value. If the read raises an
+        exception, this method raises the same exception.
         """
         if self._thread is None or self.interrupted.is_set():
             return None
@@ -96,7 +100,10 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def _outcome(self, timeout_s: float) -> Any:
-        """Wait for the call in progress, and return its value; None if interrupted. Raise `Empty` after a timeout."""
+        """Wait for the call in progress. Return its value, or raise its exception; return None if interrupted.
+
+        Raise `Empty` if the call takes longer than `timeout_s`.
+        """
         outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
         if outcome is None:
             return None
@@ -107,15 +114,15 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def interrupt(self) -> None:
-        """Make present and later calls of `open` raise an error, and those of `read` return None. Thread-safe."""
+        """Make the present and all later calls of `open` raise an error, and those of `read` return None."""
         self.interrupted.set()
         self._outcomes.put(None)
 
     def close(self) -> None:
-        """Close the resource when the call in progress returns. Wait at most 0.5 s for the return. Idempotent.
+        """Close the resource after the call in progress. Wait at most 0.5 s. Idempotent.
 
-        If the camera works, the call returns with its next frame. Otherwise, the thread is left running, and closes the
-        resource when the call returns.
+        If the camera works, the call returns with the next frame. If the call does not return within 0.5 s, leave the
+        thread running: it closes the resource as soon as the call returns.
         """
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -24,15 +24,15 @@ class CameraStatus:
     epoch: int  # increases with each reconnection and change of frame size
     grabbed: int  # frames that `Source.grab` has returned in this process
     fps: float  # frames that arrive per second
-    last_frame_age_s: float | None  # None before the first frame
-    reconnects: int  # connections after the first
+    last_frame_age_s: float | None  # time since the last frame arrived; None before the first frame
+    reconnects: int  # number of connections after the first
     last_error: str  # one line without secrets; empty while frames are delivered
     last_hint: str  # advice for `last_error`; empty if there is none
     last_code: str  # code of `last_error`, as `vision check` reports it; empty if there is none
     width_px: int  # 0 before the first connection
     height_px: int
-    decoder: str
-    clock: ClockSource | None
+    decoder: str  # as in `StreamInfo`; empty before the first connection
+    clock: ClockSource | None  # source of the last capture time; None before the first frame
     next_retry_in_s: float | None  # None unless `state` is "backing-off"
 
 
@@ -55,9 +55,9 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The reason for a failed connection. Each text is a single line.
+    """The reason why a connection failed, or why its frames are not usable. Each text is a single line.
 
-    A failure is stored instead of the exception, whose traceback would keep frame buffers alive.
+    The status stores a failure instead of the exception, whose traceback would keep frame buffers alive.
     """
 
     text: str = ""
@@ -67,13 +67,16 @@ class Failure:
 
     @classmethod
     def from_error(cls, error: SourceError, *, was_connected: bool) -> Failure:
-        """Return the failure for an error, with each run of whitespace in the texts replaced by a space."""
+        """Return the failure for `error`. Replace each run of whitespace in the texts with one space.
+
+        `was_connected` is True if the error ended an open connection, and False if the source could not be opened.
+        """
         text, hint = (" ".join(str(part).split()) for part in (error.args[0], error.hint))
         return cls(text, hint, was_connected, error.code)
 
 
 class StatusTracker:
-    """Collects the state of one camera. The camera's thread updates it, and any thread can call `snapshot`."""
+    """Record of one camera's state. The camera's thread updates the record, and any thread can call `snapshot`."""
 
     def __init__(self, read_timeout_s: float, clock: Callable[[], int], *, first_epoch: int = 0) -> None:
         self._read_timeout_s = read_timeout_s
@@ -111,7 +114,11 @@ class StatusTracker:
             )
 
     def _visible_state(self, now_ns: int) -> tuple[State, int]:
-        """Return the state and its start time in ns. A silent live camera is frozen, even if its thread is blocked."""
+        """Return the state to report, and its start time (monotonic ns).
+
+        A live camera that is silent for longer than `StallTimeouts.frozen_s` is reported as frozen, even if the
+        camera's thread is blocked and cannot change the state.
+        """
         if self._state != "streaming" or not self._stream.live:
             return self._state, self._since_ns
         if self._frozen:
@@ -138,7 +145,7 @@ class StatusTracker:
                 self._state, self._since_ns = state, self._clock()
 
     def connected(self, info: StreamInfo, *, live: bool) -> None:
-        """Record a new connection. Every connection except the first starts a new epoch."""
+        """Record a new connection. Every connection except the first starts a new epoch. `live` is `Source.live`."""
         with self._lock:
             stream = self._stream
             stream.epoch += stream.connections > 0
@@ -197,7 +204,7 @@ class StatusTracker:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check the time since the latest frame, connection, or wait for the sink. `now_ns` is monotonic.
+        """Check that the last frame, connection, or wait for the sink is recent. `now_ns` is the time (monotonic).
 
         Raises:
             SourceError: the camera was silent for `StallTimeouts.lost_s` or longer.

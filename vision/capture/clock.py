@@ -1,9 +1,10 @@
 """Capture times of frames, from the camera's own clock if it can be trusted.
 
-RTCP sender reports contain the camera's time in UTC, which shows the delay of encoder and network. But a camera whose
-clock was never set reports 1970 or 1900, and with a clock that is a minute slow, all frames would be dropped as stale.
-Therefore the camera's clock is trusted only once it agrees with the clock of this machine. The time on the monotonic
-clock, which determines staleness and latency, is valid in every case.
+RTCP sender reports contain the camera's time in UTC, which shows the delay of the encoder and the network. But the
+camera's clock can be wrong. A clock that was never set shows the year 1970 or 1900. If a clock is a minute slow, its
+frames seem to be a minute old, and would be dropped as stale. Therefore, the camera's clock is trusted only after it
+has agreed with the clock of this machine. If the camera's clock is not trusted, the time of arrival is the capture
+time. Staleness and latency are computed from this machine's monotonic clock.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 def utc_minus_running_time(
     report: bytes, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
 ) -> int | None:
-    """Return the UTC time, in ns, at which the running time of the stream was 0; None if the report does not show it.
+    """Return the UTC time, in ns, at which the running time of a stream was 0; None if the report is not usable.
 
-    `report` is an RTCP packet. The result is None if the packet does not start with a sender report, if the report
-    contains the time 0, as from a camera without a clock (RFC 3550), or if `clock_rate_hz` is not positive. `rtp_time`
-    is the RTP time in the report, extended to 64 bits, and `base_rtp_time` is the RTP time at `base_running_ns`.
+    Args:
+        report: an RTCP packet. It is not usable if it does not start with a sender report, or if the report contains
+            the time 0, which a camera without a clock sends (RFC 3550).
+        rtp_time: the RTP time in the report, extended to 64 bits.
+        base_rtp_time: the RTP time at `base_running_ns`.
+        base_running_ns: a running time of the stream, in ns.
+        clock_rate_hz: the rate of the RTP time. If it is not positive, the report is not usable.
     """
     if len(report) < 20 or report[1] != _SENDER_REPORT or clock_rate_hz <= 0:
         return None
@@ -51,12 +56,13 @@ def utc_minus_running_time(
 
 
 class CaptureClock:
-    """Computes the capture times of one camera's frames, which always increase and are never in the future.
+    """Source of the capture times of one camera's frames. These times always increase, and are never in the future.
 
-    The camera's clock is trusted once the camera's time of a frame is within `trust_ns` of the arrival. After that,
-    frames can have longer delays, so that a slow network is visible. The clock is no longer trusted if the time of a
-    frame is more than `trust_ns` after its arrival or more than an hour before it, or if all frames of the last 30 s
-    were delayed by more than `trust_ns`.
+    The camera's clock becomes trusted when it shows a capture time within `trust_ns` of the frame's arrival. After
+    that, frames can have longer delays, so that a slow network is visible. The clock loses this trust in two cases:
+
+    * It shows a capture time more than `trust_ns` after the frame's arrival, or more than an hour before the arrival.
+    * It has shown delays of more than `trust_ns` for all frames of more than 30 s.
     """
 
     def __init__(
@@ -85,9 +91,10 @@ class CaptureClock:
         corrupt: bool = False,
         yuv: YuvEncoding | None = None,
     ) -> Grab:
-        """Return the `Grab` of a frame, with its capture time and the other arguments.
+        """Return the `Grab` of a frame with its capture times, and with `pts_ns`, `corrupt`, and `yuv`.
 
-        `arrived_ns` is the arrival time (monotonic). `ntp_utc_ns` is the camera's UTC time of capture; None if unknown.
+        `arrived_ns` is the arrival time (monotonic). `ntp_utc_ns` is the capture time (UTC) on the camera's clock; None
+        if unknown.
         """
         now_ns = self._clock()
         utc_ns = self._utc()

@@ -1,6 +1,6 @@
-"""Functions that ask a network camera why a library could not open it, and that explain failures of connections.
+"""Diagnosis of network cameras: functions that find out why a connection failed, and describe the cause and a remedy.
 
-The camera is asked only after the failure, because many cameras serve few connections.
+Requests for the diagnosis are sent only after the failure, because many cameras serve few connections.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def named(name: str | Path, error: SourceError) -> SourceError:
 
 
 def explain_open(camera: CameraConfig, *, late: bool) -> SourceError:
-    """Send requests to a camera that a library could not open, and return an error with the probable cause.
+    """Send requests to a network camera that a library could not open. Return an error with the probable cause.
 
-    If `late`, the library reached its timeout. Connecting, the TLS handshake, and the responses can each take 2 s, or
-    0.5 s if `late`. The lookup of the host name is not limited.
+    Connecting, the TLS handshake, and the responses can each take 2 s. If `late`, the library has already reached its
+    timeout, and this limit is 0.5 s. The time for the lookup of the host name is not limited.
     """
     address = camera.address
     assert isinstance(address, NETWORK)
@@ -69,7 +69,7 @@ def network_error(camera: CameraConfig, answer: Answer) -> SourceError:
 
 
 def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
-    import ssl  # as in `vision.config.tls`
+    import ssl  # imported late to save memory, as in `vision.config.tls`
 
     port = url.port or _PORTS[url.scheme]
     match error:
@@ -102,7 +102,7 @@ def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
 def _ask(camera: CameraConfig, url: SplitResult, *, late: bool) -> Answer:
     """Connect, and send requests until the camera refuses one. Return the explanation of the refusal.
 
-    The first request contains no password.
+    If the camera refuses no request, return the most probable other cause. The first request contains no password.
 
     Raises:
         OSError: the camera cannot be reached, closes the connection, or does not answer in time.
@@ -130,7 +130,7 @@ def _ask_rtsp(camera: CameraConfig, probe: RtspProbe, *, late: bool) -> Answer:
     if described.status == "401" and has_account(camera.address) and only_other_digests(challenges):
         return _OTHER_DIGEST
     if described.status == "200" and described.body:
-        with suppress(OSError):  # the camera has answered, and that the next answer is late is no new cause
+        with suppress(OSError):  # if a later answer is late or missing, the answer to DESCRIBE shows the cause
             refusal = _refused_step(camera, probe, described.body)
             if refusal is not None:
                 return refusal
@@ -138,7 +138,10 @@ def _ask_rtsp(camera: CameraConfig, probe: RtspProbe, *, late: bool) -> Answer:
 
 
 def _refused_step(camera: CameraConfig, probe: RtspProbe, description: str) -> Answer | None:
-    """Return the error if the stream contains no video or the camera refuses a step after DESCRIBE, otherwise None."""
+    """Return the cause if the stream contains no video or the camera refuses a step after DESCRIBE, otherwise None.
+
+    `description` is the SDP document of the stream.
+    """
     if "m=video" not in description:
         return "no-video", "the camera's stream contains no video", "choose a different stream of this camera"
     options = probe.options()

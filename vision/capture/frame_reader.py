@@ -19,7 +19,7 @@ from vision.types import FrameBuffer
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """One frame. `pixels` is (H, W, 3) uint8 BGR, and is overwritten by the next frame."""
+    """A frame that `read_frames` yields. `pixels` is (H, W, 3) uint8 BGR. The next frame overwrites these pixels."""
 
     index: int  # number of frames before this one
     grab: Grab

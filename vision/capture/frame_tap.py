@@ -1,4 +1,4 @@
-"""`FrameTaps` lets other processes request single decoded frames as JPEGs, for example to show them.
+"""`FrameTaps`, from which other processes request single decoded frames as JPEGs, for example to show them.
 
 A receiver learns from the messages which frames have results, and requests the frames that it needs. Frames that no
 receiver requests are not encoded.
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _MAX_COPIES: Final = 24  # of one camera: 0.8 s at 30 frames/s
 _MAX_BYTES: Final = 96_000_000  # of one camera
-_POLL_S: Final = 0.01  # time between two looks for requests
+_POLL_S: Final = 0.01  # time between two checks for requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class FrameTap:
         self._copies: deque[_Copy] = deque()
 
     def offer(self, buffer: FrameBuffer, meta: FrameMeta) -> None:
-        """Copy a frame, if a receiver may request it. The thread of the camera calls this method."""
+        """Copy a frame if a receiver may request it; otherwise, discard all copies. The camera's thread calls this."""
         if not self._taps.wants(self._camera_id):
             self._copies.clear()
             return
@@ -70,19 +70,19 @@ class FrameTaps:
         self._thread.start()
 
     def tap(self, camera_id: str) -> FrameTap:
-        """Return the tap of a camera. It replaces an earlier tap of the same camera."""
+        """Create the tap of a camera, and return it. It replaces an earlier tap of the same camera."""
         tap = self._taps[camera_id] = FrameTap(camera_id, self)
         return tap
 
     def wants(self, camera_id: str) -> bool:
-        """Return True if a receiver may request frames of a camera. In this case, also wake the thread. Thread-safe."""
+        """Return True if a receiver may request frames of a camera. If so, wake the encoding thread. Thread-safe."""
         wanted = self._socket.wants_images(camera_id)
         if wanted:
             self._wanted.set()
         return wanted
 
     def close(self) -> None:
-        """End the thread. Call this before the socket is closed. Idempotent."""
+        """End the encoding thread, and wait until it has ended. Call this before the socket is closed. Idempotent."""
         self._closed = True
         self._wanted.set()
         self._thread.join()

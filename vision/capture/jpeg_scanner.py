@@ -1,7 +1,8 @@
 """Scanner that finds the JPEGs in a stream of bytes (ITU-T T.81, annex B).
 
-Cameras separate the JPEGs of a stream in many ways: with a boundary that differs from the announced one, without a
-length or with a wrong one, with any content type, or not at all. Only the markers of the JPEGs themselves are reliable.
+Cameras separate the JPEGs of a stream in many ways. The boundary can differ from the announced boundary, the length can
+be missing or wrong, the content type can be any, or nothing separates the JPEGs. Only the markers within the JPEGs are
+reliable.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 _FILLER: Final = 0xFF
 _METADATA: Final = frozenset({0xFE, *range(0xE0, 0xF0)})  # comments and applications' data, such as a thumbnail
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD8)})
-_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in scan data, where FF 00 is data, and FF D0 to D7 restarts
+_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # ends scan data, unlike FF 00 (data), FF D0-D7 (restarts)
 _LENGTH: Final = re.compile(rb"content-length:[ \t]*([0-9]{1,9})", re.IGNORECASE)
-_HEADER_BYTES: Final = 512  # before a JPEG, with its length
-_PADDING: Final = b"\r\n\0"  # that cameras count as part of a JPEG
+_HEADER_BYTES: Final = 512  # number of bytes before a JPEG that are searched for its length
+_PADDING: Final = b"\r\n\0"  # bytes after a JPEG that cameras include in its length
 _PADDING_BYTES: Final = 64
 _MAX_BYTES: Final = 1 << 26
-"""A longer JPEG is damaged."""
+"""Maximum size of a JPEG. A longer JPEG counts as damaged."""
 
 
 class JpegScanner:
-    """Splits a stream of bytes into JPEGs.
+    """Scanner that splits a stream of bytes into JPEGs.
 
     `damaged` counts the JPEGs that were removed because they have no end, have invalid markers, or exceed 64 MiB.
     """
@@ -34,8 +35,8 @@ class JpegScanner:
         self._data = bytearray()  # from the start of a JPEG on, if `_inside`
         self._inside = False
         self._in_scan = False
-        self._at = 0  # the next marker, or the scan data to search
-        self._after_metadata = 2  # from here on, the start of a JPEG is that of the next one, and not of a thumbnail
+        self._at = 0  # position of the next marker, or of the scan data to search
+        self._after_metadata = 2  # a JPEG that starts at or after this position is the next one, not a thumbnail
         self._length = 0  # announced length of this JPEG; 0 if there is none
         self.damaged = 0
 
@@ -53,7 +54,7 @@ class JpegScanner:
         return jpegs
 
     def finish(self) -> list[bytes]:
-        """End the stream. Return the JPEGs held back because their header announced more bytes.
+        """End the stream. Return the JPEGs that were held back because their header announced more bytes.
 
         If the last JPEG has no end, count it as damaged.
         """
@@ -72,7 +73,7 @@ class JpegScanner:
         return True
 
     def _enter(self, start: int) -> None:
-        """Start the JPEG at `start`. The header before a JPEG can contain the length of the JPEG."""
+        """Start to scan the JPEG at position `start`. Read its length from the header before it, if there is one."""
         lengths = _LENGTH.findall(self._data, max(0, start - _HEADER_BYTES), start)
         self._length = int(lengths[-1]) if lengths else 0
         del self._data[:start]
@@ -92,7 +93,7 @@ class JpegScanner:
             jpeg = tail.rstrip(_PADDING)
             if jpeg.endswith(_END):
                 return self._length - len(tail) + len(jpeg)
-            self._length = 0  # it is wrong
+            self._length = 0  # the announced length is wrong
         while self._at + 2 <= len(data):
             if self._in_scan:
                 marker = _MARKER.search(data, self._at)
@@ -116,7 +117,7 @@ class JpegScanner:
         return self._restart() if len(data) > _MAX_BYTES else None
 
     def _segment_end(self, kind: int) -> int | None:
-        """Return the end position of the segment at `_at`; None if more bytes are needed to find or search it."""
+        """Return the end position of the segment at `_at`; None if more bytes of the segment are needed."""
         if kind == _FILLER:
             return self._at + 1
         if kind in _WITHOUT_LENGTH:
@@ -127,7 +128,7 @@ class JpegScanner:
         return end if kind in _METADATA or end + 2 <= len(self._data) else None
 
     def _restart(self) -> int:
-        """Count a damaged JPEG, and remove it up to the start of the next one. Return 0, the result of `_find_end`."""
+        """Count the JPEG as damaged, and remove it up to the start of the next one. Return 0 for `_find_end`."""
         self.damaged += 1
         start = self._data.find(_START, self._after_metadata)
         if start < 0:

@@ -1,8 +1,10 @@
 """Detection of silent and frozen cameras, with timeouts that adapt to each camera, and the back-off of reconnections.
 
-No fixed timeout suits all cameras: a timeout that detects the failure of a 25 frames/s camera within seconds is too
-short for a camera that sends one frame every ten seconds. A camera with a failed sensor continues to send the same
-frame. This module starts no thread and reads no clock; its callers pass times and pixels.
+No fixed timeout suits all cameras. A timeout that detects the failure of a camera with 25 frames/s within seconds is
+too short for a camera that sends one frame every ten seconds. A timeout also does not detect a camera with a failed
+sensor, which continues to send the same frame.
+
+This module starts no thread and reads no clock. Its callers pass times and pixels.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ from numpy.typing import NDArray
 
 from vision.types import FrameBuffer
 
-_WINDOW: Final = 32  # arrivals that the frame rate is estimated from
+_WINDOW: Final = 32  # number of arrivals from which the frame rate is estimated
 _MIN_INTERVALS: Final = 5  # with fewer, the rate is unknown, because a source can start with a burst of old frames
-_SILENT_INTERVALS: Final = 8
+_SILENT_INTERVALS: Final = 8  # frame intervals without a frame after which a camera counts as frozen
 _SILENT_S: Final = 2.0  # encoders pause for 0.5 s at key frames, and Wi-Fi for longer
 _SAMPLED_ROWS: Final = 64
-_FEW_STEP: Final = 8  # interval of the sampled rows that are compared first
+_FEW_STEP: Final = 8  # every eighth sampled row is compared first
 
 
 @dataclass(slots=True)
 class FrameRateEstimator:
-    """Estimates the frame rate from the last 32 arrivals.
+    """Estimator of the frame rate, based on the last 32 arrivals.
 
     The estimate is a mean and not a median, because many cameras send frames in bursts.
     """
@@ -62,7 +64,7 @@ class FrameRateEstimator:
 
 @dataclass(frozen=True, slots=True)
 class StallTimeouts:
-    """The times without a frame after which a camera counts as frozen, and its connection counts as lost."""
+    """The times without a frame after which a camera counts as frozen (`frozen_s`), and its connection as lost."""
 
     frozen_s: float
     lost_s: float
@@ -81,14 +83,16 @@ class StallTimeouts:
 
 
 class FrozenFrameDetector:
-    """Distinguishes a camera that repeats one frame from a camera with a static scene.
+    """Detector of a camera that repeats one frame, in contrast to a camera with a static scene.
 
     Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares about
-    64 whole rows, which takes less than 0.1 ms for a 1080p frame. All rows would take twenty times as long. An eighth
-    of the 64 rows is compared first, and is enough if it differs. A clock that the camera draws into its frames is
-    taller than the gaps between the 64 rows, so its changes are detected.
+    64 whole rows of each frame, which takes less than 0.1 ms for a 1080p frame. All rows would take twenty times as
+    long. The detector starts with an eighth of the 64 rows, and compares the other rows only if these are equal. If the
+    camera draws a clock into its frames, the clock is taller than the gaps between the 64 rows, so its changes are
+    detected.
 
-    `frozen` stays True over reconnections until a different frame arrives.
+    `frozen` is True if the frame has not changed for `frozen_after_s`. It stays True over reconnections until a
+    different frame arrives.
     """
 
     def __init__(self, frozen_after_s: float | None) -> None:
@@ -105,7 +109,11 @@ class FrozenFrameDetector:
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def check(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:
-        """Compare a frame with the previous one. Return the reason if the camera counts as frozen, otherwise ""."""
+        """Compare a frame with the previous one. Return the reason to reconnect if the camera is frozen, otherwise "".
+
+        The reason is that the frame or the presentation time `pts_ns` has not changed for `frozen_after_s`. If `pts_ns`
+        is None, only the frame is compared. `now_ns` is the current time (monotonic).
+        """
         if self._frozen_after_ns is None:
             return ""
         if self._same_rows(buffer):
@@ -128,7 +136,7 @@ class FrozenFrameDetector:
         if self._rows is None or self._rows.shape != rows.shape:
             self._rows = rows.copy()
             return False
-        few = slice(None, None, _FEW_STEP)  # of a working camera, these rows usually differ already
+        few = slice(None, None, _FEW_STEP)  # if the camera works, these rows usually differ already
         if np.array_equal(rows[few], self._rows[few]) and np.array_equal(rows, self._rows):
             return True
         np.copyto(self._rows, rows)
@@ -137,17 +145,17 @@ class FrozenFrameDetector:
 
 @dataclass(slots=True)
 class Backoff:
-    """Exponential back-off with full jitter, so that cameras that were lost together do not reconnect together.
+    """Exponential back-off with full jitter, so that cameras that failed together do not reconnect together.
 
     The method is that of Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. In addition, the
     delay has a minimum, because a camera that refuses connections answers immediately.
     """
 
-    first_s: float = 0.5
-    longest_s: float = 30.0
-    shortest_s: float = 0.1
+    first_s: float = 0.5  # upper limit of the first delay, which doubles with each failure
+    longest_s: float = 30.0  # upper limit of all delays
+    shortest_s: float = 0.1  # lower limit of all delays
     random: random.Random = field(default_factory=random.Random)
-    failures: int = 0
+    failures: int = 0  # number of failures since the last `reset`
 
     def next_delay_s(self) -> float:
         """Count a failure, and return the time until the next attempt in seconds."""

@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MIN_INTERVALS = 3  # frame intervals that pass before a read of a slow camera times out
-_CLOSE_S = 10.0  # longest time of a call beyond the open timeout, such as for closing a pipeline
+_CLOSE_S = 10.0  # time that a call can take beyond the open timeout, for example to close a pipeline
 _MIN_PYAV = 12  # must agree with pyproject.toml
 
 
 class NamedOpener(msgspec.Struct, frozen=True):
-    """A function that replaces `open_source`. Every process of a program imports it by its name."""
+    """A function that replaces `open_source`. Every process of the program imports the function by its name."""
 
     name: str  # as ``package.module:function``
-    arguments: Mapping[str, Any] = {}  # more keyword arguments of the function, which MessagePack can represent
+    arguments: Mapping[str, Any] = {}  # further keyword arguments of the function; MessagePack must support them
 
     def __call__(self, camera: CameraConfig, **options: Any) -> Source:
-        """Call the function with the arguments of `open_source`, and with `arguments`."""
+        """Call the function with the arguments of `open_source` and with `arguments`. Return its source."""
         module, _, name = self.name.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(camera, **self.arguments, **options)
         return source
@@ -55,10 +55,14 @@ def open_source(
 ) -> Source:
     """Return the source of a camera, without opening the source.
 
-    If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
-    `pixel_formats` are the formats that the detector accepts, cheapest first. If `nvdec`, NVDEC decodes the streams
-    that it supports, into buffers in GPU or host memory (see `chooses_nvdec`). `tap`, if given, receives the packets of
-    network cameras and files that FFmpeg reads. If the camera is recorded, `reader: auto` chooses FFmpeg.
+    Args:
+        camera: configuration of the camera.
+        offline: if True, files and synthetic cameras are read as fast as possible. Live cameras are not affected.
+        pixel_formats: formats that the detector accepts, cheapest first.
+        nvdec: if True, NVDEC decodes the streams that it supports, into buffers in GPU or host memory. For
+            `reader: auto`, `chooses_nvdec` returns this value.
+        tap: receiver of the packets of network cameras and files that FFmpeg reads; None if there is no receiver. If
+            `tap.recorded` is True, `reader: auto` chooses FFmpeg.
 
     Raises:
         ConfigError: the library that this camera needs is missing. `require_library` can detect this earlier.
@@ -89,7 +93,7 @@ def open_source(
 
 
 def require_library(camera: CameraConfig) -> None:
-    """Check that the library that a camera needs is installed. If it is missing, retries cannot succeed.
+    """Check that the library that a camera needs is installed. Without the library, retries cannot succeed.
 
     Raises:
         ConfigError: the library is missing. The hint shows how to install it.
@@ -108,9 +112,12 @@ def require_library(camera: CameraConfig) -> None:
 
 
 def require_formats(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> None:
-    """Check that the detector accepts the frames of NVDEC if `reader: nvdec` requires NVDEC.
+    """Check that the detector accepts nv12 frames, which NVDEC delivers, if `reader: nvdec` is configured.
 
-    `pixel_formats` are the formats that the detector accepts. Raise `ConfigError` if it does not accept nv12.
+    `pixel_formats` are the formats that the detector accepts.
+
+    Raises:
+        ConfigError: `reader: nvdec` is configured, but the detector does not accept nv12.
     """
     if camera.reader == "nvdec" and "nv12" not in pixel_formats:
         text = f"camera {camera.id}: `reader: nvdec` decodes to nv12, but the detector reads only "
@@ -120,12 +127,15 @@ def require_formats(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]
 
 
 def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
-    """Return the timeouts of a camera. If a low `fps` is configured, the read timeout is at least 3 frame intervals."""
+    """Return the timeouts of a camera, and the rules for its end and for retries.
+
+    If `fps` is configured, the read timeout is at least 3 frame intervals, so that slow cameras do not time out.
+    """
     slow_s = _MIN_INTERVALS / camera.fps if camera.fps is not None else 0.0
     return SupervisorPolicy(
         read_timeout_s=max(camera.read_timeout_s, slow_s),
         frozen_after_s=camera.frozen_after_s,
-        finite=isinstance(camera.address, (*RECORDED, Http)),  # HTTP servers also have files
+        finite=isinstance(camera.address, (*RECORDED, Http)),  # an HTTP server can also send a file, which ends
         retry=not isinstance(camera.address, (File, Folder)),
         longest_call_s=camera.open_timeout_s + _CLOSE_S,
     )
@@ -138,8 +148,8 @@ def _uses_gstreamer(camera: CameraConfig, address: Rtsp | Csi | Usb, *, recorded
     """Return True if GStreamer reads the camera.
 
     CSI cameras and `reader: gstreamer` require GStreamer; if it is missing, raise `ConfigError`. With `reader: auto`,
-    GStreamer reads RTSP cameras if it is installed, because it reports every lost packet and the capture times. Cameras
-    that are recorded are the exception, because recordings contain the packets that FFmpeg reads.
+    GStreamer reads RTSP cameras if it is installed, because it reports every lost packet and the capture times. If a
+    camera is recorded, FFmpeg reads the camera instead, because recordings contain the packets that FFmpeg reads.
     """
     if camera.reader in {"opencv", "ffmpeg", "nvdec"} or (recorded and camera.reader == "auto"):
         return False
@@ -223,12 +233,12 @@ def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
 def chooses_nvdec(camera: CameraConfig, *, recorded: bool = False) -> bool:
     """Return True if `reader: auto` decodes a stream with NVDEC, for a detector that reads GPU memory.
 
-    `recorded` states whether the packets of the camera are recorded, so that FFmpeg must read the camera.
+    `recorded` is True if the packets of the camera are recorded, so that FFmpeg must read the camera.
 
     Even if NVDEC is usable, it is not chosen in these cases:
 
-    * GStreamer can read the camera. It delivers frames earlier and reports every lost packet.
-    * The transport is UDP. NVDEC does not report the frames that lost packets have damaged.
+    * GStreamer can read the camera. GStreamer delivers frames earlier, and reports every lost packet.
+    * The transport is UDP. NVDEC does not report frames that were damaged by lost packets.
     * A file is looped. Each pass would start with 0.25 s without a frame (measured on an H100).
     """
     if camera.reader != "auto" or missing_pyav() is not None:
@@ -264,7 +274,10 @@ def _has_nvdec() -> bool:
 
 
 def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDecoder) -> OpenDecoder:
-    """Return a function that opens a decoder with NVDEC. Unless `reader: nvdec`, the decoder can fall back to `ffmpeg`.
+    """Return a function that opens a decoder with NVDEC.
+
+    Unless `reader: nvdec` is configured, the decoder uses the decoder that `ffmpeg` opens if NVDEC cannot decode the
+    stream. `recording` is the path of the file to decode; None for a live camera.
 
     Raises:
         SourceError: NVDEC is not usable.
@@ -336,5 +349,5 @@ def _open_synthetic(
 
 @cache
 def _warn_once(text: str) -> None:
-    """Log a warning once per text, because an unreachable camera reopens its source every half minute."""
+    """Log a warning only once per text, because the source of an unreachable camera is reopened every half minute."""
     log.warning("%s", text)

@@ -1,8 +1,8 @@
 """Pacing of recordings and synthetic cameras: at their own frame rate or, offline, as fast as they are read.
 
-At its own rate, a recording simulates a camera. The capture time of a frame is when the frame is due, even if the
-waiting thread runs later, so that a slow machine is visible as latency. Offline, no frame is late. The capture time of
-a frame is its position in the recording, so that results do not depend on the machine.
+At its own rate, a recording simulates a camera. The capture time of a frame is the time at which the frame is due, even
+if the waiting thread runs later, so that a slow machine is visible as latency. Offline, no frame is late, and capture
+times follow from the positions of the frames in the recording, so that results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _LATE_NS: Final = 500_000_000
 
 
 class FramePacer:
-    """Computes the due time and timestamps of each frame. `media_ns` is the frame's position in the recording."""
+    """Pacer that computes the due time and the timestamps of each frame.
+
+    `media_ns` is the position of a frame in the recording, in ns.
+    """
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class PacedSource(ABC, Generic[FrameT]):
         self.skipped = SkippedFrames()
         self.live = False
         self._opened = False
-        self._next: tuple[int, FrameT] | None = None  # the last result of `_read`; None if it must be called again
+        self._next: tuple[int, FrameT] | None = None  # the last result of `_read`; None after its frame was grabbed
         self._frame: FrameT | None = None  # the last grabbed frame
 
     def open(self) -> StreamInfo:
@@ -98,7 +101,7 @@ class PacedSource(ABC, Generic[FrameT]):
     def grab(self, timeout_s: float) -> Grab | None:
         if not self._opened:
             raise not_open(self._name, "grab")
-        self._frame = None  # its memory can belong to a decoder
+        self._frame = None  # its memory can belong to a decoder, which `_read` calls
         if self._next is None:
             self._next = self._read()
         media_ns, frame = self._next
@@ -142,9 +145,9 @@ class PacedSource(ABC, Generic[FrameT]):
         """Write a frame into `out`, as `Source.retrieve` does."""
 
     def _mark(self, grab: Grab, _frame: FrameT, /) -> Grab:
-        """Return `grab`, extended by properties of the frame that only the subclass knows, such as damage."""
+        """Return `grab` with the properties of the frame that only the subclass knows, such as damage."""
         return grab
 
     @abstractmethod
     def _close(self) -> None:
-        """Release all resources. `open` also calls this method, before `_open`, so it must be idempotent."""
+        """Release all resources. This method must be idempotent, because `open` also calls it, before `_open`."""

@@ -1,7 +1,7 @@
 """Properties of coded frames, recorded before the decoder: damage, arrival time, and the camera's capture time.
 
-Decoders output frames later, in a different order, and without most of these properties. They keep the presentation
-time, which identifies the frame.
+Decoders output frames later, in a different order, and without most of these properties. They keep only the
+presentation time, which therefore identifies a frame.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BACKLOG_NS = 2_000_000_000
 can be decoded quickly after a short stall. Without a limit, waiting coded frames would fill the memory."""
 
 GIVE_UP_NS = 3_000_000_000
-"""If skipping does not reduce the lag for this long, the stream itself causes it, and it no longer counts as lag."""
+"""If skipping does not reduce the lag for this long, the stream itself causes the lag, which is then ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class PacketInfo:
 
 
 class KeyFrameGate:
-    """Decides for each coded frame, in decoding order, whether to decode it and whether it is damaged.
+    """Gate that decides for each coded frame, in decoding order, if it must be decoded and if it counts as damaged.
 
     After lost packets, all frames count as damaged until an intact key frame. The first frame after a loss may be the
     frame that lost the packets, so it counts as damaged even if it is a key frame.
     """
 
     def __init__(self) -> None:
-        self.started = False
+        self.started = False  # True after the first frame that must be decoded, which is a key frame
         self.damaged = False  # whether the last decoded frame counts as damaged
         self._lost = False  # whether packets were lost since the last frame
         self._skipping_since_ns: int | None = None
@@ -52,10 +52,13 @@ class KeyFrameGate:
         self.damaged = True
 
     def passes(self, *, key: bool, now_ns: int = 0, lag_ns: int = 0) -> bool:
-        """Return True if the next frame must be decoded.
+        """Return True if the next frame must be decoded. Call this method once for each frame.
 
-        If `key`, the frame is a key frame. `now_ns` is the current time (monotonic), and `lag_ns` is how long the frame
-        waited to be read. Pass 0 if something else limits this wait, such as `vision.capture.read_ahead.Backlog`.
+        Args:
+            key: True if the frame is a key frame.
+            now_ns: current time (monotonic).
+            lag_ns: time for which the frame waited to be read; 0 if something else limits this time, such as
+                `vision.capture.read_ahead.Backlog`.
         """
         intact = not self._lost
         self._lost = False
@@ -83,7 +86,7 @@ class KeyFrameGate:
 
 
 class Timeline:
-    """The `PacketInfo` of recent frames by presentation time. Different threads can call `put` and `take`."""
+    """Store of the `PacketInfo` of recent frames, by presentation time in ns. Thread-safe."""
 
     def __init__(self, capacity: int = 64) -> None:
         self._capacity = capacity
@@ -98,16 +101,17 @@ class Timeline:
                 del self._frames[next(iter(self._frames))]
 
     def take(self, pts_ns: int | None) -> PacketInfo | None:
-        """Return the properties of the frame with this presentation time, as `take_through` does; None if unknown."""
+        """Remove and return the properties of a frame, as `take_through` does; None if the time is None or unknown."""
         return self.take_through(pts_ns)[0]
 
     def take_through(self, pts_ns: int | None) -> tuple[PacketInfo | None, Sequence[int]]:
-        """Return the properties of the frame with this presentation time, and the times of the frames passed over.
+        """Remove a frame. Return its properties, and the presentation times of the frames that it passed over.
 
-        If the time is None or unknown, return None and no times. Otherwise, discard the entry of the frame. Frames that
-        were stored earlier and have an earlier time are passed over: their entries are discarded too, because a decoder
-        will no longer output them. If one of them is damaged, the returned frame counts as damaged too, because a
-        decoder that flushes a damaged frame at a key frame can give it the time of the key frame.
+        `pts_ns` is the presentation time of the frame. If it is None or unknown, return None and no times.
+
+        Frames that were stored earlier and have an earlier time are passed over. They are removed too, because the
+        decoder has not output them and will not do so later. If one of them is damaged, the returned frame counts as
+        damaged too: a decoder that flushes a damaged frame at a key frame can output it with the key frame's time.
         """
         with self._lock:
             packet = None if pts_ns is None else self._frames.get(pts_ns)

@@ -1,4 +1,4 @@
-"""`PacketTap` passes the coded frames of a camera to other processes, which record them or show them."""
+"""`PacketTap`, which passes the coded frames of a camera to other processes that record or show them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ CODECS: Final = ("h264", "hevc")
 
 
 class PacketTap:
-    """Passes on the packets of one camera before they are decoded. The thread that reads the camera calls all methods.
+    """Tap that passes on the packets of one camera before they are decoded.
 
-    A packet is copied only if a receiver requests the packets of this camera. If `recorded`, the camera must be opened
-    with a library that passes packets on.
+    The thread that reads the camera calls all methods. A packet is copied only if a receiver requests the packets of
+    this camera. `recorded` is True if the packets are recorded. The camera must then be opened with a library that
+    passes packets on.
     """
 
     def __init__(self, camera_id: str, socket: PacketSocket, *, recorded: bool = True) -> None:
@@ -31,9 +32,9 @@ class PacketTap:
         self._socket = socket
 
     def connected(self, stream: VideoStream) -> ConnectionTap | None:
-        """Return the tap of a new connection; None if the codec cannot be passed on.
+        """Return the tap of a new connection; None if packets of its codec cannot be passed on.
 
-        In this case, log a warning if the camera is recorded.
+        If they cannot be passed on and the camera is recorded, log a warning.
         """
         codec = stream.codec_context.name
         if codec not in CODECS:
@@ -42,7 +43,7 @@ class PacketTap:
         return ConnectionTap(self._camera_id, self._socket, stream)
 
     def refused(self, codec: str) -> None:
-        """If the camera is recorded, log that its codec cannot be passed on."""
+        """Log a warning that packets of `codec` cannot be passed on. If the camera is not recorded, do nothing."""
         if not self.recorded:
             return
         text = "camera %s: not recorded, because its codec is %s; set it to H.264 or H.265"
@@ -50,7 +51,7 @@ class PacketTap:
 
 
 class ConnectionTap:
-    """Numbers and sends the packets of one connection. Different threads can call `offer` and `captured`."""
+    """Tap that numbers and sends the packets of one connection. Different threads can call `offer` and `captured`."""
 
     def __init__(self, camera_id: str, socket: PacketSocket, stream: VideoStream) -> None:
         self._camera_id = camera_id
@@ -61,7 +62,10 @@ class ConnectionTap:
         self._seq = -1
 
     def offer(self, packet: Packet[Any], pts_ns: int | None) -> None:
-        """Send a packet if a receiver requests the packets of this camera. This call never waits."""
+        """Send a packet if a receiver requests the packets of this camera. This call never waits.
+
+        `pts_ns` is the presentation time of the packet; None if the stream does not contain it.
+        """
         self._seq += 1
         if not self._socket.is_wanted(self._camera_id):
             return

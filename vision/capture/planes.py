@@ -59,7 +59,7 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
         targets: the planes to write, as `split_planes` returns them.
 
     Raises:
-        ValueError: the memory of a plane, or its distance between rows, is too small.
+        ValueError: the memory of a plane, or the distance between its rows, is too small.
     """
     for (memory, stride), target in zip(sources, targets, strict=False):
         rows, row_bytes = target.shape[0], target.shape[1] * target.shape[2]
@@ -70,7 +70,7 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
 
 
 def yuv_encoding(*, bt709: bool, full: bool) -> YuvEncoding:
-    """Return the color encoding.
+    """Return the name of a color encoding.
 
     If `bt709`, the matrix is that of BT.709, otherwise that of BT.601. If `full`, the range is full, otherwise limited.
     """

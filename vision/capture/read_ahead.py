@@ -1,9 +1,9 @@
 """Classes that read a connection on a separate thread, ahead of the decoder.
 
-A library blocks until a frame arrives. So a separate thread reads the coded frames as they arrive, stamps them with
-this machine's clock, and stores them for the decoder. The age of a stored frame is therefore known from one clock, and
-the decoder is behind exactly if old frames are stored. Presentation times do not show this, because their rate can be
-wrong: FFmpeg invents 25 frames/s for streams without times.
+A library blocks until a frame arrives. Therefore, a separate thread reads the coded frames as they arrive, stamps them
+with this machine's clock, and stores them for the decoder. If old frames are stored, the decoder is too slow.
+Presentation times cannot show this, because their rate can be wrong. For example, FFmpeg assumes 25 frames/s for
+streams without times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Connection(Protocol[FrameT_co]):
     """An open connection. The reading thread calls its methods."""
 
     def packets(self, closing: threading.Event) -> Iterable[tuple[FrameT_co, bool]]:
-        """Yield each coded frame as it arrives, and True if it is a key frame. Waits end when `closing` is set.
+        """Yield each coded frame as it arrives, and True if it is a key frame. If `closing` is set, end all waits.
 
         Raises:
             SourceError: the connection failed or ended.
@@ -53,19 +53,21 @@ class Arrived(Generic[FrameT]):
     frame: FrameT
     key: bool
     at_ns: int
-    after_skip: bool = False  # frames before it were skipped
+    after_skip: bool = False  # True if frames directly before this frame were skipped
 
 
 class Backlog(Generic[FrameT]):
-    """The coded frames that have arrived and that the decoder has not yet taken.
+    """The coded frames that have arrived and that the decoder has not yet taken. Thread-safe.
 
-    If the decoder is too slow, frames are skipped and counted. If the oldest frame is older than `max_age_ns`, `take`
-    continues with the newest stored key frame, if there is one. If the oldest frame is older than 2 s, `put` does the
-    same. If no key frame is stored then, `put` discards all frames until one arrives, so that the backlog is bounded.
+    If the decoder is too slow, frames are skipped and counted:
+
+    * If the oldest frame is older than `max_age_ns`, `take` skips to the newest stored key frame, if there is one.
+    * If the oldest frame is older than 2 s, `put` does the same. If there is no key frame to skip to, `put` discards
+      all frames until a key frame arrives, so that the backlog is bounded.
     """
 
     def __init__(self, max_age_ns: int, skipped: SkippedFrames, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Create the backlog. Frames older than `max_age_ns` are not useful."""
+        """Create the backlog. Frames older than `max_age_ns` are not useful. `skipped` counts the skipped frames."""
         self._max_age_ns = max_age_ns
         self._skipped = skipped
         self._clock = clock
@@ -103,9 +105,10 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next frame; None after a timeout or `interrupt`. If no frame is left, raise the error of `end`.
+        """Return the next frame; None after `timeout_s` or `interrupt`.
 
-        If the next frame is too old, skip to a later key frame, if there is one.
+        If the next frame is too old, skip to a later key frame, if there is one. If no frame is left after `end`, raise
+        the exception that was passed to `end`.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._end or self._interrupted, max(0.0, timeout_s))
@@ -136,7 +139,10 @@ class Backlog(Generic[FrameT]):
 
 
 class ReadAhead(Generic[ConnectionT, FrameT]):
-    """Opens, reads, and closes connections on separate threads. One thread calls all methods except `interrupt`."""
+    """Reader that opens, reads, and closes each connection on a separate thread.
+
+    One thread must call all methods except `interrupt`, which any thread can call.
+    """
 
     def __init__(
         self, name: str, connect: Callable[[], ConnectionT], *, max_age_ns: int, skipped: SkippedFrames
@@ -157,10 +163,11 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return self._reading is not None
 
     def open(self, timeout_s: float, hint: Callable[[], str]) -> ConnectionT:
-        """Open a connection, and start to read it.
+        """Open a connection, start to read it, and return it.
 
         Raises:
-            SourceError: `timeout_s` has passed (the error contains the result of `hint`), or `interrupt` was called.
+            SourceError: opening took longer than `timeout_s` (the error contains the result of `hint`), or `interrupt`
+                was called.
             Exception: `connect` raised it.
         """
         self.close()
@@ -176,15 +183,15 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return reading.result()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next coded frame; None after the timeout or `interrupt`, or if no connection is open.
+        """Return the next coded frame; None after `timeout_s` or `interrupt`, or if no connection is open.
 
         Raises:
-            SourceError: the connection failed or ended, and all frames before that were taken.
+            SourceError: the connection failed or ended, and all earlier frames were taken.
         """
         return None if self._reading is None else self._reading.backlog.take(timeout_s)
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` fail, and those of `take` return None. Thread-safe."""
+        """Make the present and all later calls of `open` raise an error, and those of `take` return None."""
         self.interrupted.set()
         reading = self._reading
         if reading is not None:
@@ -205,7 +212,7 @@ class _Reading(Generic[ConnectionT, FrameT]):
 
     def __init__(self, connect: Callable[[], ConnectionT], backlog: Backlog[FrameT]) -> None:
         self.backlog = backlog
-        self.opened = threading.Event()  # or failed, or interrupted
+        self.opened = threading.Event()  # set when the connection is open, failed to open, or was interrupted
         self._connect = connect
         self._connection: ConnectionT | None = None
         self._closing = threading.Event()
@@ -218,7 +225,7 @@ class _Reading(Generic[ConnectionT, FrameT]):
         """Return the connection, or raise the exception of `connect`. Call this method only after `opened` is set."""
         connection = self._connection
         if connection is None:
-            self.backlog.take(0.0)  # raises it
+            self.backlog.take(0.0)  # raises the exception of `connect`
             raise AssertionError("neither a connection nor an error")
         return connection
 

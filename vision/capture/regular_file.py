@@ -1,4 +1,7 @@
-"""Check of a path before it is opened, because opening a FIFO would wait for its writer or make the writer fail."""
+"""Check that a path is a regular file, before it is opened.
+
+Opening a FIFO by mistake would wait for its writer, or make the writer fail.
+"""
 
 from __future__ import annotations
 

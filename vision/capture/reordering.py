@@ -1,8 +1,8 @@
-"""Detection of streams whose frames are displayed in the order in which they are decoded, as those of most cameras.
+"""Detection of streams whose frames are displayed in decoding order, such as the streams of most cameras.
 
-A decoder holds back frames that may have to be displayed later. If a stream cannot contain such frames, a decoder can
-output each frame at once. The sequence parameter set (SPS) of a stream shows this. Section numbers are those of ITU-T
-H.264 and H.265.
+A decoder holds back a frame if a frame that must be displayed earlier may still follow. If the frames of a stream are
+displayed in decoding order, the decoder can output each frame at once. The sequence parameter set (SPS) shows the order
+of a stream. Section numbers are those of ITU-T H.264 and H.265.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _EXTENDED_ASPECT: Final = 255
 
 
 class Bits:
-    """Reads the bits of a NAL unit after its header, without emulation prevention bytes (section 7.4.1)."""
+    """Reader of the bits of a NAL unit, without its header and its emulation prevention bytes (section 7.4.1)."""
 
     def __init__(self, unit: bytes, header_bytes: int = 1) -> None:
         self._bytes = unit[header_bytes:].replace(b"\x00\x00\x03", b"\x00\x00")
         self._at = 0
 
     def number(self, bits: int) -> int:
-        """Read an unsigned number. Raise IndexError at the end of the unit."""
+        """Read an unsigned number of `bits` bits. Raise `IndexError` at the end of the unit."""
         value = 0
         for _ in range(bits):
             value = value << 1 | self._bytes[self._at >> 3] >> (7 - (self._at & 7)) & 1
@@ -55,7 +55,7 @@ def skip_scaling_lists(bits: Bits, count: int) -> None:
 
 
 def keeps_order(codec: Literal["H264", "H265"], sequence_parameter_set: bytes) -> bool:
-    """Return True if frames are displayed in the order in which they are decoded; False if not, or if unknown.
+    """Return True if the frames of a stream are displayed in decoding order; False if not, or if unknown.
 
     `sequence_parameter_set` is a NAL unit without a start code.
     """
@@ -108,7 +108,7 @@ def _h264_order(unit: bytes) -> bool:
 
 
 def _reordered_in_vui(bits: Bits) -> int | None:
-    """Return max_num_reorder_frames of the VUI parameters of H.264 (section E.1.1); None if it is absent."""
+    """Return max_num_reorder_frames of the video usability information of H.264 (section E.1.1); None if absent."""
     if bits.number(1) and bits.number(8) == _EXTENDED_ASPECT:
         bits.number(32)
     if bits.number(1):  # overscan
@@ -139,7 +139,7 @@ def _reordered_in_vui(bits: Bits) -> int | None:
 
 
 def _skip_buffering(bits: Bits) -> None:
-    """Skip the HRD parameters of H.264 (section E.1.2)."""
+    """Skip the parameters of the hypothetical reference decoder (HRD) of H.264 (section E.1.2)."""
     count = bits.golomb() + 1
     bits.number(8)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Probe that sends the requests OPTIONS, DESCRIBE, and SETUP to an RTSP camera, to find the one that it refuses.
+"""Probe that sends the requests OPTIONS, DESCRIBE, and SETUP to an RTSP camera, to find the refused request.
 
 GStreamer and FFmpeg report most refusals with the same error. The probe does not send PLAY, so the camera sends no
 video. If SETUP succeeds, the probe ends the session with TEARDOWN.
@@ -45,16 +45,19 @@ class Reply:
 
 
 class RtspProbe:
-    """Sends requests over an open connection. Responses must arrive before `deadline_s` (monotonic)."""
+    """Probe that sends requests over an open connection. All responses must arrive before `deadline_s` (monotonic).
+
+    The methods raise `OSError` if a response is late or the connection fails.
+    """
 
     def __init__(self, connection: socket.socket, url: SplitResult, address: str, deadline_s: float) -> None:
-        """Create the probe. `address` is the host and port, as written in requests."""
+        """Create the probe. `url` contains the account and the path. `address` is the host and port for requests."""
         self._connection = connection
         self._deadline_s = deadline_s
         self._user, self._password = unquote(url.username or ""), unquote(url.password or "")
         self._target = f"rtsp://{address}{url.path}{f'?{url.query}' if url.query else ''}"
         self._number = 0
-        self._challenge = ""  # the last one that this probe can answer
+        self._challenge = ""  # the last request for authentication that this probe can answer
         self._received = b""
 
     def describe(self) -> Reply:
@@ -74,7 +77,10 @@ class RtspProbe:
         return self._send("OPTIONS", self._target)
 
     def setup(self, description: str, transport: Transport) -> Reply:
-        """Request the first video track over `transport`. Return the response. If it is 200, end the new session."""
+        """Request the first video track over `transport`, and return the response. If it is 200, end the new session.
+
+        `description` is the SDP document of the stream.
+        """
         reply = self._send("SETUP", _video_url(description, self._target), f"Transport: {_TRANSPORTS[transport]}")
         if reply.status == "200":
             session = next(iter(reply.values("session")), "").partition(";")[0]
@@ -137,7 +143,8 @@ class RtspProbe:
 def only_other_digests(challenges: Sequence[str]) -> bool:
     """Return True if the camera accepts neither Basic nor Digest with MD5, but for example only Digest with SHA-256.
 
-    Many versions of GStreamer and FFmpeg cannot log in to such a camera. Return False if there are no challenges.
+    Many versions of GStreamer and FFmpeg cannot log in to such a camera. `challenges` are the values of the camera's
+    `WWW-Authenticate` headers. If there are none, return False.
     """
     return bool(challenges) and not any(_is_supported(one) for one in challenges)
 

@@ -20,7 +20,10 @@ _START_CODE: Final = re.compile(b"\x00\x00\x01")
 
 
 def display_orientation(frame: bytes, codec: Literal["H264", "H265"]) -> Orientation | None:
-    """Return the orientation that the first bytes of a coded frame specify; None if there is none, or it is oblique."""
+    """Return the orientation that the first bytes of a coded frame specify; None if there is none or it is oblique.
+
+    `frame` contains NAL units, each after a start code or after its length.
+    """
     for unit in _units(frame):
         is_sei = unit[0] & 31 == 6 if codec == "H264" else unit[0] >> 1 & 63 == 39
         if not is_sei:

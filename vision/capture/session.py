@@ -28,22 +28,22 @@ MAX_SIDE_PX: Final = 16384
 
 DAMAGED_HINT: Final = "set `transport: tcp`, shorten the camera's key frame interval, or choose a different `reader`"
 _DAMAGED_AFTER_NS: Final = 10_000_000_000
-"""Time in which every frame is damaged, after which the status and the log report it."""
+"""If every frame is damaged for this long, the status and the log report the damage."""
 
 _HEALTHY_AFTER_NS: Final = 10_000_000_000  # after streaming for this long, the back-off is reset
 _MAX_CALL_S: Final = 0.25  # longest wait in one call, so that a stop is detected in time
 
 
 READS: Final = ("grab", "retrieve")
-"""The calls to a source that read a frame. All others open or close the source, and can take longer."""
+"""Names of the source calls that read a frame. All other calls open or close the source, and can take longer."""
 
 
 class Abandoned(Exception):
-    """The camera has a new thread, so this thread must end without touching anything that the two share."""
+    """A new thread reads the camera, so the present thread must end without using anything that the two share."""
 
 
 class SourceCalls:
-    """Records the call to the source that a camera's thread is making, and converts exceptions of the source.
+    """Record of the source call that a camera's thread is making. It also converts the exceptions of the source.
 
     Attributes:
         current: name and start time (monotonic ns) of the call in progress; None if there is none. Thread-safe.
@@ -62,7 +62,7 @@ class SourceCalls:
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
     def calling(self, name: str) -> _Call:
-        """Record a call to the source while the returned context is entered, and convert its exceptions.
+        """Return a context manager for one call to the source, which records the call and converts its exceptions.
 
         Raises:
             SourceError: the source raised this error or a subclass, ran out of GPU memory, or raised an unexpected
@@ -79,7 +79,7 @@ class SourceCalls:
         self.current = name, self._clock()
 
     def end(self, name: str, error: BaseException | None) -> None:
-        """Record the end of a call that raised `error`, or None. See `calling` for the exceptions."""
+        """Record the end of a call, which raised `error`, or no exception if it is None. `calling` lists the errors."""
         self.current = None
         if error is None:
             if self.abandoned:
@@ -190,7 +190,10 @@ class Session:
                 camera.backoff.reset()
 
     def _count_skipped(self) -> None:
-        """Count the frames that the source skipped. Those before the first frame of an epoch have no index."""
+        """Drop the frames that the source skipped, with their reasons.
+
+        Each skipped frame takes an index, except those before the first grabbed frame of an epoch.
+        """
         for reason, frames in self._source.skipped.take().items():
             if self._index >= 0:
                 self._index += frames
@@ -198,7 +201,10 @@ class Session:
                 self._camera.sink.drop(reason)
 
     def _deliver(self, grab: Grab, now_ns: int) -> None:
-        """Commit a copy of the grabbed frame to the sink, or drop the frame with a reason. Errors: see `stream`."""
+        """Commit a copy of the grabbed frame to the sink, or drop the frame with a reason.
+
+        `stream` lists the errors.
+        """
         sink = self._camera.sink
         if grab.corrupt:
             sink.drop(DropReason.CORRUPT)
@@ -231,7 +237,10 @@ class Session:
             )
 
     def _report_damage(self, now_ns: int) -> None:
-        """Report a camera whose frames have all been damaged for a long time. A new connection would not help it."""
+        """Report a camera whose frames have all been damaged for 10 s or longer.
+
+        Do not reconnect, because a new connection would not help.
+        """
         if self._damaged_ns is None:
             self._damaged_ns = now_ns
         damaged_ns = now_ns - self._damaged_ns
@@ -276,7 +285,7 @@ class Session:
         return None
 
     def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
-        """Return the reason why the camera counts as frozen; empty if it does not. Also update its status."""
+        """Return the reason why the camera counts as frozen; empty if it does not. Also update the camera's status."""
         if not self._live:
             return ""
         detector = self._camera.frozen_frames

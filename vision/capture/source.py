@@ -20,7 +20,7 @@ _MAX_FPS: Final = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """The properties of a stream, known when its source is open."""
+    """The properties of a stream, which are known when its source is open."""
 
     width_px: int
     height_px: int
@@ -111,9 +111,9 @@ class FrameSink(Protocol):
     """Destination of the frames of one camera. `vision.runtime.latest_slot.LatestSlot` implements this protocol."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Allocate buffers for this size and format, if they differ from the current ones.
+        """Allocate buffers for frames of this size and format, unless the current buffers already have them.
 
-        A waiting frame of the old buffers is dropped.
+        If the buffers change, drop a waiting frame.
 
         Raises:
             ValueError: the format does not allow this size.
@@ -141,7 +141,10 @@ class FrameSink(Protocol):
 
 
 def plausible_fps(rate: SupportsFloat | None) -> float | None:
-    """Return `rate`; None if it is unknown, or above 1000 frames/s, because some streams report their time base."""
+    """Return `rate` in frames/s; None if it is unknown or above 1000.
+
+    Some streams report their time base, which is a larger number, instead of their frame rate.
+    """
     fps = float(rate or 0.0)
     return fps if 0 < fps <= _MAX_FPS else None
 

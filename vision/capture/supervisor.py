@@ -37,14 +37,14 @@ class SupervisorPolicy:
     read_timeout_s: float = 5.0  # longest wait for a frame before reconnecting
     frozen_after_s: float | None = 10.0  # a camera that repeats a frame for this long is frozen; None means never
     finite: bool = False  # the source can end; otherwise, an end is a lost connection
-    retry: bool = True  # reconnect after a failure; a file that cannot be read stays unreadable
-    first_retry_s: float = 0.5
-    longest_retry_s: float = 30.0
+    retry: bool = True  # reconnect after a failure; False for a file, which would stay unreadable
+    first_retry_s: float = 0.5  # upper limit of the delay before the first retry, as in `Backoff`
+    longest_retry_s: float = 30.0  # upper limit of the delay before each retry
     longest_call_s: float = 0.0  # opening or closing the source can take this long without an error
 
 
 class CameraSupervisor:
-    """Keeps one camera connected. `run` occupies a thread. Other threads can use all other members.
+    """Supervisor that keeps one camera connected. `run` occupies a thread. Other threads can use all other members.
 
     `factory` returns a new source for every connection. Only the thread of `run` writes to `sink`.
 
@@ -109,15 +109,18 @@ class CameraSupervisor:
 
     @property
     def failure(self) -> str:
-        """The reason for the failure of a source that is not retried; empty if it has not failed, or is retried."""
+        """The reason why a source without retries has failed; empty if it has not failed, or if it is retried."""
         return self._final
 
     def blocked_in(self) -> str:
-        """Return the call to the source that is in progress, and its duration; empty if there is none."""
+        """Return a text with the source call in progress and its duration; empty if there is none."""
         return self._parts.calls.in_progress()
 
     def call(self) -> tuple[str, int] | None:
-        """Return the source call in progress, and its start time; None if there is none. This method takes no lock."""
+        """Return the source call in progress, and its start time (monotonic ns); None if there is none.
+
+        This method takes no lock.
+        """
         return self._parts.calls.current
 
     @property
@@ -154,7 +157,7 @@ class CameraSupervisor:
 
         Raises:
             DeviceError: the GPU failed.
-            Exception: the sink raised this error. Camera failures never raise an error.
+            Exception: the sink raised this exception. A failure of the camera raises no exception.
         """
         parts = self._parts
         try:

@@ -1,4 +1,4 @@
-"""Functions that apply the configured check of certificates to the connections of Python and of FFmpeg.
+"""Functions that apply the configured check of certificates to the TLS connections of Python and of FFmpeg.
 
 `CameraConfig.tls` is `VERIFY`, `ACCEPT_ANY`, or the path of a PEM file with the certificates to trust.
 """
@@ -25,12 +25,14 @@ _SYSTEM_BUNDLES: Final = (
 
 @cache
 def client_context(tls: str) -> ssl.SSLContext:
-    """Return the TLS context of a client for a value of `tls`. The context is cached, because loading takes 0.1 s.
+    """Return the TLS context of a client for a value of `tls`.
+
+    The context is cached, because loading the certificates takes 0.1 s.
 
     Raises:
         SourceError: the PEM file cannot be read, or contains no certificate.
     """
-    import ssl  # as in `vision.config.tls`
+    import ssl  # imported late to save memory, as in `vision.config.tls`
 
     if tls == ACCEPT_ANY:
         context = tls_context()
@@ -46,7 +48,7 @@ def client_context(tls: str) -> ssl.SSLContext:
 def ffmpeg_options(tls: str) -> Mapping[str, str]:
     """Return FFmpeg's options for a value of `tls`.
 
-    For `VERIFY`, the options name the file with the system's certificates, because FFmpeg may not find the file.
+    For `VERIFY`, the options contain the path of the system's certificates, because FFmpeg may not find them itself.
     """
     if tls == ACCEPT_ANY:
         return {"tls_verify": "0"}

@@ -1,6 +1,6 @@
-"""The size of a frame, in a comment of the JPEG file that contains the frame on a smaller scale.
+"""JPEG comment with the original size of a frame, for JPEG files that contain the frame at a smaller scale.
 
-Boxes of messages are in pixels of the frame. With the comment, a program finds a box in the file.
+The boxes in messages are in pixels of the original frame. With the comment, a program can find a box in the file.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import Final
 
 _START: Final = b"\xff\xd8"
 _COMMENT: Final = 0xFE
-_SCAN: Final = 0xDA  # the segments end with it
+_SCAN: Final = 0xDA  # a comment can only precede this marker
 _TEXT: Final = re.compile(rb"vision frame ([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
 def with_frame_size(jpeg: bytes, width_px: int, height_px: int) -> bytes:
-    """Return a JPEG file with a comment that contains the size of the frame."""
+    """Return a copy of a JPEG file with a comment that contains the original size of its frame."""
     text = b"vision frame %dx%d" % (width_px, height_px)
     return jpeg[:2] + bytes((0xFF, _COMMENT)) + (len(text) + 2).to_bytes(2, "big") + text + jpeg[2:]
 
 
 def frame_size(file: bytes) -> tuple[int, int] | None:
-    """Return the width and the height in pixels from the comment of a JPEG file.
+    """Return the original width and height of the frame in a JPEG file, in pixels, from the comment of the file.
 
     Return None if the file has no such comment, or is not a JPEG file.
     """

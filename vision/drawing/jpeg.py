@@ -32,9 +32,10 @@ class JpegEncoder:
     def encode(
         self, pixels: NDArray[np.uint8], pixel_format: PixelFormat, yuv: YuvEncoding, *, max_width_px: int
     ) -> bytes:
-        """Return a JPEG of a frame, at most `max_width_px` wide.
+        """Return a JPEG of a frame, scaled down to at most `max_width_px` if the frame is wider.
 
-        `pixels` has the shape `vision.types.frame_shape`. `yuv` is the color encoding of NV12 and I420.
+        `pixels` is a uint8 array with the shape `vision.types.frame_shape`. `yuv` is the color encoding of NV12 and
+        I420 frames, and has no meaning for other formats.
         """
         if pixel_format == "bgrx":
             pixels = np.ascontiguousarray(pixels[..., :3])

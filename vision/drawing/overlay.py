@@ -75,7 +75,7 @@ class Rect:
 
 
 class Overlay:
-    """Drawing tool for one frame, (H, W, 3) uint8 BGR, which it changes.
+    """Drawing tool that changes one frame, (H, W, 3) uint8 BGR.
 
     Later drawings cover earlier drawings, except that `objects` keeps names and counters on top of the boxes.
     """
@@ -100,7 +100,7 @@ class Overlay:
         """Draw every zone and line of a camera and, if `crossed` is None, the ground points.
 
         Args:
-            section: analytics configuration of the camera.
+            section: configuration of the camera's zones, lines, and ground points.
             crossed: number of crossings by line and direction (``in``, ``out``). None draws no numbers.
             inside: number of objects by zone. None draws the configured limits of each zone instead.
         """
@@ -166,7 +166,7 @@ class Overlay:
             boxes_xyxy: (N, 4) in pixels. If `shapes` has rotated boxes, those are drawn instead.
             labels: text of each object.
             colors: color of each object.
-            shapes: masks, keypoints, and rotated boxes of the objects.
+            shapes: masks, keypoints, and rotated boxes of the objects; None if the model has none of them.
         """
         rows = [row for row in zip(boxes_xyxy, labels, colors, strict=True) if np.isfinite(row[0]).all()][::-1]
         rotated = None if shapes is None else shapes.rotated_boxes
@@ -223,7 +223,7 @@ class Overlay:
             self._disc(point, self.stroke_px, color)
 
     def dashed_box(self, box_xyxy: NDArray[np.float32], color: Color, label: str = "") -> None:
-        """Draw a dashed box, (4,) in pixels, for example for an object that the detector missed."""
+        """Draw a dashed box, (4,) in pixels, with `label`, for example for an object that the detector missed."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), color)
         if label:
@@ -252,7 +252,10 @@ class Overlay:
             _ink(self.frame, letters, self.width_px - pad - letters.shape[1], top, WHITE)
 
     def plate(self, words: str, left: int, top: int, color: Color) -> Rect:
-        """Draw lines of text on a plate of `color`, moved into the frame if necessary. Return the plate's rectangle."""
+        """Draw the lines of `words` on a plate of `color`, and return the rectangle of the plate.
+
+        `left` and `top` are the position of the plate in pixels. If necessary, the plate is moved into the frame.
+        """
         rect = self._plate_at(words, left, top)
         self._draw_plate(rect, words, color)
         self._occupied.append(rect)
@@ -305,7 +308,7 @@ class Overlay:
         self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOR)
 
     def _name(self, words: str, point: NDArray[np.float64], color: Color) -> None:
-        """Draw a plate with text at a point, or above or below the point if another plate is there."""
+        """Draw a plate with text on a point, or above or below the point if another plate is already there."""
         size = self._plate_at(words, 0, 0)
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
@@ -333,7 +336,7 @@ class Overlay:
         return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
-        """Return the rectangle of a plate with this text, moved into the frame if necessary."""
+        """Return the rectangle of a plate with the text `words` at (`left`, `top`), moved into the frame if needed."""
         lines = self._lines_of(words)
         width = max(letters.shape[1] for letters in lines) + 2 * self._pad_px
         height = sum(letters.shape[0] for letters in lines) + self._pad_px
@@ -346,7 +349,7 @@ class Overlay:
 
 
 def zone_words(zone: ZoneConfig) -> str:
-    """Return text with the name of a zone and its configured limits, each on its own line."""
+    """Return the name of a zone and its configured limits as text, each on its own line."""
     limits = [zone.name]
     if zone.crowd_threshold is not None:
         lasting = f" for {zone.crowded_for_s:g} s" if zone.crowded_for_s else ""
@@ -357,7 +360,7 @@ def zone_words(zone: ZoneConfig) -> str:
 
 
 def class_color(class_id: int) -> Color:
-    """Return the color in which objects of a class are drawn."""
+    """Return the color in which objects of a class are drawn. The colors repeat after ten classes."""
     return CLASS_COLORS[class_id % len(CLASS_COLORS)]
 
 

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from vision.config.privacy import CameraPrivacy
 
 Hide: TypeAlias = Callable[[NDArray[np.uint8], str, tuple[int, int], tuple[int, int]], None]
-"""Function that hides what must not be shown in a part of a frame, BGR (H, W, 3).
+"""Function that hides what must not be shown in a part of a frame. The arguments are:
 
-The other arguments are the camera's id, the width and height of the frame, and x and y of the part's upper left corner.
+1. the part, (H, W, 3) uint8 BGR, which the function changes
+2. the id of the camera
+3. the width and height of the frame in pixels
+4. x and y of the upper left corner of the part, in pixels of the frame
 """
 
 _CELLS: Final = 6  # along the longer side of a blurred object
@@ -24,10 +27,17 @@ _WHOLE: Final = 32  # cells along the longer side of a frame whose objects are u
 
 
 class PrivacyFilter:
-    """Hides what the section `privacy` of a configuration names. The methods change images, (H, W, 3) uint8 BGR."""
+    """Filter that hides what the section `privacy` of a configuration names.
+
+    The methods change images, (H, W, 3) uint8 BGR.
+    """
 
     def __init__(self, sections: Mapping[str, CameraPrivacy], class_names: Sequence[str] = ()) -> None:
-        """Create the filter. `sections` contains the cameras by id. `class_names` are those of the model, by id."""
+        """Create the filter.
+
+        `sections` maps the id of each camera to its section `privacy`. `class_names` are the names of the model's
+        classes, in the order of their ids.
+        """
         self._sections = sections
         self._blurred = {
             camera: [number for number, name in enumerate(class_names) if name in (section.blur or ())]
@@ -37,7 +47,7 @@ class PrivacyFilter:
     def fill(
         self, image: NDArray[np.uint8], camera_id: str, size_px: tuple[int, int], corner: tuple[int, int] = (0, 0)
     ) -> None:
-        """Fill the masks of a camera in a part of a frame.
+        """Fill the masks of a camera with black in `image`, which is a part of a frame.
 
         `size_px` is the width and height of the frame. `corner` is the x and y of the upper left corner of the part.
         """
@@ -77,7 +87,7 @@ class PrivacyFilter:
     ) -> None:
         """Fill the masks in a part of a frame. If the camera has classes to blur, make the whole part unrecognizable.
 
-        This is for images whose objects are unknown. The arguments are those of `fill`.
+        Use this method for images whose objects are unknown. The arguments are those of `fill`.
         """
         section = self._sections.get(camera_id)
         if section is not None and section.blur:

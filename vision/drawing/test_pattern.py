@@ -1,7 +1,7 @@
 """The rectangles that the synthetic source paints and the fake detector finds, defined once so that the two agree.
 
 The background is any gray (R = G = B). An object of class ``i`` is a filled, axis-aligned rectangle with the color
-`FAKE_COLORS[i]`. A rectangle painted with ``pixels[y1:y2, x1:x2] = FAKE_COLORS[i]`` has the box ``(x1, y1, x2, y2)``.
+``FAKE_COLORS[i]``. A rectangle painted with ``pixels[y1:y2, x1:x2] = FAKE_COLORS[i]`` has the box ``(x1, y1, x2, y2)``.
 Rectangles of one class must not touch, not even at corners, because touching rectangles count as one object.
 """
 

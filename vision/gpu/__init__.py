@@ -1,4 +1,7 @@
-"""Wrappers for CUDA: devices, streams, graphs, memory, and kernels. The import requires cuda-python, but not a GPU."""
+"""Wrappers for CUDA: devices, streams, graphs, memory, and kernels.
+
+Importing this package requires cuda-python, but no GPU. Without cuda-python, the import raises `DeviceMissing`.
+"""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Thin wrappers for the CUDA calls that the detector uses: errors, the device, streams, events, and graphs.
+"""Thin wrappers for CUDA calls: errors, the device, streams, events, and graphs.
 
 The wrappers use calls of ``cuda.bindings.runtime`` that are the same in cuda-python 12.6 (JetPack 6) to 13.x (JetPack 7
 and servers). Memory is in `vision.gpu.memory`, and kernels are in `vision.gpu.nvrtc`. docs/decisions/030-cuda-core.md
@@ -62,7 +62,7 @@ _MISSING = {  # status of CUDA: message, hint, code
 
 
 def _name_of(status: Any) -> str:
-    """Return the name and the description of a status code of any CUDA library."""
+    """Return the name and the description of a status code of the CUDA driver, the CUDA runtime, or NVRTC."""
     try:
         if isinstance(status, nvrtc.nvrtcResult):
             return str(nvrtc.nvrtcGetErrorString(status)[1].decode())
@@ -81,7 +81,7 @@ def _name_of(status: Any) -> str:
 
 
 def failure(status: Any, action: str) -> DeviceError:
-    """Return the error to raise if `action` ended with the status code `status`."""
+    """Return the error to raise after `action`, such as "creating a stream", ended with the status code `status`."""
     if isinstance(status, (runtime.cudaError_t, driver.CUresult)) and int(status) == _OUT_OF_MEMORY:
         runtime.cudaGetLastError()  # clears the error, which the next call would otherwise report again
         return OutOfMemory(
@@ -92,14 +92,17 @@ def failure(status: Any, action: str) -> DeviceError:
 
 
 def check(result: tuple[Any, ...], action: str) -> Any:
-    """Return the result of a ``cuda.bindings`` call without its status. Raise a `DeviceError` if the call failed."""
+    """Return the result of a ``cuda.bindings`` call without its status: None, a value, or a tuple of values.
+
+    Raise a `DeviceError`, whose text starts with `action`, if the call failed.
+    """
     if result[0] != _SUCCESS:
         raise failure(result[0], action)
     return result[1] if len(result) == 2 else result[1:] or None
 
 
 def queued(status: int, action: str) -> None:
-    """Raise a `DeviceError` if `status`, which a function of `driver_calls` returned, is an error."""
+    """Check the status that a function of `driver_calls` returned. Raise a `DeviceError` if it is an error."""
     if status:
         raise failure(_status(status), action)
 
@@ -112,10 +115,12 @@ def _status(code: int) -> Any:
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Return the error for a missing or unusable GPU: `DeviceNotReady` if the driver may not be loaded yet.
+    """Return the error to raise for a missing or unusable GPU. Its class shows if a restart of the program can help.
 
-    `code` is the status of `cudaGetDeviceCount`. The CUDA versions of the driver and of cuda-python are
-    1000 * major + 10 * minor. 0 means that there is no driver.
+    Args:
+        code: status of `cudaGetDeviceCount`.
+        driver_version: CUDA version that the driver supports, as 1000 * major + 10 * minor; 0 if there is no driver.
+        runtime_version: CUDA version of cuda-python, in the same form.
     """
 
     def dotted(version: int) -> str:
@@ -146,7 +151,7 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """GPU that this process uses."""
+    """The GPU that this process uses, and its properties."""
 
     index: int
     name: str
@@ -208,7 +213,8 @@ def use_device(device: Device) -> None:
 def memory_info() -> tuple[int, int]:
     """Return the free and the total GPU memory in bytes. On a Jetson, the system can reclaim further memory.
 
-    Raise `DeviceError` if there is no driver, or the GPU does not work.
+    Raises:
+        DeviceError: there is no driver, or the GPU does not work.
     """
     try:
         result = runtime.cudaMemGetInfo()
@@ -224,13 +230,13 @@ def memory_info() -> tuple[int, int]:
 class DriverCalls(NamedTuple):
     """CUDA calls that queue work or query its progress without releasing the GIL.
 
-    cuda-python releases the GIL in every call, which is right for calls that wait. The calls in this class take
-    only a few microseconds, but acquiring the GIL again takes milliseconds if the threads of thirty cameras wait for
-    it, and a batch needs one such call per frame. On 16 cores with 32 cameras of 30 frames/s, submitting 25 frames took
-    up to 80 ms.
+    cuda-python releases the GIL in every call, which is right only for calls that wait. The calls in this class take a
+    few microseconds. If they released the GIL, acquiring it again would take milliseconds while the threads of thirty
+    cameras wait for it, and a batch needs one such call per frame. With the calls of cuda-python, submitting 25 frames
+    took up to 80 ms on 16 cores with 32 cameras of 30 frames/s.
 
-    The functions are called at their addresses in the driver. They accept handles of the CUDA runtime, and return a
-    CUresult, whose numbers equal those of cudaError_t.
+    Each function is called at its address in the driver. It accepts handles of the CUDA runtime, and returns a CUresult
+    as an integer, which equals the corresponding cudaError_t.
     """
 
     copy_to_device: Callable[..., int]  # target, source, bytes, stream; waits unless the source is page-locked
@@ -242,7 +248,11 @@ class DriverCalls(NamedTuple):
 
 @functools.cache
 def driver_calls() -> DriverCalls:
-    """Look up the functions in the driver. Raise `DeviceMissing` if there is no driver, or it lacks one of them."""
+    """Return the functions of the driver. The first call looks them up.
+
+    Raises:
+        DeviceMissing: there is no driver, or the driver lacks one of the functions.
+    """
     open_device()  # without a driver, cuda-python 12.6 would raise RuntimeError below
     address, nbytes, flags = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
     return DriverCalls(
@@ -266,7 +276,7 @@ def _driver_call(symbol: str, *types: Any) -> Callable[..., int]:
 
     def call(*arguments: int) -> int:
         status = int(function(*arguments))
-        if status == _INVALID_CONTEXT:  # the CUDA runtime handles this automatically
+        if status == _INVALID_CONTEXT:  # unlike the driver, the CUDA runtime handles this automatically
             runtime.cudaSetDevice(runtime.cudaGetDevice()[1])
             status = int(function(*arguments))
         return status
@@ -278,7 +288,7 @@ def _driver_call(symbol: str, *types: Any) -> Callable[..., int]:
 
 
 class Resource(ABC):
-    """Object with one owner, which must close it."""
+    """Base class of objects that have one owner, which must close them."""
 
     _closed = False
 
@@ -303,7 +313,10 @@ class Resource(ABC):
 
 
 def released(result: tuple[Any, ...], resource: str) -> None:
-    """Log a warning if a release failed. Raise no error: if the GPU is lost, a later call raises an error."""
+    """Log a warning if `result` shows that releasing `resource` failed. `result` comes from a ``cuda.bindings`` call.
+
+    Raise no error, because a later call raises an error if the GPU is lost.
+    """
     if result[0] != _SUCCESS and int(result[0]) != _UNLOADING:
         _log.warning("releasing %s: %s", resource, _name_of(result[0]))
 
@@ -337,7 +350,7 @@ class BorrowedStream:
 
 
 class Event(Resource):
-    """Position in a stream. An event that was never recorded counts as reached."""
+    """Position in a stream. An event that was never recorded counts as reached. `timing` enables `ms_since`."""
 
     def __init__(self, *, timing: bool = False) -> None:
         flags = runtime.cudaEventBlockingSync | (0 if timing else runtime.cudaEventDisableTiming)
@@ -383,10 +396,14 @@ class Graph(Resource):
 
     @classmethod
     def capture(cls, stream: Stream, enqueue: Callable[[], object], label: str) -> Graph:
-        """Capture the work that `enqueue` queues on `stream`, after one run as a warm-up. Return the graph.
+        """Capture the work that `enqueue` queues on `stream`, and return the graph.
 
-        Libraries may allocate memory in the first run. After that, `enqueue` must not wait or allocate. Raise
-        `DeviceError`, which contains `label`, if the capture fails. Errors of the first run are passed on unchanged.
+        Before the capture, `enqueue` runs once as a warm-up. In this run, libraries may allocate memory. During the
+        capture, `enqueue` must neither wait nor allocate memory.
+
+        Raises:
+            DeviceError: the capture failed. The error contains `label`.
+            Exception: the warm-up raised this exception.
         """
         enqueue()
         stream.synchronize()

@@ -1,6 +1,7 @@
 """GPU memory and page-locked host memory: allocation, counting, copies, and buffers for frames.
 
-As in `vision.gpu.cuda`, every object has one owner, which closes it. Errors of allocations state the purpose.
+As in `vision.gpu.cuda`, every `Resource` has one owner, which closes it. If an allocation fails, the error states the
+purpose of the memory.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ _SUCCESS = runtime.cudaError_t.cudaSuccess
 
 @dataclass(frozen=True, slots=True)
 class Allocated:
-    """Amount of memory that this module has allocated and not yet freed."""
+    """Amount of memory that this module has allocated and not yet freed, and the number of allocations."""
 
-    device_bytes: int
+    device_bytes: int  # in GPU memory
     host_bytes: int  # page-locked
     calls: int  # number of allocations, including freed ones
 
@@ -69,7 +70,7 @@ _ledger = _Ledger()
 
 
 def allocated() -> Allocated:
-    """Return the amount of memory that this module has allocated and not yet freed."""
+    """Return the amount of memory that this module has allocated and not yet freed in this process."""
     return _ledger.now
 
 
@@ -92,7 +93,10 @@ def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
 
 
 class DeviceBuffer(Resource):
-    """Uninitialized GPU memory, aligned to 256 bytes. The constructor raises `OutOfMemory` if too little is free."""
+    """Uninitialized GPU memory, aligned to 256 bytes. `purpose` appears in the error of a failed allocation.
+
+    The constructor raises `OutOfMemory` if too little memory is free.
+    """
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         self.nbytes = max(nbytes, 1)
@@ -108,7 +112,10 @@ class DeviceBuffer(Resource):
         fill(self.address, byte, self.nbytes, stream)
 
     def write(self, array: NDArray[Any]) -> None:
-        """Copy a contiguous array to the start of the memory, and wait. Raise ValueError if the array does not fit."""
+        """Copy a contiguous array to the start of the memory, and wait until the data has arrived.
+
+        Raise `ValueError` if the array does not fit.
+        """
         if array.nbytes > self.nbytes:
             raise ValueError(f"{array.nbytes} bytes do not fit into {self.nbytes}")
         check(runtime.cudaMemcpy(self.address, array.ctypes.data, array.nbytes, _TO_DEVICE), "writing device memory")
@@ -116,9 +123,9 @@ class DeviceBuffer(Resource):
         check(runtime.cudaStreamSynchronize(0), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """Return a host copy of the memory from byte `offset` on. Work that writes to this memory must have ended.
+        """Return a host copy of the memory from byte `offset` on, as an array. Work that writes to it must have ended.
 
-        Raise ValueError if the array would extend beyond the memory.
+        Raise `ValueError` if the array would extend beyond the memory.
         """
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
@@ -153,7 +160,7 @@ class CudaMemory:
         self._buffers.pop(address).close()
 
     def synchronize(self, stream: int | None) -> None:
-        """Wait for all work on the stream with this handle. None waits for all work on the GPU."""
+        """Wait for all work on the stream with the handle `stream`; if it is None, for all work on the GPU."""
         done = runtime.cudaDeviceSynchronize() if stream is None else runtime.cudaStreamSynchronize(stream)
         check(done, "waiting for TensorRT")
 
@@ -186,7 +193,10 @@ class HostBuffer(Resource):
         self._opened = True
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8, offset: int = 0) -> NDArray[Any]:
-        """Return an array that starts at byte `offset`. Raise ValueError if the buffer is closed or too small."""
+        """Return an array that uses the memory from byte `offset` on, without a copy.
+
+        Raise `ValueError` if the buffer is closed or too small.
+        """
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if self._bytes is None or offset + nbytes > self.nbytes:
             held = 0 if self._bytes is None else self.nbytes
@@ -226,7 +236,7 @@ _abandoned = threading.Event()
 
 
 def abandon() -> None:
-    """Stop freeing frame buffers and page-locked memory. Call this if the GPU hangs, because freeing would wait."""
+    """Stop freeing frame buffers and page-locked memory. Call this if the GPU hangs, because freeing would hang too."""
     _abandoned.set()
 
 
@@ -247,7 +257,7 @@ def _free_host(address: int, nbytes: int) -> None:
 
 
 def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from page-locked host memory to the GPU.
+    """Queue a copy of `nbytes` bytes from page-locked host memory (address `source`) to the GPU (address `target`).
 
     If the memory is not page-locked, use `copy_to_device` instead: `queue_to_device` would hold the GIL while it waits.
     """
@@ -256,29 +266,33 @@ def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> No
 
 
 def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from host memory to the GPU. If the memory is not page-locked, wait until it has been read."""
+    """Queue a copy of `nbytes` bytes from host memory (address `source`) to the GPU (address `target`).
+
+    If the memory is not page-locked, wait until it has been read.
+    """
     (status,) = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_DEVICE, stream.handle)
     if status != _SUCCESS:
         raise failure(status, f"copying {nbytes} bytes to the device")
 
 
 def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy from GPU memory to page-locked host memory."""
+    """Queue a copy of `nbytes` bytes from GPU memory (address `source`) to page-locked host memory (`target`)."""
     copied = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_HOST, stream.handle)
     check(copied, f"copying {nbytes} bytes to the host")
 
 
 def fill(address: int, byte: int, nbytes: int, stream: Stream | BorrowedStream) -> None:
-    """Queue an operation that sets `nbytes` bytes of GPU memory to `byte`."""
+    """Queue an operation that sets each of the `nbytes` bytes of GPU memory at `address` to `byte`."""
     check(runtime.cudaMemsetAsync(address, byte, nbytes, stream.handle), "filling device memory")
 
 
 def copy_rows(
     target: int, source: int, stream: Stream | BorrowedStream, *, rows: int, row_bytes: int, pitch_bytes: int
 ) -> None:
-    """Queue a copy of rows, which are `pitch_bytes` apart at `source`, and become adjacent at `target`.
+    """Queue a copy of `rows` rows of `row_bytes` bytes each from the address `source` to the address `target`.
 
-    Both addresses can be in GPU memory or in host memory.
+    At `source`, a row starts every `pitch_bytes` bytes. At `target`, the rows are adjacent. Both addresses can be in
+    GPU memory or in host memory.
     """
     shape = (row_bytes, source, pitch_bytes, row_bytes, rows)
     check(runtime.cudaMemcpy2DAsync(target, *shape, _BY_ADDRESS, stream.handle), f"copying {rows} rows")
@@ -292,7 +306,7 @@ _WORD_BYTES: Final = 16  # sizes of frames are padded to this, because kernels r
 
 
 class DeviceFrameMemory:
-    """GPU memory of one frame, a `vision.types.DeviceMemory`. It is freed when the last reference to it disappears."""
+    """GPU memory of one frame, which is freed with its last reference. It implements `vision.types.DeviceMemory`."""
 
     def __init__(self, nbytes: int, purpose: str) -> None:
         buffer = DeviceBuffer(nbytes, purpose)
@@ -308,8 +322,10 @@ class DeviceFrameMemory:
 def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
     """Return a new frame buffer in GPU memory.
 
-    Raise ValueError if the format does not allow this size, `OutOfMemory` if too little memory is free, and
-    `DeviceError` if the allocation fails for a different reason.
+    Raises:
+        ValueError: the format does not allow this size.
+        OutOfMemory: too little memory is free.
+        DeviceError: the allocation failed for a different reason.
     """
     memory = DeviceFrameMemory(*_size(height_px, width_px, pixel_format))
     return FrameBuffer(pixel_format, height_px, width_px, None, memory.address, 0, memory)
@@ -318,10 +334,14 @@ def device_frame_buffer(height_px: int, width_px: int, pixel_format: PixelFormat
 def page_locked_frame_buffer(
     height_px: int, width_px: int, pixel_format: PixelFormat, *, in_place: bool
 ) -> FrameBuffer:
-    """Return a frame buffer in page-locked host memory and, unless the GPU reads it `in_place`, also in GPU memory.
+    """Return a new frame buffer in page-locked host memory and, unless `in_place` is True, also in GPU memory.
 
-    Raise ValueError if the format does not allow this size, `OutOfMemory` if too little memory is free, and
-    `DeviceError` if an allocation fails for a different reason. If only the second allocation fails, free the first.
+    If `in_place` is True, the GPU reads the frame from the host memory.
+
+    Raises:
+        ValueError: the format does not allow this size.
+        OutOfMemory: too little memory is free. Nothing stays allocated.
+        DeviceError: an allocation failed for a different reason. Nothing stays allocated.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     memory = None if in_place else DeviceFrameMemory(nbytes, purpose)
@@ -340,9 +360,10 @@ def page_locked_frame_buffer(
 def locked_frame_buffers(
     memory: NDArray[np.uint8], frames: Sequence[FrameBuffer], *, in_place: bool
 ) -> list[FrameBuffer]:
-    """Page-lock `memory`, and return a buffer for each of the frames in it, as `page_locked_frame_buffer` does.
+    """Page-lock `memory`. Return a frame buffer for each of `frames`, which are buffers within this memory.
 
-    The memory stays page-locked as long as a returned buffer exists. For the errors, see `page_locked_frame_buffer`.
+    The returned buffers are like those of `page_locked_frame_buffer`, which lists the errors. The memory stays
+    page-locked as long as a returned buffer exists.
     """
     own = [] if in_place else [device_frame_buffer(each.height_px, each.width_px, each.pixel_format) for each in frames]
     lock = _PageLock(memory, f"{len(frames)} shared frames")
@@ -377,14 +398,14 @@ def _close_imported(address: int) -> None:
 
 
 class _PartOfMemory:
-    """A part of GPU memory that holds one frame, a `vision.types.DeviceMemory`."""
+    """A part of GPU memory that holds one frame. It implements `vision.types.DeviceMemory`."""
 
     def __init__(self, address: int, owner: object) -> None:
         self.address = address
         self._owner = owner
 
     def read_rows(self, first_byte: int, pitch_bytes: int, rows: int, row_bytes: int) -> NDArray[np.uint8]:
-        """Return a host copy of rows, as `DeviceFrameMemory.read_rows`."""
+        """Return a host copy of rows, as `DeviceFrameMemory.read_rows` does."""
         return _read_rows(self.address, first_byte, pitch_bytes, rows, row_bytes)
 
 
@@ -393,9 +414,12 @@ def export_frame_buffers(
 ) -> tuple[bytes, list[FrameBuffer]] | None:
     """Return a handle of new GPU memory, and `count` frame buffers in it; None if this GPU cannot share its memory.
 
-    The handle is for `open_exported` in another process.
-    Raise ValueError if the format does not allow this size, `OutOfMemory` if too little memory is free, and
-    `DeviceError` if the allocation fails for a different reason.
+    With the handle, another process opens the memory (`open_exported`).
+
+    Raises:
+        ValueError: the format does not allow this size.
+        OutOfMemory: too little memory is free.
+        DeviceError: the allocation failed for a different reason.
     """
     nbytes, purpose = _size(height_px, width_px, pixel_format)
     step = _export_step(nbytes)
@@ -414,8 +438,10 @@ def open_exported(
 ) -> list[FrameBuffer]:
     """Return the frame buffers in GPU memory that `export_frame_buffers` allocated in another process.
 
-    `handle` is the handle that it returned, and the other arguments must be the same.
-    Raise `DeviceError` if the memory cannot be opened.
+    `handle` is the handle that `export_frame_buffers` returned. The other arguments must be the arguments of that call.
+
+    Raises:
+        DeviceError: the memory cannot be opened.
     """
     use_device(open_device())
     memory = _ImportedMemory(handle)

@@ -1,7 +1,8 @@
-"""CUDA kernels: compilation with NVRTC for the GPU of this machine, a cache of compiled kernels, and launches.
+"""CUDA kernels: compilation with NVRTC (CUDA's runtime compiler), a cache of compiled kernels, and launches.
 
-The package does not contain compiled kernels, because sizes and types of the model are constants in the source, and
-because the same package must support every GPU that the installed CUDA supports.
+The program compiles its kernels for the GPU of each machine. The package contains no compiled kernels for two reasons:
+sizes and types of the model are constants in the source, and the same package must support every GPU that the installed
+CUDA supports.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Contents of a ``.cu`` file and of its headers, and the preprocessor definitions."""
+    """Contents of a ``.cu`` file and of its headers, and the preprocessor definitions for the compiler."""
 
     name: str
     text: str
@@ -60,9 +61,10 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes:
-    """Return the machine code of kernels for `arch`: from the folder `cache` if possible, otherwise from the compiler.
+    """Return the machine code of kernels for `arch`, such as ``sm_87``.
 
-    New machine code is stored in `cache`. None disables the cache.
+    If the folder `cache` contains the machine code, read it from there. Otherwise, compile the kernels, and store the
+    machine code in `cache`. None disables the cache.
 
     Raises:
         DeviceMissing: NVRTC is not installed.
@@ -89,7 +91,7 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
 
 
 def compile_ptx(source: Source, arch: str) -> bytes:
-    """Return the kernels as PTX, which TensorRT stores in an engine.
+    """Return the kernels for `arch` as PTX, the intermediate code of CUDA, which TensorRT stores in an engine.
 
     Raises:
         DeviceMissing: NVRTC is not installed.
@@ -140,7 +142,7 @@ class Module(Resource):
         return cls(compile_cubin(source, arch, cache), source.name)
 
     def kernel(self, name: str, *, shared_bytes: int = 0) -> Kernel:
-        """Return the kernel `name` with `shared_bytes` of dynamic shared memory."""
+        """Return the kernel with this name. Each of its blocks gets `shared_bytes` bytes of dynamic shared memory."""
         function = check(driver.cuModuleGetFunction(self.handle, name.encode()), f"looking for {name} in {self._name}")
         if shared_bytes > 48 << 10:  # maximum size that needs no request
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -153,14 +155,14 @@ class Module(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Kernel function on the GPU. Its `Module` must stay open as long as the kernel is used."""
+    """Kernel function of a `Module`, which must stay open as long as the kernel is used."""
 
     function: Any
     name: str
     shared_bytes: int
 
     def bind(self, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: object) -> Launch:
-        """Return a launch of `grid` blocks with `block` threads each. For the types of arguments, see `pack`."""
+        """Return a launch of `grid` blocks with `block` threads each. `pack` describes the types of `arguments`."""
         return Launch(self, (*grid, *block, self.shared_bytes), arguments)
 
 

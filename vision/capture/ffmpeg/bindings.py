@@ -44,9 +44,9 @@ av.logging.set_level(None)
 
 
 def _ignore_unknown_side_data() -> None:
-    """Make PyAV ignore side data that is newer than PyAV, such as EXIF data of FFmpeg 8.
+    """Make PyAV ignore types of side data that it does not know, such as the EXIF data of FFmpeg 8.
 
-    Otherwise, PyAV raises an error for all side data of such a frame, and its orientation is not accessible.
+    Otherwise, PyAV raises an error for all side data of such a frame, so the frame's orientation is not accessible.
     """
     if issubclass(Type, Enum):  # not in old versions, which have an old FFmpeg
         setattr(Type, "_missing_", classmethod(lambda cls, _value: cls.DETECTION_BBOXES))  # noqa: B010 - mypy
@@ -64,7 +64,7 @@ _OURS: Final[Mapping[str, PixelFormat]] = {
 _THEIRS: Final[Mapping[PixelFormat, str]] = {"i420": "yuv420p", "nv12": "nv12", "bgr": "bgr24", "bgrx": "bgr0"}
 
 # AVColorSpace and AVColorRange of FFmpeg's libavutil/pixfmt.h, whose numbers are part of its ABI.
-_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, which detectors do not support: BT.709 is the nearest
+_BT709_LIKE: Final = (1, 9, 10)  # BT.709, and BT.2020, which detectors do not support; BT.709 is the nearest to it
 _UNSPECIFIED: Final = (0, 2)  # RGB frames, and streams that do not specify their matrix
 _BT709: Final = 1
 _BT601: Final = 5
@@ -87,13 +87,16 @@ def open_container(address: str, **options: Any) -> InputContainer:
 
 
 def best_video(container: InputContainer) -> VideoStream | None:
-    """Return the video stream that FFmpeg's command would choose, preferably no cover image; None if there is none."""
+    """Return the video stream that FFmpeg's command would choose; None if there is none.
+
+    A cover image is chosen only if the container has no other video stream.
+    """
     best = container.streams.best("video")
     return best if isinstance(best, VideoStream) else None
 
 
 def has_no_times(container: InputContainer) -> bool:
-    """Return True for containers without times, such as raw H.264. FFmpeg invents times and a rate of 25 frames/s."""
+    """Return True for containers without times, such as raw H.264. FFmpeg assumes 25 frames/s for such containers."""
     return bool(container.format.flags & _NO_TIMESTAMPS)
 
 
@@ -105,7 +108,7 @@ def frame_rate(container: InputContainer, stream: VideoStream) -> float | None:
 
 
 def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
-    """Return the presentation time of a packet or frame in ns; None if it has none."""
+    """Return the presentation time of a packet or a frame in ns; None if it has none."""
     return _in_ns(timed.pts, timed.time_base)
 
 
@@ -121,7 +124,10 @@ def _in_ns(time: int | None, time_base: Fraction | None) -> int | None:
 
 
 def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tuple[PixelFormat, ...]) -> PixelFormat:
-    """Choose the format to deliver: FFmpeg's format `decoded` if possible, otherwise bgr, otherwise the first possible.
+    """Return the format to deliver: the format of the decoder if possible, so that frames need no conversion.
+
+    Otherwise, return bgr if possible, or else the first possible format. `decoded` is FFmpeg's name of the decoder's
+    format, and `pixel_formats` are the formats that the detector accepts, cheapest first.
 
     Raises:
         SourceError: a side is odd, and the detector accepts no format that allows this.
@@ -147,10 +153,10 @@ def encoding_of(frame: VideoFrame) -> YuvEncoding:
 
 
 class FrameWriter:
-    """Writes frames of one stream into buffers, all in one format and one orientation.
+    """Writer that copies the frames of one stream into buffers, in one format and one orientation.
 
     A phone that is held upright records rotated frames, and a matrix to rotate them back. The front camera of a phone
-    can record mirrored frames. FFmpeg passes the matrix on with each frame, and leaves its use to the application.
+    can record mirrored frames. FFmpeg passes the matrix on with each frame, but does not apply it.
     """
 
     def __init__(self, pixel_format: PixelFormat, orientation: Orientation = UPRIGHT) -> None:
@@ -220,7 +226,10 @@ _MATRIX: Final = "DISPLAYMATRIX"
 
 
 def orientation_of(frame: VideoFrame) -> Orientation | None:
-    """Return the orientation of a decoded frame; None if its angle is not a multiple of 90 degrees."""
+    """Return the orientation of a decoded frame, or `UPRIGHT` if the frame specifies none.
+
+    Return None if the angle is not a multiple of 90 degrees.
+    """
     matrix: Any = frame.side_data.get(_MATRIX)
     if matrix is None:
         return UPRIGHT
@@ -229,7 +238,9 @@ def orientation_of(frame: VideoFrame) -> Orientation | None:
 
 
 def require_upright(path: Path, stream: VideoStream) -> None:
-    """Check that a recording needs no rotation, for a decoder that cannot rotate. Ignore other errors in the file.
+    """Check that the frames of a recording need no rotation, for a decoder that cannot rotate them.
+
+    Ignore errors in the file, which the decoder reports later. `stream` is the video stream of the file.
 
     Raises:
         SourceError: the frames must be rotated or mirrored.

@@ -1,7 +1,7 @@
 """Connections to network cameras, from which the reading thread takes coded frames.
 
-The frames of a camera arrive one by one. Those of playlists (HLS, DASH), files, and fragmented MP4 arrive in bursts,
-or as fast as the network permits, so each of their packets is delayed until it is due.
+The frames of a camera arrive one by one. The frames of playlists (HLS, DASH), files, and fragmented MP4 arrive in
+bursts, or as fast as the network permits. In these cases, each packet is delayed until it is due.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ Coded: TypeAlias = "Packet[Any] | bytes"
 """A packet of a container, or a JPEG."""
 
 _OPTIONS: Final = {"fpsprobesize": "0", "analyzeduration": "500000"}
-"""FFmpeg's defaults are to read 20 frames to measure their rate, to wait 5 s for streams that a container announces and
-that may never arrive, such as audio, and to deliver all frames that it has read at once."""
+"""Options for a fast start. By default, FFmpeg reads 20 frames to measure their rate, and waits 5 s for each announced
+stream, such as audio, which may never arrive. It then delivers all frames that it has read at once."""
 
 _RTSP_OPTIONS: Final = {"allowed_media_types": "video", "analyzeduration": "10000"}
-"""Exclude audio, which is not used, and metadata, which may never arrive although FFmpeg waits for it."""
+"""Options that exclude audio, which is not used, and metadata, which may never arrive although FFmpeg waits for it."""
 
 _ONE_BY_ONE: Final = frozenset({"mpegts", "flv", "live_flv", "mpeg", "asf", "rtsp", "mjpeg", "mpjpeg"})
 """Containers, by FFmpeg's names, whose frames arrive one by one from a camera."""
@@ -57,11 +57,11 @@ _PLAYLISTS: Final = frozenset({"hls", "dash"})
 _END_NS: Final = 1_000_000_000  # a file that is at most this much shorter than announced is complete
 _LATE_NS: Final = 500_000_000  # a stream that is this late restarts its schedule, as in `pacing`
 _LONGEST_STEP_NS: Final = 10_000_000_000  # a larger step of the times is a discontinuity
-_DEFAULT_FPS: Final = 25.0  # of a file without times
+_DEFAULT_FPS: Final = 25.0  # frame rate of a file without times
 
 
 class Connecting:
-    """Opens a connection, and records the current step for `hint`, which any thread can call."""
+    """Opener of connections to one camera. It records the current step for `hint`, which any thread can call."""
 
     def __init__(self, camera: CameraConfig, skipped: SkippedFrames, tap: PacketTap | None = None) -> None:
         self._camera = camera
@@ -70,7 +70,7 @@ class Connecting:
         self._resolved = False
 
     def hint(self) -> str:
-        """Return the advice for the operator if connecting takes too long, which depends on the current step."""
+        """Return advice for the operator if connecting takes too long. The advice depends on the current step."""
         if not self._resolved:
             return "looking up the host name takes this long: check the name server, or use the IP address"
         return "check the address, cable, and power of the camera, or raise `open_timeout_s`"
@@ -185,9 +185,10 @@ class ContainerConnection:
         self._container.close()
 
     def _is_complete(self, played_ns: int) -> bool:
-        """Return True if the received part of a file, `played_ns`, reaches about its end, or its duration is unknown.
+        """Return True if a file was received about to its end, or if its duration is unknown.
 
-        FFmpeg does not always report that a connection was lost.
+        `played_ns` is the duration of the received part. Without this check, a lost connection could look like the end
+        of the file, because FFmpeg does not always report the loss.
         """
         if self._duration_ns is None:
             return True
@@ -232,7 +233,7 @@ class _Pace:
     def __init__(self, closing: threading.Event, fps: float | None) -> None:
         self._closing = closing
         self._interval_ns = round(1e9 / (fps or _DEFAULT_FPS))
-        self._base_ns: int | None = None  # monotonic, of time 0
+        self._base_ns: int | None = None  # monotonic time at which a packet with the decoding time 0 is due
         self._last_ns = 0
 
     def wait(self, packet: Packet[Any]) -> None:

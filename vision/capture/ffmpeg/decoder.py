@@ -26,7 +26,8 @@ from vision.types import FrameBuffer, PixelFormat, YuvEncoding
 log = logging.getLogger(__name__)
 
 _OFFLINE_THREADS: Final = 4
-"""Four threads decode the shipped clip at 361 instead of 310 frames/s on two cores. More would slow the detector."""
+"""Number of threads that decode a file offline. On two cores, four threads decode the shipped clip at 361 instead of
+310 frames/s. More threads would slow the detector."""
 
 
 class PacketDamaged(Exception):
@@ -37,8 +38,8 @@ class PacketDamaged(Exception):
 class DecodedFrame:
     """One frame in the memory of its decoder, valid until the decoder is called again."""
 
-    image: Any  # a type that only its decoder knows
-    pts_ns: int | None
+    image: Any  # its type depends on the decoder
+    pts_ns: int | None  # presentation time; None if the stream has no times
     yuv: YuvEncoding
     corrupt: bool = False
 
@@ -56,6 +57,8 @@ class PacketDecoder(Protocol):
 
     def describe(self, image: Any, fps: float | None) -> StreamInfo:
         """Return the properties of the frames that `write` delivers for this stream. Call this method before `write`.
+
+        `image` is the first decoded frame. `fps` is the frame rate to return; None if unknown.
 
         Raises:
             SourceError: the detector accepts none of the possible formats.
@@ -82,7 +85,7 @@ OpenDecoder: TypeAlias = Callable[[CodedStream, tuple[PixelFormat, ...]], Packet
 
 
 class FFmpegDecoder:
-    """Decodes with FFmpeg on the CPU. Frames are converted if the detector does not accept the stream's format."""
+    """Decoder that uses FFmpeg on the CPU. It converts frames if the detector does not accept the stream's format."""
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class FFmpegDecoder:
         """Create the decoder. `pixel_formats` are the formats that the detector accepts, cheapest first.
 
         If `reading` is "recorded" or "offline", a decoding error skips only one packet, because recordings are read to
-        their end. If it is "offline", several threads also decode ahead.
+        their end. If `reading` is "offline", several threads decode ahead.
         """
         self._context = context = stream.codec_context
         context.thread_count = 1  # each further thread delays the output by one frame

@@ -120,7 +120,7 @@ class VideoFile(PacedSource[_Frame]):
 
 
 def _is_upright(decoded: DecodedFrame) -> bool:
-    """Return False if the program rotates or mirrors the frame, which the receivers of its packet would not do."""
+    """Return False if the program rotates or mirrors the frame. Receivers of the packet would show it differently."""
     if not isinstance(decoded.image, VideoFrame):
         return True
     orientation = orientation_of(decoded.image)
@@ -128,7 +128,7 @@ def _is_upright(decoded: DecodedFrame) -> bool:
 
 
 class _Timeline:
-    """Counts the frames of one file, and computes their times, which continue over all passes of a loop."""
+    """Counter of the frames of one file. It also computes their times, which continue over all passes of a loop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -145,9 +145,9 @@ class _Timeline:
         self.frames = 0
 
     def count(self, pts_ns: int | None) -> int:
-        """Count a frame. Return its time in ns since the first frame of the first pass.
+        """Count a frame with the presentation time `pts_ns`. Return its time in ns since the start of the first pass.
 
-        If `pts_ns` is missing or not plausible, the time is one interval after the previous frame.
+        If `pts_ns` is None or not plausible, the time is one frame interval after the previous frame.
         """
         self.frames += 1
         pts_ns = pts_ns or 0
@@ -160,7 +160,10 @@ class _Timeline:
         return media_ns
 
     def end_pass(self, damage: str) -> None:
-        """End a pass. Log the first `damage` of the file. The next pass starts one interval after the last frame."""
+        """End a pass, and log a warning about the first `damage` of the file; an empty text means no damage.
+
+        The next pass starts one frame interval after the last frame.
+        """
         if damage and not self._damage:
             self._damage = damage
             log.warning("%s", self.summary())
@@ -192,7 +195,7 @@ class _PassCounts:
 
 
 class _Pass:
-    """One pass over the file, from start to end."""
+    """One pass over a file, from its start to its end. The pass opens the file, and `close` closes it."""
 
     def __init__(
         self, path: Path, open_decoder: OpenDecoder, pixel_formats: tuple[PixelFormat, ...], tap: PacketTap | None
@@ -212,12 +215,12 @@ class _Pass:
 
     @property
     def damage(self) -> str:
-        """Description of what could not be read; empty if nothing failed. The length in the header is not checked."""
+        """Text that describes the damage; empty if there is none. The length in the header is not checked."""
         damaged = self._counts.damaged
         return "; ".join(filter(None, (f"damaged frames: {damaged}" if damaged else "", self._read_error)))
 
     def read(self, skipped: SkippedFrames) -> Iterator[_Frame]:
-        """Yield the frames. In `skipped`, count the frames that cannot be decoded."""
+        """Yield the decoded frames. In `skipped`, count the frames that cannot be decoded."""
         info: StreamInfo | None = None
         counts = self._counts
         for packet in self._packets():
@@ -260,7 +263,7 @@ class _Pass:
         return stream
 
     def _packets(self) -> Iterator[Packet[Any]]:
-        """Yield all packets, or those before an error. The last packet is empty, and flushes the decoder."""
+        """Yield all packets, or those before an error. The last yielded packet is empty, and flushes the decoder."""
         try:
             for packet in self._container.demux(self._stream):
                 last = not packet.size  # read before `yield`, because a decoder can remove the data from the packet

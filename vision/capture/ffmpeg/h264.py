@@ -1,9 +1,11 @@
 """Detection of missing frames in an H.264 stream, by the numbers that the frames contain.
 
-FFmpeg does not detect a frame that is missing entirely, for example because its only UDP packet was lost. All frames
-after it, up to the next key frame, are then decoded from the wrong reference. H.264 numbers reference frames
-(`frame_num`, section 7.4.3), so a missing reference frame is detected, unless the stream allows gaps. Other missing
-frames have no effect on later ones. Only the first bytes of a frame are read. Section numbers are those of ITU-T H.264.
+FFmpeg does not detect a frame that is missing entirely, for example because its only UDP packet was lost. All later
+frames, up to the next key frame, are then decoded from the wrong reference frame.
+
+H.264 numbers the reference frames (`frame_num`, section 7.4.3), so this module detects a missing reference frame unless
+the stream allows gaps. Other missing frames have no effect on later frames. Only the first bytes of a frame are read.
+Section numbers are those of ITU-T H.264.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class _Parameters:
 
 
 class FrameGapFinder:
-    """Finds gaps between the frames of one stream, in decoding order."""
+    """Finder of gaps between the frames of one stream. The frames must be passed in decoding order."""
 
     def __init__(self, parameter_sets: bytes | None) -> None:
         """Create the finder. `parameter_sets` precede the first frame, in Annex B format; None if there are none."""

@@ -1,7 +1,7 @@
 """Requests to HTTP cameras, and the JPEGs in the responses.
 
-This module reads JPEGs itself, because FFmpeg requires a certain content type and a correct boundary. FFmpeg reads
-everything else, with requests of its own, because a playlist or a file needs several requests.
+This module reads JPEGs itself, because FFmpeg requires a certain content type and a correct boundary. FFmpeg reads all
+other formats. It sends its own requests, because a playlist or a file needs several requests.
 """
 
 from __future__ import annotations
@@ -115,16 +115,16 @@ def _send_request(camera: CameraConfig) -> Answer:
 
 
 class _CloseRefusal(urllib.request.BaseHandler):
-    """Closes each response with status 401, because the password handlers do not close it before their new request."""
+    """Handler that closes each response with status 401, because the password handlers leave the response open."""
 
-    handler_order = 100  # before those handlers
+    handler_order = 100  # before the password handlers
 
     def http_error_401(self, _request: object, answer: HTTPResponse, *_: object) -> None:
         answer.close()
 
 
 def _opener(camera: CameraConfig) -> urllib.request.OpenerDirector:
-    """Return an opener with the camera's account and its policy for certificates."""
+    """Return an opener with the account of the camera, and with the check of certificates that `tls` configures."""
     address = camera.address
     assert isinstance(address, NETWORK)
     handlers: list[urllib.request.BaseHandler] = [_CloseRefusal()]

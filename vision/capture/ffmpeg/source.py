@@ -4,10 +4,14 @@ FFmpeg also decodes the stream, unless a different decoder is passed (`vision.ca
 better for RTSP, because it reports every lost packet and uses a Jetson's hardware. But PyAV can be installed with pip,
 whereas GStreamer needs Debian packages.
 
-FFmpeg reports three kinds of damage: a frame with a slice that could not be decoded (``Frame.is_corrupt``), data that
-is not a frame (an error of the decoder), and packets that a demuxer marks (``Packet.is_corrupt``; never for RTP). It
-does not report a missing frame. The frames after it, up to the next key frame, look intact but are damaged. For H.264,
-`vision.capture.ffmpeg.h264` detects the gap.
+FFmpeg reports three kinds of damage:
+
+* a frame with a slice that could not be decoded (``Frame.is_corrupt``)
+* data that is not a frame (an error of the decoder)
+* a packet that the demuxer marks (``Packet.is_corrupt``; never for RTP)
+
+FFmpeg does not report a missing frame. The frames between the gap and the next key frame look intact, but are damaged.
+For H.264, `vision.capture.ffmpeg.h264` detects the gap.
 
 A separate thread reads the stream (`ReadAhead`), because FFmpeg's calls block until their own timeouts. The camera's
 thread decodes.
@@ -170,7 +174,7 @@ class _Frame:
 
 
 class _Stream:
-    """Decodes the coded frames of one connection."""
+    """The stream of one connection, and its decoder. Closing the stream closes the decoder, but not the connection."""
 
     def __init__(
         self,

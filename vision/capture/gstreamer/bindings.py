@@ -56,7 +56,7 @@ CLASSES = (
     "Structure",
     "SystemClock",
 )
-"""Classes of ``Gst`` that several threads use."""
+"""Names of the classes of ``Gst`` that several threads use."""
 
 
 def library() -> SimpleNamespace:
@@ -72,9 +72,10 @@ def library() -> SimpleNamespace:
 def _keep_unwinder() -> None:
     """Load GCC's unwinder before GStreamer, so that C++ exceptions of other libraries use it.
 
-    GStreamer depends on libunwind, which has functions of the same names, and PyGObject loads it with global symbols.
-    If GCC's unwinder were loaded later, a library that throws an exception, such as ONNX Runtime or OpenCV for invalid
-    input, would call functions of both, and crash. The linker uses the symbols that were loaded first.
+    GStreamer depends on libunwind, which has functions of the same names, and PyGObject loads libunwind with global
+    symbols. If GCC's unwinder were loaded later, a library that throws an exception would call functions of both
+    unwinders, and crash. ONNX Runtime and OpenCV throw exceptions for invalid input, for example. The linker uses the
+    symbols that were loaded first.
     """
     with contextlib.suppress(OSError):  # systems without GCC's library do not need it
         ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
@@ -128,7 +129,10 @@ def _hash_is_address(structure: Any) -> bool:
 
 @functools.cache
 def installed(factory: str) -> frozenset[str] | None:
-    """Return the names of an element's properties; None if the element is not installed, empty if it cannot be made."""
+    """Return the names of the properties of the element `factory`; None if the element is not installed.
+
+    The result is empty if the element is installed, but cannot be created.
+    """
     factories = library().Gst.ElementFactory
     if factories.find(factory) is None:
         return None
@@ -166,10 +170,11 @@ class _MapInfo(ctypes.Structure):
 
 @contextlib.contextmanager
 def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
-    """Yield the bytes of a GstBuffer (flat, uint8), copied only if PyGObject does not expose the buffer's address.
+    """Yield the bytes of a GstBuffer (flat, uint8), which are valid only within the context.
 
-    PyGObject's own functions copy the bytes to a `bytes` object, which takes 0.4 ms more for a 1080p frame. The
-    thread holds the GIL during the copy, so no other thread can run Python code.
+    The bytes are copied only if PyGObject does not expose the buffer's address. PyGObject's own functions always copy
+    the bytes to a `bytes` object, which takes 0.4 ms more for a 1080p frame. The thread holds the GIL during this copy,
+    so no other thread can run Python code.
 
     Raises:
         ValueError: GStreamer cannot map the bytes.
@@ -188,7 +193,7 @@ def mapped(buffer: Any) -> Iterator[NDArray[np.uint8]]:
 
 
 def describe(sample: Any, decoder: str) -> StreamInfo:
-    """Return the properties of a sample's stream. `decoder` is the name of the decoder to report."""
+    """Return the properties of the stream of `sample`, a GstSample. `decoder` is the name of the decoder to report."""
     structure = sample.get_caps().get_structure(0)
     width_px, height_px = structure.get_value("width"), structure.get_value("height")
     _, numerator, denominator = structure.get_fraction("framerate")

@@ -45,8 +45,8 @@ class DecodedFrames:
     in the times of the frames cannot show them, because a decoder can change these times, and several frames can have
     equal times.
 
-    `get` counts the missing frames when it returns the frame after them, or no frame. Therefore, they are counted in
-    order with the returned frames.
+    `get` counts the missing frames when it returns the frame that follows them, or when it returns no frame. Therefore,
+    missing frames are counted in their place between the returned frames.
     """
 
     def __init__(self, skipped: SkippedFrames, most: int = SINK_FRAMES) -> None:
@@ -63,7 +63,7 @@ class DecodedFrames:
             self._missing[reason] += 1
 
     def put(self, frame: DecodedFrame) -> None:
-        """Add a frame. One of GStreamer's threads calls this method."""
+        """Add a frame. If the queue is full, discard the oldest frame. One of GStreamer's threads calls this method."""
         with self._changed:
             frame.missing.update(self._missing)
             self._missing.clear()
@@ -88,7 +88,7 @@ class DecodedFrames:
 
 
 class PacketMonitor:
-    """Decides which coded frames are decoded, and stores the properties that the decoder does not pass on."""
+    """Monitor that selects the coded frames to decode, and stores the properties that the decoder does not pass on."""
 
     def __init__(self, skip: Callable[[DropReason], None]) -> None:
         """Create the monitor. It calls `skip` with the reason for each frame that it does not pass to the decoder."""
@@ -130,7 +130,7 @@ class PacketMonitor:
         return DecodedFrame(sample, PacketInfo(arrived_ns, None, damaged), Counter())
 
     def replaced(self) -> None:
-        """Record that the camera continues its stream with a new SSRC.
+        """Record that the camera continues its stream with a different SSRC, the identifier of an RTP stream.
 
         Packets may have been lost at the change. Therefore, frames count as damaged until an intact key frame.
         """
@@ -157,7 +157,7 @@ class PacketMonitor:
         self._utc_offset_ns = utc_minus_running_time(data, *times)
 
     def on_event(self, _pad: Any, probe: Any) -> Any:
-        """Record that packets were lost if the event in `probe` reports it. Return that the event is passed on."""
+        """Record a loss if the event in `probe` reports lost packets. Return ``OK``, which passes the event on."""
         gst = library().Gst
         event = probe.get_event()
         if event.type == gst.EventType.CUSTOM_DOWNSTREAM and event.get_structure().has_name("GstRTPPacketLost"):
@@ -165,7 +165,7 @@ class PacketMonitor:
         return gst.PadProbeReturn.OK
 
     def on_coded_frame(self, pad: Any, probe: Any) -> Any:
-        """Pass a coded frame to the decoder, or drop it, by the returned ``PadProbeReturn``. Count dropped frames.
+        """Return the ``PadProbeReturn`` that passes a coded frame to the decoder or drops it. Count dropped frames.
 
         If the frame is dropped or counts as damaged, also request a key frame from the camera.
         """

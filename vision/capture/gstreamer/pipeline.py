@@ -29,11 +29,11 @@ LATENCY_MS = 200
 """Time for which the jitter buffer waits for a missing packet. Packets in order do not wait."""
 
 SINK_FRAMES = 2
-"""Maximum number of decoded frames that wait for the camera's thread. When another arrives, the oldest is dropped."""
+"""Maximum number of decoded frames that wait for the camera's thread. A further frame replaces the oldest of them."""
 
 CONVERTER_FRAMES = SINK_FRAMES + 4
 """Number of frames in the memory of ``nvvidconv``. `SINK_FRAMES` of them wait, and this program uses up to two. With
-its default of four, the converter would wait for a frame to be returned."""
+the default of four frames, the converter would wait until a frame is returned."""
 
 USB_DEFAULT = (640, 480)
 """Frame size of a USB camera if none is configured. GStreamer would choose the largest, at a few frames/s."""
@@ -81,7 +81,10 @@ Registry: TypeAlias = Callable[[str], AbstractSet[str] | None]
 
 
 def supported(registry: Registry, factory: str, **properties: Value) -> Element:
-    """Return an element with those of `properties` that this machine's version supports."""
+    """Return an element with those of `properties` that the installed version of the element supports.
+
+    Underscores in the names of properties become hyphens.
+    """
     named = {name.replace("_", "-"): value for name, value in properties.items()}
     existing = registry(factory) or ()
     return Element(factory, {name: value for name, value in named.items() if name in existing})
@@ -90,8 +93,8 @@ def supported(registry: Registry, factory: str, **properties: Value) -> Element:
 def rtsp_source(camera: CameraConfig, registry: Registry) -> Element:
     """Return ``rtspsrc`` for this camera. User and password are properties, so that no error text can repeat them.
 
-    ``drop-on-latency`` stays off, because after a stall of the network or of this machine it would drop packets of a
-    complete stream, and so damage every frame until the next key frame. Instead,
+    ``drop-on-latency`` stays off. After a stall of the network or of this machine, this option would drop packets of a
+    complete stream, which would damage every frame until the next key frame. Instead,
     `vision.capture.packet_info.KeyFrameGate` limits the backlog by skipping to a key frame.
     """
     address = camera.address
@@ -125,7 +128,8 @@ def decode_chain(
 ) -> list[Element]:
     """Return the elements from RTP packets to the appsink: depayloader, parser, decoder, conversion, appsink.
 
-    `in_order` is True if the stream is known to contain no reordered frames.
+    `formats` are the pixel formats that the detector accepts. `in_order` is True if the stream is known to contain no
+    reordered frames.
     """
     depayloader, parser = {
         "H264": ("rtph264depay", "h264parse"),
@@ -173,7 +177,7 @@ def on_jetson(registry: Registry, decoder_factory: str) -> bool:
 def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Registry) -> list[Element]:
     """Return the elements after a decoder, up to the appsink. `codec` is None for a CSI camera, which has no decoder.
 
-    ``videoconvert`` passes a frame on unchanged if its format is among `formats`, regardless of their order.
+    ``videoconvert`` passes a frame on unchanged if the frame's format is one of `formats`, whatever their order.
     """
     from_nvidia = codec is None or on_jetson(registry, "nvjpegdec" if codec == "JPEG" else "nvv4l2decoder")
     if not from_nvidia:
@@ -240,8 +244,9 @@ def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None
 
 
 def unavailable(address: SourceAddress, registry: Registry) -> str | None:
-    """Return the reason why this machine cannot open the source, and the packages to install; None if it can.
+    """Return a text with the reason why this machine cannot open the source, and the packages to install.
 
+    Return None if the machine can open the source.
     The elements for H.265 and JPEG are not checked, because only cameras that send these codecs require them.
     """
     match address:

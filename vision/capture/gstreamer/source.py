@@ -32,7 +32,7 @@ from vision.types import FrameBuffer, PixelFormat, frame_shape
 
 _LATE: Final = frozenset({"no-answer", "no-frame"})
 _UNCLEAR: Final = _LATE | {"refused", "read", "gstreamer", "unauthorized", "no-stream"}
-"""Codes of GStreamer's errors whose cause can differ from the one that the error names."""
+"""Codes of GStreamer's errors whose real cause can differ from the cause that the error names."""
 
 _NO_CAUSE: Final = frozenset(
     {"codec", "no-frame", "refused-request"}
@@ -43,7 +43,10 @@ _Sample: TypeAlias = tuple[Any, StreamInfo]
 
 
 def available(camera: CameraConfig) -> str | None:
-    """Return the reason why GStreamer cannot open this camera, and the package to install; None if it can."""
+    """Return a text with the reason why GStreamer cannot open this camera, and the package to install.
+
+    Return None if GStreamer can open the camera.
+    """
     try:
         return pipeline.unavailable(camera.address, installed)
     except SourceError as error:
@@ -110,7 +113,7 @@ class GStreamerSource:
     def _diagnosed(self, error: SourceError) -> SourceError:
         """Return the error to raise for a failed connection.
 
-        If the camera uses RTSP and GStreamer's error does not show the cause, requests to the camera find it.
+        If the camera uses RTSP and GStreamer's error does not show the cause, send requests to the camera to find it.
         """
         if error.code not in _UNCLEAR or not isinstance(self._camera.address, Rtsp):
             return error
@@ -156,7 +159,7 @@ class GStreamerSource:
             raise errors.source_error(self._camera, str(error)) from None
 
     def _copy_turned(self, sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
-        """Copy a sample to `out`, turned as the stream specifies."""
+        """Copy a sample to `out`, rotated and mirrored as the stream specifies."""
         decoded = np.empty(frame_shape(info.height_px, info.width_px, info.pixel_format), np.uint8)
         copy_sample(sample, info, decoded)
         size = self._orientation.shown_size(info.height_px, info.width_px)
@@ -384,9 +387,10 @@ class Player:
             self._fault = error
 
     def _relink(self, pad: Any) -> None:
-        """Connect a new pad to the decoder, in place of the pad that is connected now.
+        """Connect `pad` to the decoder, in place of the pad that is connected.
 
-        Some cameras continue their stream with a new SSRC, for which GStreamer creates a new pad.
+        Some cameras continue their stream with a different SSRC (identifier of an RTP stream), for which GStreamer
+        creates a pad.
         """
         previous = self._entry.get_peer()
         if previous is not None:
