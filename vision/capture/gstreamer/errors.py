@@ -1,6 +1,7 @@
 """Functions that convert GStreamer's failures to errors with hints for the operator.
 
-GStreamer's own texts contain the URL and a position in GStreamer's source code. The error codes identify the cause.
+GStreamer's own texts contain the URL, and a position in GStreamer's source code. GStreamer's error codes identify the
+cause.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
 
 
 def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str, str]:
-    """Return the code and hint for a GError. Causes that FFmpeg also reports have the same codes there."""
+    """Return the code and the hint for a GError. If FFmpeg also reports the cause, both readers use the same code."""
     if domain == "gst-stream-error-quark" and "not-negotiated" in text:
         return "camera-mode", "the camera does not support this size, rate, or format; remove width, height, and fps"
     if domain != "gst-resource-error-quark":

@@ -1,11 +1,11 @@
 """Conversion of H.264 and H.265 streams to Annex B, the format that hardware decoders require.
 
-In Annex B, each unit follows a start code, and parameter sets are part of the stream. Files store each unit after its
-length, and parameter sets separately (ISO/IEC 14496-15). Cameras may send parameter sets only once, when the connection
-is made (RFC 6184, ``sprop-parameter-sets``).
+In Annex B, each NAL unit follows a start code, and parameter sets are part of the stream. Files store each unit after
+its length, and parameter sets separately (ISO/IEC 14496-15). Cameras may send parameter sets only once, when the
+connection is made (RFC 6184, ``sprop-parameter-sets``).
 
-FFmpeg's bitstream filters convert the packets. The filter ``extract_extradata`` attaches new parameter sets as side
-data, which older supported versions of PyAV do not expose. So `parameter_sets` finds the parameter sets instead.
+FFmpeg's bitstream filters convert the packets. The filter ``extract_extradata`` attaches changed parameter sets as side
+data, which older supported versions of PyAV do not expose. Therefore, `parameter_sets` finds them in the packets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEVC_PARAMETERS: Final = (32, 33, 34)  # Rec. ITU-T H.265, table 7-1: video, se
 
 
 class AnnexB:
-    """Converts the packets of one H.264 or H.265 stream to Annex B. Packets of other codecs are not changed."""
+    """Converter of the packets of one H.264 or H.265 stream to Annex B. It does not change packets of other codecs."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._codec = stream.codec_context.name
@@ -36,7 +36,7 @@ class AnnexB:
         self._extradata = b"" if lengths else extradata
 
     def convert(self, packet: Packet[Any]) -> Iterator[Packet[Any]]:
-        """Yield the converted packets, including the empty packet that ends a stream."""
+        """Yield the packets that result from `packet`. Also pass on the empty packet that ends a stream."""
         if self._filter is None:
             yield packet
             return

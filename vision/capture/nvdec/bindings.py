@@ -54,7 +54,7 @@ _NO_DRIVER: Final = (
 
 @functools.cache
 def _library() -> Any:
-    """Return PyNvVideoCodec.
+    """Import and return the module PyNvVideoCodec.
 
     Raises:
         SourceError: PyNvVideoCodec is missing or older than 2.0, or the driver's video libraries are missing.
@@ -101,7 +101,7 @@ class Surface:
 
     height_px: int
     width_px: int
-    time: int  # as passed with the coded frame
+    time: int  # the argument `time` of `Session.decode`
     planes: tuple[tuple[int, int], ...]  # for luma and chroma: address, and bytes from one row to the next
     yuv: YuvEncoding
     stream: Stream  # of the session
@@ -160,9 +160,9 @@ class Session:
             raise self._failure(error) from error
 
     def decode(self, data: bytes, time: int) -> Sequence[Surface]:
-        """Decode one coded frame (H.264 and H.265: Annex B), or flush if `data` is empty. Return the ready frames.
+        """Decode one coded frame, or flush the decoder if `data` is empty. Return the frames that are ready.
 
-        `time` becomes `Surface.time` of the frame.
+        H.264 and H.265 frames must be in Annex B. `time` becomes the `Surface.time` of the decoded frame.
 
         Raises:
             SourceError: this GPU cannot decode the frame, or the decoder failed.
@@ -188,7 +188,7 @@ class Session:
 
     @property
     def key(self) -> _Key:
-        """The properties that a stream must have for this session."""
+        """The properties that a stream must have so that this session can decode it."""
         return (self._codec, self._yuv, self._at_once, self.parameters)
 
     def _surface(self, frame: Any) -> Surface:

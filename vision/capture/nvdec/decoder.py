@@ -1,8 +1,8 @@
 """Packet decoder that uses NVDEC. FFmpeg reads the stream and determines its format.
 
-An NVDEC session supports one frame size, and reports little about its frames. So FFmpeg also decodes the first key
-frame, and each key frame whose parameters have changed, on the CPU to get the format. A new format starts a new
-session, after the old session has output its remaining frames.
+An NVDEC session supports only one frame size, and reports little about its frames. Therefore, to get the format, FFmpeg
+also decodes the first key frame, and each key frame whose parameters have changed, on the CPU. If the format has
+changed, another session decodes the stream, after the previous session has output its remaining frames.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EIGHT_BITS: Final = ("yuv420p", "yuvj420p", "nv12")
 
 
 class NvdecDecoder:
-    """Decodes packets with NVDEC to nv12 frames. It implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
+    """Decoder that uses NVDEC to deliver nv12 frames. It implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(self, stream: CodedStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
         """Create the decoder. If `live`, output each frame immediately, as long as frames arrive in display order.
@@ -100,7 +100,7 @@ class NvdecDecoder:
         return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
 
     def _follow_format(self, frame: VideoFrame, parameters: bytes) -> Sequence[DecodedFrame]:
-        """Start a session if the format of `frame` is new. Return the remaining frames of the old session.
+        """Start another session if the format of `frame` has changed. Return the remaining frames of the old session.
 
         Raises:
             SourceError: NVDEC does not support the format, or has no memory for the session.
@@ -127,9 +127,11 @@ class NvdecDecoder:
         return remaining
 
     def _probe(self, data: bytes) -> VideoFrame:
-        """Decode a key frame with FFmpeg.
+        """Decode a key frame with FFmpeg, and return it.
 
-        Raise `PacketDamaged` if decoding fails, and `SourceError` if the frame must be rotated or mirrored.
+        Raises:
+            PacketDamaged: the key frame cannot be decoded.
+            SourceError: the frame must be rotated or mirrored.
         """
         context: Any = CodecContext.create(self._coded.codec, "r")
         context.thread_count = 1

@@ -1,8 +1,8 @@
 """Packet decoder that uses NVDEC if it supports the stream, otherwise FFmpeg, for `reader: auto` on a graphics card.
 
 Only the first key frame shows whether the card can decode a stream, and the settings of a camera can change between two
-connections. So each connection chooses a decoder again. Both decoders accept the same packets, so the stream is not
-opened twice. If the caller's buffers are in GPU memory, FFmpeg's frames are copied there, as the detector would do.
+connections. Therefore, the decoder is chosen again for each connection. Both decoders accept the same packets, so the
+stream is not opened twice. If the caller's buffers are in GPU memory, FFmpeg's frames are copied there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_KEPT: Final = 64  # packets; after more packets without a frame, the decod
 
 
 class NvdecOrFFmpeg:
-    """Decodes packets with NVDEC or FFmpeg. It implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
+    """Decoder that uses NVDEC or FFmpeg. It implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(
         self,
@@ -44,9 +44,13 @@ class NvdecOrFFmpeg:
     ) -> None:
         """Create the decoder.
 
-        `nvdec` opens the preferred decoder. If opening it or decoding the first frame raises `SourceError` or
-        `OutOfMemory`, or if the GPU has too little free memory, `warn` is called with the reason, and `ffmpeg` opens
-        the other decoder. If `pixel_formats` does not contain nv12, `ffmpeg` is used without a warning.
+        `nvdec` opens the preferred decoder, and `ffmpeg` opens the other decoder. FFmpeg decodes in these cases:
+
+        * Opening the preferred decoder, or decoding its first frame, raises `SourceError` or `OutOfMemory`.
+        * The GPU has too little free memory.
+        * `pixel_formats` does not contain nv12.
+
+        In the first two cases, `warn` is called with the reason.
         """
         self._open_ffmpeg = partial(ffmpeg, stream, pixel_formats)
         self._warn = warn

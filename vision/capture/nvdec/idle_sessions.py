@@ -1,4 +1,4 @@
-"""NVDEC sessions of streams that have ended, which are kept for streams with the same parameters.
+"""Store of NVDEC sessions whose streams have ended, so that later streams with the same parameters can use them.
 
 Creating a session takes up to 0.25 s (measured on an H100), and delays the other cameras of the process.
 """
@@ -23,7 +23,10 @@ _MAX_IDLE_S: Final = 60.0
 
 
 class IdleSessions:
-    """Keeps up to four idle sessions. Each call of `give` closes those idle for over a minute. Thread-safe."""
+    """Store of up to four idle sessions. Thread-safe.
+
+    Each call of `give` closes the sessions that have been idle for more than a minute.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -31,10 +34,10 @@ class IdleSessions:
         self._idle: list[tuple[float, Session]] = []  # with the time when each was given, oldest first
 
     def take(self, codec: str, yuv: YuvEncoding, parameters: bytes, *, at_once: bool) -> Session:
-        """Return a session for a stream with these parameter sets. Create it if there is none.
+        """Return a session for a stream with these parameter sets: a suitable idle session, or else a new session.
 
         `Session` describes the other arguments. A stream without parameter sets (b"") always gets a new session. If no
-        session can be created, close the idle sessions, and try again.
+        session can be created, close the idle sessions, and try again. The caller must pass the session to `give`.
 
         Raises:
             SourceError: NVDEC cannot decode this stream, or has no memory for it.
@@ -59,7 +62,7 @@ class IdleSessions:
     def give(self, session: Session) -> None:
         """Keep a session whose stream has ended, or close it if it cannot be used again.
 
-        Also close the oldest sessions if there are more than four, and all that were kept for more than a minute.
+        Also close the oldest sessions if more than four are kept, and all sessions that were kept for over a minute.
         """
         if session.parameters:
             with contextlib.suppress(SourceError):

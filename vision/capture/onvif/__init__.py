@@ -1,1 +1,1 @@
-"""The search for ONVIF cameras and for the addresses of their streams."""
+"""Search for ONVIF cameras and for the addresses of their streams."""

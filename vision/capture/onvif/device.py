@@ -1,4 +1,4 @@
-"""The requests to one ONVIF device: its clock, its model, its profiles, and the addresses of its streams."""
+"""Requests to one ONVIF device, for its clock, its model, its profiles, and the addresses of its streams."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _MEDIA_URI: Final = "trt:MediaUri/tt:Uri"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A profile: one stream of one camera of the device."""
+    """A profile of a device, which describes one stream of one camera."""
 
     token: str
     name: str
     source: str
     """Token of the video source, which is one sensor of the device."""
     codec: str
-    """Such as ``H264``."""
+    """Name of the codec in upper case, such as ``H264``."""
     width: int
     height: int
     fps: float | None
@@ -44,7 +44,7 @@ class Profile:
 
 @dataclass(slots=True)
 class Device:
-    """The information about one device."""
+    """Information about one device, which `query` completes."""
 
     host: str
     address: str | None
@@ -56,15 +56,15 @@ class Device:
     serial: str = ""
     profiles: list[Profile] = field(default_factory=list)
     problems: list[SourceError] = field(default_factory=list)
-    """Reasons why information is missing."""
+    """Errors that show why information about the device is missing; empty if nothing is missing."""
 
 
 async def query(device: Device, client: SoapClient) -> None:
-    """Ask a device for its model, its profiles, and their streams, and store the answers in `device`.
+    """Ask a device for its model, its profiles, and their streams. Store the answers in `device`.
 
     Raises:
         SourceError: the device does not answer, refuses a request, returns an invalid response, or has no profile with
-            video. Earlier answers are stored.
+            video. The earlier answers are stored nevertheless.
     """
     assert device.address is not None
     try:
@@ -102,7 +102,7 @@ def _device_time(response: Element) -> datetime:
 
 
 async def _media_addresses(address: str, client: SoapClient) -> tuple[str, str]:
-    """Return the addresses of the media services, version 1 and 2. An address is empty if it is missing or invalid."""
+    """Return the addresses of the media services of version 1 and 2. A missing or invalid address is empty."""
     try:
         response = await client.call(
             address, f"<GetServices {_DEVICE}><IncludeCapability>false</IncludeCapability></GetServices>"
@@ -125,10 +125,12 @@ async def _media_from_capabilities(address: str, client: SoapClient) -> str:
 
 
 def on_same_host(service: str, device: str) -> str:
-    """Return the address of a service. If it names a different host or a user, use the host and port of the device.
+    """Return the address `service`. If it contains a different host or a user, use the host and port of `device`.
+
+    Both arguments are URLs. If one is invalid, return an empty text.
 
     A device behind a router names its address in the network behind the router, which this machine cannot reach. A
-    hostile device can name a host that only this machine can reach. Return an empty text if the address is invalid.
+    hostile device can name a host that only this machine can reach.
     """
     parts, own = split_address(service), split_address(device)
     if parts is None or own is None or parts.scheme not in ("http", "https"):
@@ -161,7 +163,7 @@ async def _query_media(device: Device, address: str, client: SoapClient) -> None
 
 
 async def _add(device: Device, profile: Profile, response: Awaitable[Element]) -> None:
-    """Store a profile with the address of its stream. If there is no valid address, store the reason instead.
+    """Store a profile with the address of its stream. If there is no valid address, store the reason and no address.
 
     Raises:
         SourceError: the device does not answer or refuses the account, or the response is an HTTP error, too large, or
@@ -182,7 +184,10 @@ async def _add(device: Device, profile: Profile, response: Awaitable[Element]) -
 
 
 def _profiles(response: Element, path: str, name: str, configuration: str) -> Iterator[Profile]:
-    """Yield the profiles that have a video encoder. The paths depend on the version of the media service."""
+    """Yield the profiles that have a video encoder.
+
+    `path`, `name`, and `configuration` are paths of XML elements. They depend on the version of the media service.
+    """
     for element in response.findall(path, NAMESPACES)[:_MOST_PROFILES]:
         encoder = element.find(configuration.format("VideoEncoder"), NAMESPACES)
         source = element.find(configuration.format("VideoSource"), NAMESPACES)

@@ -1,4 +1,4 @@
-"""WS-Discovery: datagrams that ask for ONVIF devices, and the answers of the devices."""
+"""WS-Discovery: search for ONVIF devices with UDP datagrams (probes), and the answers of the devices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PROBE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of one device."""
+    """The answer of one device to a probe."""
 
     host: str
     """The IP address that sent the answer."""
@@ -59,7 +59,7 @@ class Answer:
 
 
 class _Probing(asyncio.DatagramProtocol):
-    """Sends probes from one socket, and collects the answers to them."""
+    """Protocol of asyncio that sends probes from one socket, and collects the answers to them."""
 
     def __init__(self, answers: dict[tuple[str, str | None], Answer]) -> None:
         self._answers = answers
@@ -85,7 +85,7 @@ class _Probing(asyncio.DatagramProtocol):
                     self._answers.setdefault((answer.host, answer.address), answer)
 
     def error_received(self, _error: Exception) -> None:
-        """Ignore the error: a host without WS-Discovery rejects the datagram."""
+        """Ignore the error, because a host without WS-Discovery rejects the datagram."""
 
 
 def _answers(root: Element, host: str, numbers: set[str]) -> Iterator[Answer]:
@@ -119,7 +119,7 @@ def _name(scopes: str) -> str:
 
 
 async def search(timeout_s: float) -> list[Answer]:
-    """Ask for devices by multicast on each interface. Return the answers that arrive within `timeout_s` seconds."""
+    """Send probes by multicast on each network interface. Return the answers that arrive within `timeout_s` seconds."""
     hosts = [
         address.address
         for addresses in psutil.net_if_addrs().values()
@@ -130,7 +130,10 @@ async def search(timeout_s: float) -> list[Answer]:
 
 
 async def ask_hosts(hosts: Sequence[str], timeout_s: float) -> list[Answer]:
-    """Send a probe to each of the IP addresses `hosts`. Return the answers that arrive within `timeout_s` seconds."""
+    """Send probes to each of the IP addresses `hosts`. Return the answers that arrive within `timeout_s` seconds.
+
+    Return earlier if all hosts have answered.
+    """
     answers = await _collect(timeout_s, [(_socket, "", host) for host in hosts], expected=len(set(hosts)))
     return [answer for answer in answers if answer.host in hosts]
 

@@ -1,4 +1,4 @@
-"""XML documents of devices, which can be malformed or hostile."""
+"""Parsing of XML documents and addresses from devices, which can be malformed or hostile."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST_ADDRESS: Final = 1024
 
 
 def parse_document(data: bytes) -> Element:
-    """Return the root element of a document.
+    """Parse an XML document, and return its root element.
 
     Raises:
         SourceError: the document is not well-formed, declares a document type, or is nested too deeply.
@@ -55,7 +55,7 @@ def _is_deep(root: Element) -> bool:
 
 
 def find_text(element: Element, path: str) -> str:
-    """Return the text of the first element at `path`, made `printable`; an empty text if there is no such element."""
+    """Return the text of the first element at `path`, as `printable` returns it; empty if there is no such element."""
     return printable(element.findtext(path, "", NAMESPACES))
 
 
@@ -68,8 +68,8 @@ def printable(text: str) -> str:
 def split_address(address: str) -> SplitResult | None:
     """Return the parts of a URL; None if the URL must not be used.
 
-    This is the case if it has no scheme or no host, is invalid, has more than 1024 characters, or contains spaces or
-    characters that cannot be printed.
+    A URL must not be used if it has no scheme or no host, is invalid, has more than 1024 characters, or contains spaces
+    or unprintable characters.
     """
     if len(address) > _LONGEST_ADDRESS or not address.isprintable() or " " in address:
         return None

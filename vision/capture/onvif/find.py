@@ -1,4 +1,4 @@
-"""The search for ONVIF cameras, and the choice of the stream to detect objects in."""
+"""Search for ONVIF cameras, and choice of the stream in which to detect objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CODECS: Final = ("H264", "H265", "JPEG")
 """Codecs that `vision` can read over RTSP."""
 
 _QUERIES: Final = 64
-"""Number of devices that are asked at the same time."""
+"""Maximum number of devices to which requests are sent at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Target:
 
     host: str
     port: int | None = None
-    """Port of HTTP; None if WS-Discovery is used to find it, or 80 if the device does not answer."""
+    """HTTP port of the device. If it is None, the port is found with WS-Discovery; without an answer, it is 80."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Camera:
     """One video source of a device, with its streams."""
 
     id: str
-    """Suggested id for camera.yaml, which no other camera of the search has."""
+    """Suggested id for camera.yaml. No other camera of the search has the same id."""
     profiles: tuple[Profile, ...]
     preferred: Profile | None
     """The best stream for the detector; None if `vision` can read none of them."""
@@ -52,7 +52,7 @@ def find_devices(targets: Sequence[Target], timeout_s: float, account: Account |
     If a device does not answer completely, the reasons are in `Device.problems`.
 
     Args:
-        targets: devices to ask; if empty, all devices that answer a multicast are asked.
+        targets: devices to ask; if empty, ask all devices that answer a multicast.
         timeout_s: time in seconds for the answers to the search, and then for all answers of one device.
         account: account on the devices; None if there is none.
 
@@ -75,8 +75,8 @@ async def _find_devices(targets: Sequence[Target], timeout_s: float, account: Ac
 async def _ask(
     device: Device, account: Account | None, timeout_s: float, context: ssl.SSLContext, slots: asyncio.Semaphore
 ) -> None:
-    """Store the answers of a device, and the reason if an answer is missing."""
-    # Many devices close the connection after a response without saying so. A request that used it again would fail.
+    """Store the answers of a device in `device`. If an answer is missing, store the reason in `device.problems`."""
+    # Many devices close the connection after a response without announcing it. Another request over it would fail.
     limits = httpx.Limits(max_keepalive_connections=0)
     async with slots, httpx.AsyncClient(verify=context, trust_env=False, timeout=timeout_s, limits=limits) as http:
         try:
@@ -129,7 +129,10 @@ async def _resolve(host: str) -> str:
 
 
 def cameras_of(devices: Iterable[Device], input_px: tuple[int, int]) -> list[tuple[Device, list[Camera]]]:
-    """Return the cameras of each device. `input_px` is the width and height of the detector's input."""
+    """Return the cameras of each device, one for each video source.
+
+    `input_px` is the width and height of the detector's input in px, for the choice of the preferred stream.
+    """
     ids: set[str] = set()
     return [(device, list(_cameras(device, input_px, ids))) for device in devices]
 
@@ -147,9 +150,11 @@ def _cameras(device: Device, input_px: tuple[int, int], ids: set[str]) -> Iterat
 def preferred_profile(profiles: Iterable[Profile], input_px: tuple[int, int]) -> Profile | None:
     """Return the smallest stream that is at least as wide or at least as high as the detector's input.
 
-    If all streams are narrower and lower, return the largest one. Ignore streams that `vision` cannot read. Return None
-    if no other stream is left. `input_px` is the width and height of the input in px. A frame is scaled to fit into the
-    input, so one side is enough. A larger stream costs time for decoding, but adds no detail.
+    If all streams are narrower and lower, return the largest stream. Ignore streams that `vision` cannot read. If no
+    stream is left, return None. `input_px` is the width and height of the input in px.
+
+    One side is enough, because a frame is scaled to fit into the input. A larger stream costs time for decoding, but
+    adds no detail.
     """
     usable = [each for each in profiles if each.codec in CODECS and each.address]
     large = [each for each in usable if each.width >= input_px[0] or each.height >= input_px[1]]
@@ -175,9 +180,11 @@ def _unused(name: str, taken: set[str]) -> str:
 def camera_section(
     device: Device, camera: Camera, account: Account | None, variable: str
 ) -> tuple[Mapping[str, Any] | None, SourceError | None]:
-    """Return the keys for camera.yaml, or the reason why the address of the stream must not be used as it is.
+    """Return the keys of a camera for camera.yaml, and the reason why there are none.
 
-    Both are None if no stream is preferred. The password is a reference to the environment variable `variable`.
+    One of the two is None; both are None if no stream is preferred. There are no keys if the stream is on a different
+    host, or if its address contains an account. In the keys, the password of `account` is a reference to the
+    environment variable `variable`.
     """
     if camera.preferred is None:
         return None, None

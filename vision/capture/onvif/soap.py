@@ -1,4 +1,4 @@
-"""A client for the SOAP requests of ONVIF, with limits for hostile devices."""
+"""Client for the SOAP requests of ONVIF, with limits on the responses of hostile devices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Account:
 
 
 class SoapClient:
-    """Sends requests to one device. The device never receives the password itself, only digests of it."""
+    """Client that sends requests to one device. The device receives only digests of the password.
+
+    The caller owns and closes `http`. If `account` is None, all requests are anonymous.
+    """
 
     def __init__(self, http: httpx.AsyncClient, account: Account | None) -> None:
         self._http = http

@@ -29,7 +29,7 @@ _FPS: Final = 1.0
 
 
 class ImageFolder(PacedSource[NDArray[np.uint8]]):
-    """Delivers one image, or the images of a folder in natural order (``img2`` before ``img10``), in bgr.
+    """Source of bgr frames from one image, or from the images of a folder in natural order (``img2`` before ``img10``).
 
     Images are rotated as their EXIF data requires. An image that cannot be read, or is truncated, is skipped, counted
     as corrupt, and logged. A folder without a readable image is an error. Files that are added later are read when the
@@ -46,7 +46,7 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
         self._close()
 
     def _close(self) -> None:
-        self._files: deque[Path] = deque()  # to read; in a loop, without those that cannot be read
+        self._files: deque[Path] = deque()  # files still to read; a loop adds each readable file again
         self._read_count = 0  # number of images that were read, over all passes
         self._skipped_count = 0
 

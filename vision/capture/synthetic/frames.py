@@ -58,7 +58,9 @@ class _Path:
 
 @dataclass(frozen=True)
 class Scene:
-    """Scene of moving rectangles. Unless `overlap` is True, each has its own lane, so that rectangles do not touch.
+    """Scene of moving rectangles, whose colors and paths depend on `seed`.
+
+    Unless `overlap` is True, each rectangle has its own lane, so that rectangles do not touch.
 
     Raises:
         SourceError: `objects` is negative or exceeds `most_objects`.
@@ -81,7 +83,7 @@ class Scene:
 
     @staticmethod
     def most_objects(height_px: int, width_px: int) -> int:
-        """Return the maximum number of objects in a frame of this size: the number of lanes, 0 if it is too narrow."""
+        """Return the maximum number of objects in a frame of this size; 0 if the frame is too narrow or too low."""
         return height_px // _LANE_PX if width_px >= _LANE_PX else 0
 
     @cached_property

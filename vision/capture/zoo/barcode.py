@@ -1,4 +1,4 @@
-"""Frame numbers that are painted into the frames, and that survive lossy compression.
+"""Frame numbers that are painted into frames, and that remain readable after lossy compression.
 
 The upper quarter of a frame contains two rows of eight blocks. A white block is a 1. The first row and the left half of
 the second row contain the number (12 bits); the right half of the second row contains a checksum (4 bits).

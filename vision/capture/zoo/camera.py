@@ -17,7 +17,7 @@ from vision.capture.zoo.rtsp import serve_rtsp
 
 HOST: Final = "127.0.0.1"
 DOWN_S: Final = 1.5  # how long the port is closed by the fault `restart`
-_DISCARDED_FRAMES: Final = 3  # that a client may not have read before its connection is reset
+_DISCARDED_FRAMES: Final = 3  # the last frames, which a client may not have read before its connection is reset
 _LISTEN_TRIES: Final = 50
 _LISTEN_WAIT_S: Final = 0.1
 
@@ -31,8 +31,8 @@ class Camera:
         Args:
             persona: the description of the camera.
             fault: the fault that occurs while the camera streams.
-            fault_after_s: the time from the first frame to the fault.
-            repeats: if True, the fault occurs every `fault_after_s`; otherwise, only once.
+            fault_after_s: the time from the first frame to the fault, in seconds.
+            repeats: if True, the fault occurs every `fault_after_s` seconds; otherwise, only once.
         """
         self.persona = persona
         self.fault: Fault = fault
@@ -55,7 +55,7 @@ class Camera:
         return self.persona.address(self.port)
 
     async def start(self, port: int, tls: ssl.SSLContext | None) -> None:
-        """Listen on `port`; 0 means any free port. `tls` is for cameras with TLS.
+        """Listen on `port`; 0 means any free port. Only cameras with TLS use the context `tls`.
 
         Raises:
             OSError: the port is in use.
@@ -68,7 +68,7 @@ class Camera:
             self._server.close()
 
     async def stop(self) -> None:
-        """Close the port and all connections."""
+        """Close the port and all connections, and wait until the tasks of the camera have ended."""
         if self._fault_task is not None:
             self._fault_task.cancel()
         if self._server is not None:

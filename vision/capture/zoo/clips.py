@@ -17,7 +17,7 @@ from vision.capture.zoo.scenes import Scene, Size, draw_scene
 Codec = Literal["h264", "h265", "mjpeg", "mpeg4", "vp8"]
 FRAMES: Final = 240
 GOP: Final = 10
-"""Frames from one key frame to the next. `FRAMES` is a multiple of it, so that clips can be looped."""
+"""Number of frames from one key frame to the next. `FRAMES` is a multiple of `GOP`, so that clips can be looped."""
 
 NORMAL: Final[Size] = (160, 128)
 LARGE: Final[Size] = (240, 192)
@@ -40,7 +40,7 @@ _X265: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CodedFrame:
-    """One coded frame. For H.264 and H.265, `units` are its slices without start codes; otherwise, all its bytes."""
+    """One coded frame. For H.264 and H.265, `units` are its slices without start codes; otherwise, the whole frame."""
 
     number: int  # the number in its pixels, and its place in display order
     key: bool
@@ -49,7 +49,7 @@ class CodedFrame:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """`FRAMES` frames in decoding order. Key frames also need the NAL units in `parameter_sets`."""
+    """A video of `FRAMES` frames in decoding order. Its key frames also need the NAL units in `parameter_sets`."""
 
     codec: Codec
     size: Size

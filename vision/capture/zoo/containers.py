@@ -46,7 +46,7 @@ class _Pipe(io.RawIOBase):
 
 
 class LiveMuxer:
-    """Writes a clip in a loop to MPEG-TS or FLV. The timestamps continue when the clip repeats."""
+    """Muxer that writes a clip in a loop to MPEG-TS or FLV. The timestamps continue when the clip repeats."""
 
     def __init__(self, clip: Clip, container: Literal["mpegts", "flv"], fps: float, *, announced_sound: bool) -> None:
         """Create the muxer. If `announced_sound` is True, announce an audio stream that has no packets."""
@@ -65,7 +65,7 @@ class LiveMuxer:
         return self._clip.frames[self._index % FRAMES]
 
     def frame(self) -> bytes:
-        """Return the bytes that the next frame adds to the stream."""
+        """Write the next frame, and return the bytes that it adds to the stream."""
         frame = self.next_frame
         packet = Packet(self._clip.annexb(frame))
         packet.stream = self._stream

@@ -14,11 +14,11 @@ from vision.capture.zoo.persona import PASSWORD, USER, Auth
 _FIELD: Final = re.compile(r'\b(username|nonce|uri|response|qop|nc|cnonce)="?([^",]*)')
 _REALM: Final = "camera zoo"
 _QUOTED_REALM: Final = r"the \"zoo\", east"
-_NONCE_REQUESTS: Final = 2  # that a nonce of `digest-stale` is valid for
+_NONCE_REQUESTS: Final = 2  # number of requests for which a nonce of `digest-stale` is valid
 
 
 class Gate:
-    """Requests the user and password, and checks them. All connections of a camera share one gate."""
+    """Gate that requests the user and password, and checks them. All connections of a camera share one gate."""
 
     def __init__(self, auth: Auth | None) -> None:
         self._auth = auth
@@ -27,7 +27,10 @@ class Gate:
         self._realm = _QUOTED_REALM if auth == "digest-quotes" else _REALM
 
     def challenges(self, method: str, headers: Mapping[str, str]) -> list[str]:
-        """Return the values of the `WWW-Authenticate` headers; empty if the request is allowed."""
+        """Return the values of the `WWW-Authenticate` headers for the response; empty if the request is allowed.
+
+        `method` is the method of the request. The names of `headers` must be in lower case.
+        """
         if self._auth is None:
             return []
         given = headers.get("authorization", "")
@@ -60,7 +63,7 @@ class Gate:
         return fields.get("nonce") == self._nonce and fields.get("response") in self._response(method, fields)
 
     def _response(self, method: str, fields: Mapping[str, str]) -> set[str]:
-        """Return the valid Digest responses. Some clients escape quotes in a realm before hashing it, some do not."""
+        """Return the valid Digest responses: two, because only some clients remove the escapes from a realm."""
 
         def digest(text: str) -> str:
             return hashlib.new("sha256" if self._auth == "digest-sha256" else "md5", text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The HTTP side of a camera: motion JPEG, snapshots, HLS, and containers."""
+"""HTTP server of a synthetic camera, which sends motion JPEG, snapshots, HLS, or containers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DHT: Final = 0xC4
 
 @dataclass(slots=True)
 class HttpState:
-    """The state that all connections of one camera share."""
+    """State that all connections of one HTTP camera share."""
 
     snapshots: Playback | None = None
     channel: HlsChannel | None = None
@@ -247,7 +247,7 @@ class HlsChannel:
 
 
 async def _ticks(fps: float) -> AsyncIterator[int]:
-    """Yield 0, 1, 2, ..., `fps` numbers per second."""
+    """Yield the numbers 0, 1, 2, ... without end, at a rate of `fps` numbers per second."""
     began_s, index = time.monotonic(), 0
     while True:
         await asyncio.sleep(max(0.0, began_s + index / fps - time.monotonic()))

@@ -105,14 +105,14 @@ def _table(personas: Iterable[Persona], readers: tuple[Reader, ...]) -> Iterator
 
 
 def _condition(limit: Limit) -> str:
-    """Return the faults under which a limit applies, as text; an empty text if it applies under any fault."""
+    """Return the options that select the faults of a limit, as text; empty if the limit applies under any fault."""
     if not limit.faults or len(limit.faults) == len(FAULTS):
         return ""
     return f" and {' or '.join(f'`--fault {fault}`' for fault in limit.faults)}"
 
 
 def page() -> str:
-    """Return the page as Markdown."""
+    """Return the complete page docs/cameras-zoo.md as Markdown."""
     lines = [_TOP.rstrip("\n"), *(f"| `{fault}` | {text} |" for fault, text in FAULTS.items()), _TABLES]
     lines += ["## RTSP cameras", ""]
     lines += _table((persona for persona in PERSONAS if persona.is_rtsp), ("gstreamer", "ffmpeg"))

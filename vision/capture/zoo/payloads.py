@@ -12,24 +12,24 @@ from typing import Final, Literal
 from vision.capture.zoo.clips import GOP, Clip, CodedFrame
 
 PAYLOAD_BYTES: Final = 700
-"""The largest payload. It is small, so that most frames need several packets although the frames are small."""
+"""Maximum size of a payload. It is small, so that most frames need several packets although the frames are small."""
 
 JpegTables = Literal["always", "rarely", "never"]
-"""When the quantization tables of JPEGs are sent. ``rarely`` means with every tenth frame."""
+"""Frames with which the quantization tables of JPEGs are sent. ``rarely`` means every tenth frame."""
 
 _JPEG_DYNAMIC_Q: Final = 255  # each frame contains its quantization tables
 _JPEG_STATIC_Q: Final = 200  # the tables of an earlier frame remain valid
 
 
 def payloads(clip: Clip, frame: CodedFrame, *, in_band: bool, aggregated: bool, tables: JpegTables) -> list[bytes]:
-    """Return the payloads of a frame.
+    """Return the payloads of a frame, one for each packet.
 
     Args:
         clip: the clip of the frame.
-        frame: the frame.
+        frame: the frame to send.
         in_band: if True, send the parameter sets before each key frame (H.264 and H.265).
         aggregated: if True, send these parameter sets in one packet (STAP-A for H.264, AP for H.265).
-        tables: when the quantization tables of JPEGs are sent.
+        tables: the frames with which the quantization tables of JPEGs are sent.
     """
     match clip.codec:
         case "h264" | "h265":

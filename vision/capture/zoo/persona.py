@@ -137,15 +137,18 @@ Stream: TypeAlias = RtspStream | HttpStream
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a reader plays no frame of a camera, and what to do."""
+    """The reason why a reader plays no frame of a camera, and the remedy."""
 
     code: str  # `SourceError.code`
-    remedy: Mapping[str, object] | None = None  # keys of the camera with which it plays; None: change the camera
+    remedy: Mapping[str, object] | None = None  # keys of camera.yaml with which it plays; None: change the camera
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit of a reader that plays the camera. With one of `faults`, the reader does not count all missing frames."""
+    """A limit of a reader that plays the camera, described by `text`.
+
+    Under one of `faults`, the reader does not count all missing frames.
+    """
 
     reader: Reader
     text: str
@@ -170,7 +173,7 @@ class Persona:
     limits: tuple[Limit, ...] = ()
 
     def counts_all(self, reader: Reader, fault: Fault) -> bool:
-        """Return True unless `limits` states that the reader does not count all missing frames with this fault."""
+        """Return True if the reader counts all missing frames under this fault, according to `limits`."""
         return not any(limit.reader == reader and fault in limit.faults for limit in self.limits)
 
     @property

@@ -1,4 +1,4 @@
-"""Record of what a camera has sent to one client, and the connection on which faults act."""
+"""Record of the frames that a camera has sent to one client, and the connection on which faults act."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Disturbance:
     frozen: bool = False  # the last key frame is repeated
     stalled: bool = False  # no frame is sent, and no request is answered until the stall ends
     enlarged: bool = False  # the frames are larger
-    loss: float = 0.0  # part of the RTP packets that is not sent
-    corruption: float = 0.0  # part of the RTP packets in which bytes are changed
+    loss: float = 0.0  # fraction of the RTP packets that is not sent
+    corruption: float = 0.0  # fraction of the RTP packets in which bytes are changed
     jitter_s: float = 0.0  # longest time by which a frame is late
     jump_s: int = 0  # seconds by which the RTP time and the camera's clock are ahead
 
@@ -64,15 +64,17 @@ class Link:
 
     @property
     def is_stalled(self) -> bool:
-        """True if everything that is written is discarded."""
+        """True if all data that is written to the connection is discarded."""
         return self._stalled or self._disturbance.stalled
 
     def stall(self) -> None:
-        """Discard everything that is written from now on."""
+        """Discard all data that is written to the connection after this call."""
         self._stalled = True
 
     async def send(self, data: bytes) -> None:
-        """Write `data`: in small pieces with pauses if the connection is slow. If it is stalled, discard `data`.
+        """Write `data` to the client. If the connection is stalled, discard `data`.
+
+        If the fault is `slow`, write small pieces with pauses between them.
 
         Raises:
             ConnectionError: the client has closed the connection.
@@ -91,9 +93,9 @@ class Link:
             await self._writer.drain()
 
     async def answer(self, data: bytes, delay_s: float = 0.0) -> None:
-        """Wait until the stall of the camera ends, if any, then wait `delay_s`, and write a response.
+        """Write a response after `delay_s` seconds, or 0.3 s later if the fault is `slow`.
 
-        If the connection is slow, wait 0.3 s longer.
+        If the camera is stalled, first wait until the stall ends.
         """
         while self._disturbance.stalled:
             await asyncio.sleep(_STALL_POLL_S)
@@ -103,7 +105,7 @@ class Link:
         await self.send(data)
 
     def reset(self) -> None:
-        """Close the connection without delivering what is buffered."""
+        """Close the connection without sending the data that is still buffered."""
         self._writer.transport.abort()
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""RTP packets and RTCP sender reports of one playback, with the oddities of the persona."""
+"""Sender of the RTP packets and the RTCP sender reports of one playback, with the oddities of the persona."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def _enlarged(size: Size) -> Size:
 
 
 class RtpSender:
-    """Sends the clip of a camera in a loop, in real time."""
+    """Sender of the clip of a camera, in a loop and in real time."""
 
     def __init__(
         self, stream: RtspStream, playback: Playback, send: Send, *, loses: bool, disturbance: Disturbance
     ) -> None:
-        """Create the sender. If `loses` is True, omit one packet of some frames."""
+        """Create the sender. `playback` records the sent frames. If `loses`, omit one packet of some frames."""
         self._stream = stream
         self._playback = playback
         self._send = send
@@ -157,7 +157,7 @@ class RtpSender:
         return bytes(damaged)
 
     def _report(self, ticks: int) -> bytes:
-        """Return a sender report with a source description."""
+        """Return a sender report with a source description, for a frame with the RTP timestamp `ticks`."""
         match self._stream.clock:
             case "unset":
                 now_s = time.monotonic() - _NTP_EPOCH_S

@@ -1,4 +1,4 @@
-"""The RTSP side of a camera: requests, responses, and the start of the stream."""
+"""RTSP server of a synthetic camera, which responds to requests and starts the stream."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
             return Request(REPORT, "", {})
         if first.isspace():
             continue
-        if not first.isalpha():  # such as TLS
+        if not first.isalpha():  # not RTSP or HTTP, but for example TLS
             return Request("", "", {})
         text = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first_line, *lines = text.strip().split("\r\n")
@@ -267,7 +267,7 @@ class RtspConnection:
 
 
 class UdpPair:
-    """The two UDP ports of a camera, for RTP and RTCP, connected to those of one client."""
+    """The two UDP ports of a camera, for RTP and RTCP, connected to the two ports of one client."""
 
     def __init__(self, transports: list[asyncio.DatagramTransport]) -> None:
         self._transports = transports
@@ -275,7 +275,7 @@ class UdpPair:
 
     @staticmethod
     async def open(rtp_port: int, rtcp_port: int) -> UdpPair:
-        """Open two ports. The client receives on `rtp_port` and `rtcp_port` of the loopback interface."""
+        """Open two free ports, and return them. The client receives on `rtp_port` and `rtcp_port` of 127.0.0.1."""
         loop = asyncio.get_running_loop()
         made: list[asyncio.DatagramTransport] = []
         try:

@@ -1,4 +1,4 @@
-"""All personas, and the event loop that runs their cameras in a thread."""
+"""All personas (descriptions of synthetic cameras), and the event loop that runs the cameras in a thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STOP_S: Final = 5.0
 
 
 def missing(persona: Persona) -> str | None:
-    """Return why this machine cannot encode the video of an RTSP camera; None if it can, or for HTTP cameras."""
+    """Return the reason why this machine cannot encode the video of a camera; None if it can, or for HTTP cameras."""
     stream = persona.stream
     if isinstance(stream, RtspStream) and not can_encode(stream.codec):
         return f"this PyAV cannot encode {stream.codec}"
@@ -34,7 +34,7 @@ def missing(persona: Persona) -> str | None:
 
 
 class Zoo:
-    """Runs cameras on an event loop in a separate thread, until `stop`."""
+    """Synthetic cameras that run on an event loop in a separate thread, until `stop`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -48,7 +48,9 @@ class Zoo:
         self._loop.run_forever()
 
     def start(self, cameras: Sequence[Camera], first_port: int = 0) -> None:
-        """Start cameras on consecutive ports from `first_port`; 0 means any free ports. Encode RTSP clips first.
+        """Start cameras on consecutive ports from `first_port`; 0 means any free ports.
+
+        Before that, encode the clips of RTSP cameras, which can take several seconds.
 
         Raises:
             VisionError: a port is in use, or a certificate cannot be created.
@@ -71,14 +73,16 @@ class Zoo:
             self._cameras.append(camera)
 
     def call(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine of a camera on the event loop, and wait for its end. Raise its exceptions.
+        """Run a coroutine of a camera on the event loop, and wait until it has ended.
 
-        Raise `TimeoutError` if the coroutine does not end within 5 s.
+        Raises:
+            TimeoutError: the coroutine did not end within 5 s.
+            Exception: the coroutine raised this exception.
         """
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_STOP_S)
 
     def stop_camera(self, camera: Camera) -> None:
-        """Stop one camera."""
+        """Stop one camera, which must be running in this zoo."""
         self.call(camera.stop())
         self._cameras.remove(camera)
 
@@ -120,7 +124,7 @@ def selected(names: Iterable[str]) -> list[Persona]:
 
 
 def _self_signed() -> ssl.SSLContext:
-    """Return the TLS context of a server with a new self-signed certificate.
+    """Create a self-signed certificate, and return the TLS context of a server that uses it.
 
     Raises:
         VisionError: OpenSSL's command is not installed, or fails.
