@@ -29,7 +29,7 @@ _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
 
 
 def threads_left_running(for_s: float) -> int:
-    """Return the number of threads that still run more than `for_s` seconds after `BlockingReader.close` left them."""
+    """Return the number of threads that `BlockingReader.close` left over `for_s` seconds ago, and that still run."""
     _left_running[:] = [(thread, since_s) for thread, since_s in _left_running if thread.is_alive()]
     return sum(time.monotonic() - since_s > for_s for _, since_s in _left_running)
 
@@ -114,7 +114,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` raise an error, and those of `read` return None."""
+        """Make the present and all later calls of `open` raise `SourceError`, and those of `read` return None."""
         self.interrupted.set()
         self._outcomes.put(None)
 

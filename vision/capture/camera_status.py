@@ -204,7 +204,9 @@ class StatusTracker:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check that the last frame, connection, or wait for the sink is recent. `now_ns` is the time (monotonic).
+        """Check that the camera has not been silent for too long. `now_ns` is the current time (monotonic).
+
+        The silence lasts since the last frame, connection, or wait for the sink.
 
         Raises:
             SourceError: the camera was silent for `StallTimeouts.lost_s` or longer.

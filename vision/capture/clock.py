@@ -62,7 +62,7 @@ class CaptureClock:
     that, frames can have longer delays, so that a slow network is visible. The clock loses this trust in two cases:
 
     * It shows a capture time more than `trust_ns` after the frame's arrival, or more than an hour before the arrival.
-    * It has shown delays of more than `trust_ns` for all frames of more than 30 s.
+    * For more than 30 s, it has shown delays of more than `trust_ns` for all frames.
     """
 
     def __init__(

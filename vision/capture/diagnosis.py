@@ -1,6 +1,6 @@
 """Diagnosis of network cameras: functions that find out why a connection failed, and describe the cause and a remedy.
 
-Requests for the diagnosis are sent only after the failure, because many cameras serve few connections.
+Requests for the diagnosis are sent only after the failure, because many cameras accept few connections at a time.
 """
 
 from __future__ import annotations

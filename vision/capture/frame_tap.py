@@ -20,8 +20,8 @@ from vision.types import FrameBuffer, FrameMeta, PixelFormat
 
 log = logging.getLogger(__name__)
 
-_MAX_COPIES: Final = 24  # of one camera: 0.8 s at 30 frames/s
-_MAX_BYTES: Final = 96_000_000  # of one camera
+_MAX_COPIES: Final = 24  # copies per camera: 0.8 s at 30 frames/s
+_MAX_BYTES: Final = 96_000_000  # bytes of copies per camera
 _POLL_S: Final = 0.01  # time between two checks for requests
 
 

@@ -64,7 +64,7 @@ class FrameRateEstimator:
 
 @dataclass(frozen=True, slots=True)
 class StallTimeouts:
-    """The times without a frame after which a camera counts as frozen (`frozen_s`), and its connection as lost."""
+    """Times without a frame after which a camera counts as frozen (`frozen_s`) or its connection as lost (`lost_s`)."""
 
     frozen_s: float
     lost_s: float

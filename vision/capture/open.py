@@ -220,7 +220,7 @@ def missing_pyav() -> str | None:
 
 
 def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
-    """Return True for `reader: nvdec`. If the caller does not accept nv12, as in evaluations, warn and return False."""
+    """Return True for `reader: nvdec`. If `formats` lacks nv12, as in evaluations, log a warning and return False."""
     if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:
@@ -276,8 +276,8 @@ def _has_nvdec() -> bool:
 def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDecoder) -> OpenDecoder:
     """Return a function that opens a decoder with NVDEC.
 
-    Unless `reader: nvdec` is configured, the decoder uses the decoder that `ffmpeg` opens if NVDEC cannot decode the
-    stream. `recording` is the path of the file to decode; None for a live camera.
+    If NVDEC cannot decode a stream, `ffmpeg` opens the decoder instead, unless `reader: nvdec` is configured.
+    `recording` is the path of the file to decode; None for a live camera.
 
     Raises:
         SourceError: NVDEC is not usable.

@@ -29,7 +29,7 @@ class PacketInfo:
 
 
 class KeyFrameGate:
-    """Gate that decides for each coded frame, in decoding order, if it must be decoded and if it counts as damaged.
+    """Gate that decides for each coded frame, in decoding order, whether to decode it and whether it is damaged.
 
     After lost packets, all frames count as damaged until an intact key frame. The first frame after a loss may be the
     frame that lost the packets, so it counts as damaged even if it is a key frame.

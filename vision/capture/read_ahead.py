@@ -191,7 +191,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return None if self._reading is None else self._reading.backlog.take(timeout_s)
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` raise an error, and those of `take` return None."""
+        """Make the present and all later calls of `open` raise `SourceError`, and those of `take` return None."""
         self.interrupted.set()
         reading = self._reading
         if reading is not None:

@@ -1,4 +1,4 @@
-"""Check that a path is a regular file, before it is opened.
+"""Function that checks that a path is a regular file, before the file is opened.
 
 Opening a FIFO by mistake would wait for its writer, or make the writer fail.
 """

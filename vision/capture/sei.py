@@ -20,7 +20,7 @@ _START_CODE: Final = re.compile(b"\x00\x00\x01")
 
 
 def display_orientation(frame: bytes, codec: Literal["H264", "H265"]) -> Orientation | None:
-    """Return the orientation that the first bytes of a coded frame specify; None if there is none or it is oblique.
+    """Return the orientation that the start of a coded frame specifies; None if it specifies none or an oblique one.
 
     `frame` contains NAL units, each after a start code or after its length.
     """

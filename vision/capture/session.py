@@ -79,7 +79,7 @@ class SourceCalls:
         self.current = name, self._clock()
 
     def end(self, name: str, error: BaseException | None) -> None:
-        """Record the end of a call, which raised `error`, or no exception if it is None. `calling` lists the errors."""
+        """Record the end of a call. `error` is its exception; None if it succeeded. `calling` lists the errors."""
         self.current = None
         if error is None:
             if self.abandoned:

@@ -33,9 +33,9 @@ class StreamInfo:
 class Grab(Struct, frozen=True, gc=False):
     """One frame that has arrived, before its pixels are copied."""
 
-    captured_ns: int  # monotonic
-    captured_utc_ns: int
-    clock: ClockSource
+    captured_ns: int  # capture time, monotonic
+    captured_utc_ns: int  # the same time in UTC
+    clock: ClockSource  # source of the capture time
     pts_ns: int | None  # presentation time in the stream; None if the stream has no times
     corrupt: bool = False  # decoded after packet loss, before the next key frame
     yuv: YuvEncoding | None = None  # color encoding, which streams can change; None means `StreamInfo.yuv`
@@ -128,7 +128,7 @@ class FrameSink(Protocol):
         """
 
     def commit(self, meta: FrameMeta) -> None:
-        """Publish the frame that was written into the last buffer from `write_buffer`."""
+        """Pass on the frame that was written into the last buffer from `write_buffer`, as the newest frame."""
 
     def drop(self, reason: DropReason) -> None:
         """Count a frame that arrived but is not published."""

@@ -21,8 +21,8 @@ Hide: TypeAlias = Callable[[NDArray[np.uint8], str, tuple[int, int], tuple[int, 
 4. x and y of the upper left corner of the part, in pixels of the frame
 """
 
-_CELLS: Final = 6  # along the longer side of a blurred object
-_MARGIN: Final = 0.1  # around a box, as a fraction of its width and height
+_CELLS: Final = 6  # number of cells along the longer side of a blurred object
+_MARGIN: Final = 0.1  # blurred margin around a box, as a fraction of the box's width and height
 _WHOLE: Final = 32  # cells along the longer side of a frame whose objects are unknown
 
 

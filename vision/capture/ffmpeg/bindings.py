@@ -75,7 +75,7 @@ _FULL: Final = "yuvj"  # prefix of FFmpeg's formats for full range
 
 
 def open_container(address: str, **options: Any) -> InputContainer:
-    """Open a file or URL for reading.
+    """Open a file or URL for reading. The caller must close the container.
 
     Raises:
         av.FFmpegError, ValueError: the address cannot be opened. The error text contains the address and its password.
@@ -240,7 +240,7 @@ def orientation_of(frame: VideoFrame) -> Orientation | None:
 def require_upright(path: Path, stream: VideoStream) -> None:
     """Check that the frames of a recording need no rotation, for a decoder that cannot rotate them.
 
-    Ignore errors in the file, which the decoder reports later. `stream` is the video stream of the file.
+    Ignore all other errors in the file. `stream` is the video stream of the file.
 
     Raises:
         SourceError: the frames must be rotated or mirrored.

@@ -185,7 +185,7 @@ class ContainerConnection:
         self._container.close()
 
     def _is_complete(self, played_ns: int) -> bool:
-        """Return True if a file was received about to its end, or if its duration is unknown.
+        """Return True if almost the whole file was received, or if the duration of the file is unknown.
 
         `played_ns` is the duration of the received part. Without this check, a lost connection could look like the end
         of the file, because FFmpeg does not always report the loss.

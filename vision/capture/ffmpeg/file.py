@@ -101,7 +101,7 @@ class VideoFile(PacedSource[_Frame]):
         frame.decoder.write(frame.decoded.image, out)
 
     def _read_passes(self) -> Generator[_Frame, None, None]:
-        """Yield the frames of all passes, in the pixel format of the first pass, because the caller expects it."""
+        """Yield the frames of all passes, in the pixel format of the first pass, which `open` has returned."""
         pixel_formats = self._pixel_formats
         while True:
             with closing(_Pass(self._path, self._open_decoder, pixel_formats, self._tap)) as current:
@@ -120,7 +120,7 @@ class VideoFile(PacedSource[_Frame]):
 
 
 def _is_upright(decoded: DecodedFrame) -> bool:
-    """Return False if the program rotates or mirrors the frame. Receivers of the packet would show it differently."""
+    """Return False if the program must rotate or mirror the frame. Receivers of the packet would not do so."""
     if not isinstance(decoded.image, VideoFrame):
         return True
     orientation = orientation_of(decoded.image)

@@ -30,10 +30,10 @@ from vision.types import DropReason
 from vision.version import version
 
 SNAPSHOT_FPS: Final = 1.0
-"""Default number of requests for a snapshot per second."""
+"""Default number of snapshot requests per second."""
 
 _CHUNK_BYTES: Final = 1 << 18
-_SEARCHED_BYTES: Final = 1 << 26  # in which a stream of JPEGs must contain one
+_SEARCHED_BYTES: Final = 1 << 26  # a stream of JPEGs must contain a JPEG within this number of bytes
 _START_OF_JPEG: Final = b"\xff\xd8"
 _NO_VIDEO: Final = ("text/html", "application/json", "application/xml", "text/xml")
 
@@ -56,7 +56,7 @@ class Answer:
 
     @property
     def is_multipart(self) -> bool:
-        """True if the response has several parts. Some cameras send them with a different content type."""
+        """True if the response has several parts. Some cameras send such responses with a different content type."""
         return self.content_type.startswith("multipart/") or self.first.lstrip().startswith(b"--")
 
     @property
@@ -166,7 +166,7 @@ def _without_account(url: str) -> str:
 
 
 class JpegConnection:
-    """The JPEGs of a stream, or of an address that is polled because it sends one JPEG per request."""
+    """Connection that delivers the JPEGs of a stream, or polls an address that sends one JPEG per request."""
 
     def __init__(self, camera: CameraConfig, answer: Answer, skipped: SkippedFrames) -> None:
         self._camera = camera

@@ -135,7 +135,7 @@ class FFmpegSource:
         self._stream.decoder.write(self._frame.decoded.image, out)
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` raise an error, and those of `grab` return None."""
+        """Make the present and all later calls of `open` raise `SourceError`, and those of `grab` return None."""
         self._reader.interrupt()
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ class _Stream:
         context = connection.stream.codec_context
         self._gap_finder = FrameGapFinder(context.extradata) if context.name == "h264" else None
         self._flushed = False
-        self._time_base: Fraction | None = None  # of the last packet
+        self._time_base: Fraction | None = None  # time base of the last packet
 
     def close(self) -> None:
         self.decoder.close()
@@ -200,7 +200,7 @@ class _Stream:
     def decode(self, coded: Arrived[Coded]) -> list[_Frame]:
         """Decode one coded frame. Return the frames that it completes.
 
-        Frames before the first key frame are not decoded. They are counted as skipped.
+        Frames before the first key frame are not decoded, but are counted as skipped.
         """
         packet = Packet(coded.frame) if isinstance(coded.frame, bytes) else coded.frame
         if self._has_gap(packet, after_skip=coded.after_skip) or packet.is_corrupt:

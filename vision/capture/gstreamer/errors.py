@@ -57,7 +57,7 @@ def no_frame(camera: CameraConfig, *, interrupted: bool, connected: bool, coded_
     """Return the error for a camera that delivered no frame within `open_timeout_s`.
 
     Args:
-        camera: the camera.
+        camera: configuration of the camera.
         interrupted: if True, opening the camera was interrupted.
         connected: if True, the camera has announced its video stream.
         coded_frames: number of frames that arrived, none of which was decoded.

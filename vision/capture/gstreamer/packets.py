@@ -41,9 +41,9 @@ class DecodedFrame:
 class DecodedFrames:
     """A queue of the newest decoded frames. If it is full, a new frame replaces the oldest.
 
-    GStreamer's ``appsink`` can replace frames in the same way, but does not report the frames that it discards. Gaps
-    in the times of the frames cannot show them, because a decoder can change these times, and several frames can have
-    equal times.
+    GStreamer's ``appsink`` can replace frames in the same way, but does not report the frames that it discards. The
+    times of the frames do not show the discarded frames either, because a decoder can change these times, and several
+    frames can have equal times.
 
     `get` counts the missing frames when it returns the frame that follows them, or when it returns no frame. Therefore,
     missing frames are counted in their place between the returned frames.
@@ -55,7 +55,7 @@ class DecodedFrames:
         self._most = most
         self._changed = threading.Condition()
         self._frames: deque[DecodedFrame] = deque()
-        self._missing: Counter[DropReason] = Counter()  # after the newest frame
+        self._missing: Counter[DropReason] = Counter()  # frames that are missing after the newest frame
 
     def skip(self, reason: DropReason) -> None:
         """Record that a frame is missing after the newest frame of the queue."""
@@ -109,7 +109,7 @@ class PacketMonitor:
         self._base_ns = base_ns
 
     def on_decoded_frame(self, sample: Any) -> DecodedFrame:
-        """Return a decoded frame with its arrival time, its capture time, and a flag if it counts as damaged.
+        """Return a decoded frame with its arrival time, its capture time, and a flag for damage.
 
         Frames that the decoder discarded before this frame count as missing. Call this method for every decoded frame.
         """
@@ -137,7 +137,7 @@ class PacketMonitor:
         self._gate.lost()
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
-        """Convert a presentation time to the arrival time (monotonic ns); `now_ns` if the result is implausible."""
+        """Return the arrival time (monotonic ns) of a frame from its presentation time; `now_ns` if implausible."""
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
 

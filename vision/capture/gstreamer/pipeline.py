@@ -1,8 +1,8 @@
 """GStreamer pipelines as data: the elements that each machine uses, and their properties.
 
 A Jetson's elements exist only on a Jetson, and their properties differ between JetPack releases (JetPack 7 removed
-``enable-max-performance`` from ``nvv4l2decoder``). Therefore this module chooses elements without calling GStreamer,
-from a `Registry` of the installed elements. The choice for each machine can then be tested on any machine.
+``enable-max-performance`` from ``nvv4l2decoder``). Therefore, this module chooses elements from a `Registry` of the
+installed elements, without calling GStreamer. The choice for each machine can then be tested on any machine.
 
 User input (a URL, a device) becomes the value of a property, never a part of a pipeline's text.
 """
@@ -246,8 +246,8 @@ def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None
 def unavailable(address: SourceAddress, registry: Registry) -> str | None:
     """Return a text with the reason why this machine cannot open the source, and the packages to install.
 
-    Return None if the machine can open the source.
-    The elements for H.265 and JPEG are not checked, because only cameras that send these codecs require them.
+    Return None if the machine can open the source. The elements for H.265 and JPEG are not checked, because only
+    cameras that send these codecs require them.
     """
     match address:
         case Rtsp():

@@ -80,8 +80,8 @@ class GStreamerSource:
         """Connect, and wait for the first decoded frame, because only a decoded frame shows its format.
 
         Raises:
-            SourceError: GStreamer or a package is missing, or the camera cannot be reached, refuses the connection, or
-                sends no frame that can be decoded.
+            SourceError: GStreamer or a package is missing, the camera cannot be reached, refuses the connection, or
+                sends no frame that can be decoded, or `interrupt` was called.
         """
         self.close()
         reason = available(self._camera)
@@ -168,7 +168,7 @@ class GStreamerSource:
             shown[...] = self._orientation.apply(plane)
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` raise an error, and those of `grab` return None."""
+        """Make the present and all later calls of `open` raise `SourceError`, and those of `grab` return None."""
         self._interrupted.set()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Parsing of XML documents and addresses from devices, which can be malformed or hostile."""
+"""Parsing of XML documents and addresses that devices send. Both can be malformed or hostile."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Camera:
     """Suggested id for camera.yaml. No other camera of the search has the same id."""
     profiles: tuple[Profile, ...]
     preferred: Profile | None
-    """The best stream for the detector; None if `vision` can read none of them."""
+    """The best stream for the detector; None if `vision` can read none of the streams."""
 
 
 def find_devices(targets: Sequence[Target], timeout_s: float, account: Account | None) -> list[Device]:

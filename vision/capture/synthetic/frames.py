@@ -22,7 +22,7 @@ from vision.types import PixelFormat
 
 GRAY: Final = 114
 _LANE_PX: Final = 8  # height of the smallest lane: a visible object, with a gap of 2 px on both sides
-_SLOWEST_PX, _FASTEST_PX = 2.0, 6.0  # per frame
+_SLOWEST_PX, _FASTEST_PX = 2.0, 6.0  # speed limits of the rectangles, per frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,10 @@ class Scene:
         return np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32)
 
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
-        """Draw frame `index` into `out`, a C-contiguous array of its shape. Later objects cover earlier ones."""
+        """Draw frame `index` into `out`, a C-contiguous array of the frame's shape.
+
+        Later objects cover earlier objects.
+        """
         planes = [
             plane.reshape(len(plane), -1) for plane in split_planes(out, self.height_px, self.width_px, pixel_format)
         ]

@@ -57,7 +57,7 @@ class SyntheticSpec:
     freeze_pts: int | None = None
     resize: tuple[int, int, int] | None = None  # frame, width, height
     stall: tuple[int, float] | None = None  # frame, seconds
-    hang: tuple[int, float] | None = None
+    hang: tuple[int, float] | None = None  # frame, seconds
     fail: int | None = None
     corrupt: tuple[int, int] | None = None  # first damaged frame, first intact frame after it
 

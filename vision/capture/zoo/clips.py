@@ -42,7 +42,7 @@ _X265: Final = (
 class CodedFrame:
     """One coded frame. For H.264 and H.265, `units` are its slices without start codes; otherwise, the whole frame."""
 
-    number: int  # the number in its pixels, and its place in display order
+    number: int  # the number that its pixels show, and its position in display order
     key: bool
     units: tuple[bytes, ...]
 

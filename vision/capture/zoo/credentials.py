@@ -23,7 +23,7 @@ class Gate:
     def __init__(self, auth: Auth | None) -> None:
         self._auth = auth
         self._nonce = secrets.token_hex(16)
-        self._accepted = 0  # requests with this nonce
+        self._accepted = 0  # number of accepted requests with this nonce
         self._realm = _QUOTED_REALM if auth == "digest-quotes" else _REALM
 
     def challenges(self, method: str, headers: Mapping[str, str]) -> list[str]:
@@ -63,7 +63,7 @@ class Gate:
         return fields.get("nonce") == self._nonce and fields.get("response") in self._response(method, fields)
 
     def _response(self, method: str, fields: Mapping[str, str]) -> set[str]:
-        """Return the valid Digest responses: two, because only some clients remove the escapes from a realm."""
+        """Return the valid Digest responses: with and without escapes in a quoted realm, because clients differ."""
 
         def digest(text: str) -> str:
             return hashlib.new("sha256" if self._auth == "digest-sha256" else "md5", text.encode()).hexdigest()

@@ -83,7 +83,10 @@ def _expected(verdict: Verdict | None) -> str:
 
 
 def _shown_keys(verdict: Verdict) -> Iterator[str]:
-    """Yield the keys of camera.yaml, which refuses literal passwords, with which the camera plays."""
+    """Yield the keys of camera.yaml with which the camera plays.
+
+    A variable stands for the password, because camera.yaml refuses literal passwords.
+    """
     for key, value in (verdict.remedy or {}).items():
         yield f"{key}: {_VARIABLE if value == PASSWORD else value}"
 

@@ -37,7 +37,7 @@ PASSWORD: Final = "secret"
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A media description in an SDP document, other than that of the first video track."""
+    """A further track of a camera, described by its lines in the SDP document (`media`)."""
 
     media: str
     before_video: bool = True
@@ -58,12 +58,12 @@ class RtspStream:
     size: Size = NORMAL
     b_frames: bool = False
     slices: int = 1
-    first_frame: int = 0  # of the clip; key frames are the multiples of 10
-    key_frames: bool = True  # False: they are not sent
+    first_frame: int = 0  # frame of the clip with which the stream starts; key frames are the multiples of 10
+    key_frames: bool = True  # False: key frames are not sent
     resize_every: int = 0  # frames; 0 means never
     # SDP
     fmtp: Literal["full", "no-sprop", "wrong-sprop", "none"] = "full"
-    in_band: bool = True  # parameter sets before each key frame
+    in_band: bool = True  # parameter sets are sent before each key frame
     tracks: tuple[Track, ...] = ()
     has_video: bool = True
     content_base: Literal["right", "missing", "wrong-host", "no-slash"] = "right"
@@ -78,7 +78,7 @@ class RtspStream:
     jump_at: int = 0  # frame from which the RTP time is an hour ahead; 0 means never
     new_ssrc_at: int = 0  # frame from which the SSRC and the sequence numbers are different; 0 means never
     markers: bool = True
-    extension: bool = False  # RTP header extension
+    extension: bool = False  # packets have an RTP header extension
     padding: bool = False
     duplicates: bool = False  # each packet is sent twice
     clock: Clock = "right"  # of the RTCP sender reports
@@ -90,14 +90,14 @@ class RtspServer:
 
     transports: tuple[Literal["tcp", "udp"], ...] = ("tcp", "udp")
     channels: int = 0  # added to the interleaved channel numbers that the client requests
-    status: int = 200  # of DESCRIBE
+    status: int = 200  # status of the response to DESCRIBE
     redirect: bool = False  # DESCRIBE is answered with 302 and a different path
     options: bool = True  # OPTIONS is answered with 200, otherwise with 501
     get_parameter: Literal["yes", "refused", "closes"] = "yes"
     offers_get_parameter: bool = True
     session_timeout_s: int = 60  # without a request or RTCP report, the session ends after 1.5 times this duration
     reports_keep_alive: bool = True  # False: only requests count
-    delay_s: float = 0.0  # of each answer
+    delay_s: float = 0.0  # delay of each response
     plays: bool = True  # frames follow PLAY
     early: bool = False  # frames precede the answer to PLAY
     asks: bool = False  # the camera sends requests to the client
@@ -125,8 +125,8 @@ class HttpStream:
     comment: bytes = b""  # of each JPEG
     chunked: bool = False
     length: bool = True  # Content-Length of a snapshot
-    announced_sound: bool = False  # of ts and flv; it never arrives
-    segment_s: int = 1  # of hls
+    announced_sound: bool = False  # ts and flv announce sound, which never arrives
+    segment_s: int = 1  # duration of a segment of hls
     status: int = 200
     redirect: bool = False
     plays: bool = True  # data follows the header

@@ -15,7 +15,7 @@ _PIECE_S: Final = 0.005  # per piece of a slow connection
 _MOST_PIECES: Final = 10  # a frame takes at most 50 ms
 _ANSWER_LATE_S: Final = 0.3
 _STALL_POLL_S: Final = 0.05
-_LOSS_EVERY: Final = 20  # frames
+_LOSS_EVERY: Final = 20  # number of frames from one damaged frame to the next
 _LOSS_AT: Final = 5
 _KEY_LOSS_EVERY: Final = 40
 _KEY_LOSS_AT: Final = 20
@@ -23,7 +23,7 @@ _KEY_LOSS_AT: Final = 20
 
 @dataclass(slots=True)
 class Playback:
-    """Record of the frames sent to one client. `sent` contains the numbers in their pixels, in decoding order."""
+    """Record of the frames sent to one client. `sent` contains the numbers that the frames show, in decoding order."""
 
     sent: list[int] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)  # positions in `sent` of frames that were not sent completely
@@ -93,7 +93,7 @@ class Link:
             await self._writer.drain()
 
     async def answer(self, data: bytes, delay_s: float = 0.0) -> None:
-        """Write a response after `delay_s` seconds, or 0.3 s later if the fault is `slow`.
+        """Write a response after `delay_s` seconds. If the fault is `slow`, wait 0.3 s longer.
 
         If the camera is stalled, first wait until the stall ends.
         """

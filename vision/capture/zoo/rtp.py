@@ -29,7 +29,7 @@ _NTP_EPOCH_S: Final = 2_208_988_800  # from 1900 to 1970
 _PROBATION_FRAMES: Final = 2
 _YEAR_S: Final = 365 * 86400
 _DAMAGED_BYTES: Final = 8
-_HEADERS_BYTES: Final = 14  # of RTP, and of a fragmentation unit
+_HEADERS_BYTES: Final = 14  # size of the headers of RTP and of a fragmentation unit
 
 
 def clip_of(stream: RtspStream) -> Clip:

@@ -139,7 +139,7 @@ class RtspConnection:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _is_video(self, url: str) -> bool:
-        """Return True if the URL of a SETUP request names the video track, which is played, or no track."""
+        """Return True if the URL of a SETUP request names the video track that the camera plays, or no track."""
         track = re.search(r"trackID=(\d+)", url)
         return track is None or int(track[1]) == video_index(self._stream)
 
