@@ -29,7 +29,7 @@ _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
 
 
 def threads_left_running(for_s: float) -> int:
-    """Return the number of threads that `BlockingReader.close` left over `for_s` seconds ago, and that still run."""
+    """Return the number of threads that still run more than `for_s` seconds after `BlockingReader.close`."""
     _left_running[:] = [(thread, since_s) for thread, since_s in _left_running if thread.is_alive()]
     return sum(time.monotonic() - since_s > for_s for _, since_s in _left_running)
 

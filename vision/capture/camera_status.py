@@ -206,7 +206,7 @@ class StatusTracker:
     def check_silence(self, now_ns: int) -> None:
         """Check that the camera has not been silent for too long. `now_ns` is the current time (monotonic).
 
-        The silence lasts since the last frame, connection, or wait for the sink.
+        Silence starts with the last frame, connection, or wait for the sink.
 
         Raises:
             SourceError: the camera was silent for `StallTimeouts.lost_s` or longer.

@@ -101,7 +101,7 @@ class Source(Protocol):
         """
 
     def interrupt(self) -> None:
-        """Make a blocked `grab` or `open` return soon, if the library allows it. Can be called from any thread."""
+        """Make a blocked `grab` or `open` return soon, if the library allows it. Any thread can call this method."""
 
     def close(self) -> None:
         """Release all resources. This method is idempotent, and can be called before `open`."""

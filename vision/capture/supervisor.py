@@ -1,8 +1,8 @@
 """Supervisor of one camera, which connects, reads frames, detects failures, waits, and reconnects.
 
-Cameras fail in ways that a library does not report. They stop sending without closing the connection, repeat the same
-frame, or return with a different frame size. The supervisor uses only the `Source` protocol, so that the same
-rules apply to every kind of camera. No camera failure ends the program or delays other cameras.
+Cameras fail in ways that a library does not report. For example, cameras stop sending without closing the connection,
+repeat the same frame, or return with a different frame size. The supervisor uses only the `Source` protocol, so that
+the same rules apply to every kind of camera. No camera failure ends the program or delays other cameras.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def compile_cubin(source: Source, arch: str, cache: Path | None = None) -> bytes
     """Return the machine code of kernels for `arch`, such as ``sm_87``.
 
     If the folder `cache` contains the machine code, read it from there. Otherwise, compile the kernels, and store the
-    machine code in `cache`. None disables the cache.
+    machine code in `cache`. If `cache` is None, always compile the kernels.
 
     Raises:
         DeviceMissing: NVRTC is not installed.
@@ -137,7 +137,7 @@ class Module(Resource):
     def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
         """Load kernels on the GPU. Compile them if `cache` is None, or if this folder does not contain them.
 
-        For the errors, see `compile_cubin`.
+        `compile_cubin` lists the errors.
         """
         return cls(compile_cubin(source, arch, cache), source.name)
 

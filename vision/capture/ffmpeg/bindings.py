@@ -48,7 +48,7 @@ def _ignore_unknown_side_data() -> None:
 
     Otherwise, PyAV raises an error for all side data of such a frame, so the frame's orientation is not accessible.
     """
-    if issubclass(Type, Enum):  # not in old versions, which have an old FFmpeg
+    if issubclass(Type, Enum):  # False in old versions of PyAV, which contain an old FFmpeg
         setattr(Type, "_missing_", classmethod(lambda cls, _value: cls.DETECTION_BBOXES))  # noqa: B010 - mypy
 
 

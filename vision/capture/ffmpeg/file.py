@@ -44,7 +44,7 @@ class _Frame:
 
 
 class VideoFile(PacedSource[_Frame]):
-    """A video file that FFmpeg can read.
+    """Source of frames from a video file that FFmpeg can read.
 
     A truncated file ends after its last readable frame, with a warning. A looped file restarts without a new epoch, so
     its times and frame numbers continue. Each pass opens the file again, because not every file supports seeking, and
@@ -160,9 +160,10 @@ class _Timeline:
         return media_ns
 
     def end_pass(self, damage: str) -> None:
-        """End a pass, and log a warning about the first `damage` of the file; an empty text means no damage.
+        """End a pass. The next pass starts one frame interval after the last frame.
 
-        The next pass starts one frame interval after the last frame.
+        `damage` describes the damage that the pass has found; empty if there is none. Log it only after the first
+        damaged pass.
         """
         if damage and not self._damage:
             self._damage = damage

@@ -70,7 +70,7 @@ Value: TypeAlias = str | int | bool | Serialized | TrustedCertificates
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element to create, and the properties to set."""
+    """One element of a pipeline to create, and the properties to set."""
 
     factory: str
     properties: Mapping[str, Value] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Access to NVDEC, the video decoder of NVIDIA's graphics cards, through PyNvVideoCodec.
 
-This is the only module that calls PyNvVideoCodec. The following is not documented, but its source code shows it:
+This is the only module that calls PyNvVideoCodec. The source code of PyNvVideoCodec shows the following behavior, which
+is not documented:
 
 * Frames are in a pool, which the next call of `decode` overwrites.
 * Copies on the given CUDA stream fill the pool, so copies from the pool must use the same stream.
@@ -41,7 +42,8 @@ CODECS: Final = {
     "libvpx-vp9": "VP9",
     "mpeg2video": "MPEG2",
 }
-"""The member of ``cudaVideoCodec`` for each decoder of FFmpeg. Motion JPEG is missing: NVDEC does not decode it."""
+"""Names of the members of ``cudaVideoCodec``, by the names of FFmpeg's decoders. Motion JPEG is missing, because NVDEC
+does not decode it."""
 
 _NAMES: Final = "H.264, H.265, AV1, VP8, VP9, or MPEG-2"
 
@@ -208,5 +210,8 @@ class Session:
 
 
 def _one_line(error: Exception) -> str:
-    """Return the start of an error text, because the library appends many lines of instructions."""
+    """Return the first part of an error text as one line of at most 400 characters.
+
+    The omitted rest is instructions, which PyNvVideoCodec appends to its errors.
+    """
     return " ".join(str(error).partition("\n\n")[0].split())[:400] or type(error).__name__

@@ -31,7 +31,7 @@ class IdleSessions:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._idle: list[tuple[float, Session]] = []  # with the time when each was given, oldest first
+        self._idle: list[tuple[float, Session]] = []  # each with the time (s) of its `give`, oldest first
 
     def take(self, codec: str, yuv: YuvEncoding, parameters: bytes, *, at_once: bool) -> Session:
         """Return a session for a stream with these parameter sets: a suitable idle session, or else a new session.
