@@ -22,7 +22,7 @@ ValueT = TypeVar("ValueT")
 THREAD_PREFIX: Final = "blocking-"
 _JOIN_S: Final = 0.5
 
-_left_running: list[tuple[threading.Thread, float]] = []  # threads that `close` left running, with its time (s)
+_left_running: list[tuple[threading.Thread, float]] = []  # threads that `close` left running, and since when (s)
 
 _Outcomes: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None] | None]"
 """Queue with the value or the exception of each completed call. `interrupt` adds None, to wake the waiting thread."""

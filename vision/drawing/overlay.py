@@ -1,7 +1,7 @@
 """Drawing of lines, zones, and objects on a frame, for `vision draw`, annotated videos, and snapshots.
 
 Sizes are proportional to the frame. Text is on a colored plate and strokes have a dark rim, so that both are visible on
-any background. Letters are drawn four times as large and then scaled down, because OpenCV's small letters are hard to
+any background. Letters are drawn four times as large and then scaled down, because OpenCV's thin strokes are hard to
 read.
 """
 
