@@ -63,7 +63,10 @@ class Analytics:
     # --- public methods -----------------------------------------------------------------------------------------------
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:
-        """Process the tracks of one frame. Return the events: of lost objects, then of lines, zones, and crowds."""
+        """Process the tracks of the frame captured at `captured_ns`. Return the events of this frame.
+
+        The events of lost objects come first, then the events of lines, of zones, and of crowds.
+        """
         objects, clock = self._objects, self._objects.clock
         step_s = clock.advance(captured_ns)
         now_s, memory_s = clock.now_s, clock.memory_s(self._forget_s)
@@ -125,12 +128,12 @@ class Analytics:
         return tuple(events)
 
     def start_period(self, period_s: int, at_ns: int) -> tuple[Event, ...]:
-        """Set all counters to zero. Return an event for each line and zone, with its totals until now.
+        """Set all counters to zero. Return an event for each line and zone, with its totals of the previous period.
 
-        If there was no period before, keep the counters, and return no events.
+        If there was no previous period, keep the counters, and return no events.
 
         Args:
-            period_s: start of the new period, seconds since 1970.
+            period_s: start of the new period, in seconds since 1970.
             at_ns: capture time of the first frame of the period.
         """
         shapes: tuple[Shape, ...] = (*self._config.lines, *self._config.zones)
@@ -288,11 +291,11 @@ def _anchors(config: CameraAnalytics) -> list[str]:
 
 
 _PLACE: Final = {"lines": ("points", "anchor"), "zones": ("polygon", "holes", "anchor", "classes")}
-"""The keys that determine where objects are counted. If one of them changes, the paths and stays start again."""
+"""The keys that determine where a line or zone counts objects. If one of them changes, paths or stays start again."""
 
 
 def _kept(earlier: CameraAnalytics, config: CameraAnalytics, kind: Literal["lines", "zones"]) -> IndexArray:
-    """Return the index in `earlier` of each line or zone of `config`; -1 if it is new, or its place has changed."""
+    """Return the index in `earlier` of each line or zone of `config`; -1 for a new one, or if its place has changed."""
     before: Sequence[Shape] = earlier.lines if kind == "lines" else earlier.zones
     now: Sequence[Shape] = config.lines if kind == "lines" else config.zones
     index = {shape.name: number for number, shape in enumerate(before)}
@@ -314,8 +317,8 @@ class _ShapeCounters:
     ) -> None:
         """Create the counters.
 
-        `stored` supplies their initial values, and saves changes. If it is None, counters continue those of `earlier`
-        with the same name; all others start at 0.
+        `stored` supplies the initial values, and saves changes. If `stored` is None, each counter starts at the value
+        that `earlier` has for it, or at 0.
         """
         self._stored = stored
         self._lines = {line.name: {"in": 0, "out": 0} for line in config.lines}

@@ -1,18 +1,18 @@
 """`ViewTracker` finds out how a fixed camera has moved since its lines and zones were drawn.
 
-The background of the scene is stored as one or more appearances (day, night, snow), each with points that are easy to
-find again. Every image is compared with the appearances, the last one that fitted first:
+The tracker stores the background of the scene as one or more appearances (day, night, snow), each with points that are
+easy to find again. It compares every image with the appearances, beginning with the last one that fitted:
 
-1. The points are searched near their expected positions with the pyramidal Lucas-Kanade method (Bouguet, 2001), forward
-   and back, and RANSAC (Fischler and Bolles, 1981) fits a similarity: a shift, a rotation, and a zoom.
+1. The pyramidal Lucas-Kanade method (Bouguet, 2001) searches for the points near their expected positions, forward and
+   back. RANSAC (Fischler and Bolles, 1981) then fits a similarity: a shift, a rotation, and a zoom.
 2. If too few points agree, matches of ORB features (Rublee et al., 2011) give a first estimate for step 1.
 
-Points on detected objects are not used for appearances, because the objects can leave.
+An appearance contains no points on detected objects, because the objects can leave.
 
-All images are normalized by their local contrast first, so shadows and the brightness of the day hardly matter. In
+All images are first normalized by their local contrast, so shadows and the brightness of the day hardly matter. In
 experiments with images of different scenes, at most 6 points agreed by chance.
 
-Everything is computed in images of `WIDTH_PX` columns. OpenCV is necessary.
+All computations use images of `WIDTH_PX` columns. They need OpenCV.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ INTERVAL_S: Final = 2.5
 
 _MOVED: Final = 0.003  # shift of a corner, in widths of the image, above which the view has changed
 _LEAST_KNOWN: Final = 9  # minimum number of points that agree with the present view
-_LEAST_NEW: Final = 14  # minimum number of points that agree with a new view, and their minimum part of all points
-_LEAST_PART: Final = 0.1
+_LEAST_NEW: Final = 14  # minimum number of points that agree with a new view
+_LEAST_PART: Final = 0.1  # minimum part of all points that agrees with a new view
 _LEAST_MATCHES: Final = 8  # minimum number of matches of features that justify step 1
 _LEAST_SPREAD: Final = 0.25  # minimum extent of the points that agree, in widths and heights of the image
 _LEAST_KNOWN_SPREAD: Final = 0.4  # minimum extent of the points of an appearance
-_LARGEST_SHIFT: Final = 0.3  # of a corner; a camera that moved farther needs new lines and zones
-_AGREE_PX: Final = 1.2
+_LARGEST_SHIFT: Final = 0.3  # of a corner, in widths of the image; a camera that moved farther needs new lines
+_AGREE_PX: Final = 1.2  # largest distance of a point from the place that a similarity predicts, if both agree
 _BACK_PX: Final = 0.7  # largest distance of a point from its place after the search forward and back
-_POINTS: Final = 200
-_APPEARANCES: Final = 8
+_POINTS: Final = 200  # maximum number of points of an appearance
+_APPEARANCES: Final = 8  # maximum number of stored appearances
 _FRAMES: Final = 5  # the median of these images shows no moving objects
 _FADED: Final = 0.4  # part of the usual points below which a new appearance is stored
 _AGREEING: Final = 2  # number of images that must agree on a new view
-_AGREEING_IN_WIND: Final = 6  # if other views were seen during the last `_WIND_S`
+_AGREEING_IN_WIND: Final = 6  # the same, if images of the last `_WIND_S` seconds showed other views
 _WIND_S: Final = 30.0
 _UNSEEN_S: Final = 7.0  # time without a fit after which the camera counts as moved or covered
 _FLAT: Final = 1.5  # mean contrast in gray levels below which an image shows nothing
-_BLACK: Final = 24.0  # mean brightness below which an image without contrast is of a dark scene
-_MOST_HIDDEN: Final = 0.5  # largest part of an image in boxes of objects in which the background is looked for
-_SUDDEN: Final = 4.0  # factor by which the contrast falls between two images of a camera that is covered
+_BLACK: Final = 24.0  # mean brightness in gray levels below which an image without contrast shows a dark scene
+_MOST_HIDDEN: Final = 0.5  # if boxes of objects cover a larger part of an image, its background is not compared
+_SUDDEN: Final = 4.0  # if the contrast falls by more than this factor between two images, the camera may be covered
 
 _NO_BOXES: Final[Boxes] = np.empty((0, 4), np.float32)
 
@@ -68,18 +68,18 @@ State: TypeAlias = Literal["learning", "aligned", "unsure", "moved", "covered", 
 
 
 class ViewImage(NamedTuple):
-    """One image of a camera, normalized. `contrast` and `brightness` are means before that, in gray levels."""
+    """One normalized image of a camera."""
 
-    pixels: Image
-    contrast: float
-    brightness: float
-    boxes_xyxy: Boxes  # (N, 4) of the objects, in pixels of the image
+    pixels: Image  # (H, WIDTH_PX)
+    contrast: float  # mean local deviation before the normalization, in gray levels
+    brightness: float  # mean before the normalization, in gray levels
+    boxes_xyxy: Boxes  # (N, 4) boxes of the objects, in pixels of the image
 
 
 class _Fit(NamedTuple):
     view: Similarity
-    points: int  # that agree
-    of: int
+    points: int  # number of points that agree with `view`
+    of: int  # number of points that were searched for
 
 
 @dataclass(slots=True, eq=False)
@@ -89,13 +89,13 @@ class Appearance:
     pixels: Image
     view: Similarity
     points: Points32  # (N, 1, 2)
-    hidden: float = 0.0  # part of the image in boxes
+    hidden: float = 0.0  # part of the image that boxes of objects cover
     usual: float = 1.0  # largest part of the points that agreed; 1 before the first fit
     _features: tuple[Points32, NDArray[np.uint8]] | None = None
 
     @classmethod
     def of(cls, pixels: Image, view: Similarity, boxes_xyxy: Boxes = _NO_BOXES) -> Appearance:
-        """Return an appearance with the points of an image that are easy to find again, and are in no box."""
+        """Return the appearance of an image. Its points are easy to find again, and lie outside all boxes."""
         import cv2
 
         background = np.full_like(pixels, 255)
@@ -112,14 +112,14 @@ class Appearance:
         return len(self.points) >= 3 * _LEAST_NEW and bool((np.ptp(self.points[:, 0], axis=0) >= extent).all())
 
     def features(self) -> tuple[Points32, NDArray[np.uint8]]:
-        """Return the positions (N, 2) and the descriptors (N, 32) of the features."""
+        """Return the positions (N, 2) and the descriptors (N, 32) of the ORB features of `pixels`."""
         if self._features is None:
             self._features = _features(self.pixels)
         return self._features
 
 
 def view_image(gray: Image, boxes_xyxy: Boxes = _NO_BOXES) -> ViewImage:
-    """Scale an image (H, W) of any size, and normalize it by its local mean and deviation.
+    """Scale an image (H, W) to `WIDTH_PX` columns, and normalize it by its local mean and deviation.
 
     `boxes_xyxy` (N, 4) are the boxes of the objects, in pixels of `gray`.
     """
@@ -137,18 +137,22 @@ def view_image(gray: Image, boxes_xyxy: Boxes = _NO_BOXES) -> ViewImage:
 
 
 class ViewTracker:
-    """The view of one camera, from the images that `update` receives about every `INTERVAL_S` seconds.
+    """Tracker of the view of one camera. `update` receives an image about every `INTERVAL_S` seconds.
 
     Attributes:
         view: similarity from the reference view to the present view, for points in images of `WIDTH_PX` columns.
-        state: ``learning`` until the first appearance is stored; ``aligned`` if `view` is confirmed; ``unsure`` if the
-            last image did not confirm it; ``moved`` or ``covered`` if that lasted `_UNSEEN_S`; ``dark`` if the
-            background cannot be seen, for example behind a crowd, without light, or at night, when successive images
-            differ by noise.
+        state: ``learning`` until the first appearance is stored; ``aligned`` if the last image confirmed `view`;
+            ``unsure`` if it did not; ``moved`` or ``covered`` if no image has fitted for `_UNSEEN_S` seconds; ``dark``
+            if the background cannot be seen, for example behind a crowd, without light, or at night, when successive
+            images differ by noise.
+        appearances: the stored appearances. The last one that fitted comes first.
     """
 
     def __init__(self, appearances: list[Appearance] | None = None, view: Similarity | None = None) -> None:
-        """Continue with stored appearances and the last view. Without them, the first images are the reference."""
+        """Continue with stored appearances and the last view. Without appearances, the first images are the reference.
+
+        If `view` is None, the last view is the reference view.
+        """
         self.view: Similarity = np.eye(2, 3) if view is None else view
         self.state: State = "learning" if not appearances else "unsure"
         self.appearances = appearances or []
@@ -167,7 +171,8 @@ class ViewTracker:
     def update(self, image: ViewImage, now_s: float) -> None:
         """Compare an image, which was captured at `now_s` (seconds), with the appearances. Update `view` and `state`.
 
-        If necessary, store a new appearance. If the size of the images changes, start again without appearances.
+        If the scene looks clearly different, store a new appearance. If the size of the images changes, start again
+        without appearances.
         """
         if self._updated_s is None or now_s - self._updated_s > _UNSEEN_S:  # for example without a connection
             self._fitted_s = now_s
@@ -199,7 +204,7 @@ class ViewTracker:
             self.state = "unsure"
 
     def _is_new(self, view: Similarity, image: ViewImage, now_s: float) -> bool:
-        """Return True if enough successive images, up to `image`, agree on `view`, which is not the present view."""
+        """Return True if enough successive images, up to `image`, agree on `view`, which differs from `self.view`."""
         self._recent.clear()
         if self._candidate is not None and distance(view, self._candidate, image.pixels.shape) <= _MOVED:
             self._agreeing += 1
@@ -211,9 +216,9 @@ class ViewTracker:
         return False
 
     def _learn(self, image: ViewImage) -> None:
-        """Store the first appearance when enough images are available in which something can be seen.
+        """Store the first appearance as soon as enough successive images show the scene.
 
-        In the dark, this would be an image of noise, in which the scene is not found when the light is switched on.
+        An image in the dark contains only noise. As an appearance, it would not fit after the light is switched on.
         """
         if image.contrast < _FLAT or image.brightness < _BLACK:
             self._recent.clear()
@@ -239,9 +244,9 @@ class ViewTracker:
                 self._add(added)
 
     def _add(self, added: Appearance) -> None:
-        """Insert an appearance as the first one. If there are then too many, remove the last one.
+        """Insert an appearance as the first one. If there are then too many appearances, remove the last one.
 
-        The appearance whose view is nearest to the reference view is never removed, because it defines this view.
+        Never remove the appearance whose view is nearest to the reference view, because it defines the reference view.
         """
         self.appearances.insert(0, added)
         self.changes += 1
@@ -258,7 +263,7 @@ class ViewTracker:
     def _miss(self, image: ViewImage, now_s: float) -> None:
         """Set the state after an image that does not fit.
 
-        It is ``moved`` only if the background of the image fits the one before it.
+        The state becomes ``moved`` only if the backgrounds of this image and of the previous image fit each other.
         """
         flat, before = image.contrast < _FLAT, self._unfit
         self._hidden.append(image.boxes_xyxy)
@@ -285,8 +290,8 @@ class ViewTracker:
             if fit.points >= _LEAST_KNOWN and distance(fit.view, self.view, pixels.shape) <= _MOVED:
                 return self._first(appearance, fit)
             others.append((fit, appearance))
-        # The view has changed. A search near the old positions finds wrong points in repeated patterns, so compare it
-        # with a search that does not depend on them.
+        # The view has changed. A search near the old positions finds wrong points in repeated patterns, so compare its
+        # result with that of a search that does not depend on the old positions.
         found = _features(pixels)
         for appearance in self.appearances:
             estimate = _match(appearance, found)
@@ -324,12 +329,12 @@ def displacement(view: Similarity, before: Similarity | None = None) -> float:
 
 
 def in_pixels(view: Similarity, width_px: int) -> Similarity:
-    """Return a view for points in pixels of a frame of this width."""
+    """Convert a view of images of `WIDTH_PX` columns to a view of frames of `width_px` columns."""
     return np.column_stack([view[:, :2], view[:, 2] * (width_px / WIDTH_PX)])
 
 
 def moved(section: CameraAnalytics, view: Similarity, width_px: int, height_px: int) -> CameraAnalytics:
-    """Return the configuration with all points at their positions in the present view, in pixels of the frame."""
+    """Return `section` with all points moved to their positions in the present view, in pixels of the frame."""
     scale = np.array(pixels_per_unit(section.units, width_px, height_px))
     view = in_pixels(view, width_px)
 
@@ -351,7 +356,7 @@ def moved(section: CameraAnalytics, view: Similarity, width_px: int, height_px: 
 
 
 def median(images: deque[Image]) -> Image:
-    """Return the median (H, W) of images (H, W), in which objects that move are not visible."""
+    """Return the median (H, W) of several images (H, W). The median does not show objects that move."""
     middle: Image = np.median(np.stack(images), axis=0).astype(np.uint8)
     return middle
 
@@ -367,7 +372,7 @@ def _inverse(view: Similarity) -> Similarity:
 
 
 def _is_steady(before: Appearance, after: Appearance) -> bool:
-    """Return True if the backgrounds of two images in a row show the same scene."""
+    """Return True if the backgrounds of two successive images fit each other, so the camera stands still."""
     if max(before.hidden, after.hidden) > _MOST_HIDDEN:
         return False
     fits = _track(before, after.pixels, np.eye(2, 3)), _track(after, before.pixels, np.eye(2, 3))
@@ -417,7 +422,7 @@ def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | N
 def _forth_and_back(
     first: Image, second: Image, points: Points32, expected: Points32
 ) -> tuple[Points32, NDArray[np.bool_], Points32, NDArray[np.bool_]]:
-    """Search for points of the first image in the second, and for the results in the first again.
+    """Search for points of the first image in the second image, and for the results in the first image.
 
     Returns:
         For each of the two searches, the positions (N, 1, 2), and a mask (N,) of the points that were found.

@@ -25,7 +25,7 @@ _MARGIN: Final = 0.2  # lead of a new class, as a fraction of all votes
 
 
 class ClassGroups:
-    """Assigns each class to a group. The number of a group is the id of one of its classes.
+    """Assignment of each class to a group. The number of a group is the id of one of its classes.
 
     Args:
         class_names: classes of the model, by class id.
@@ -53,11 +53,17 @@ def single_boxes(
     groups: ClassIds,
     cameras: IndexArray | None = None,
 ) -> BoolArray:
-    """Return a mask (N,) of the boxes (N, 4) to keep. The other arguments are arrays (N,).
+    """Return a mask (N,) of the boxes to keep, so that one object has only one box.
 
     If boxes of different classes in one group overlap (IoU of at least 0.6), keep only the box with the highest score.
-    The detector itself suppresses the weaker boxes only within each class. `cameras` (N,) tells boxes of different
-    cameras apart. None means that all boxes are of one frame.
+    The detector itself suppresses the weaker boxes only within each class.
+
+    Args:
+        boxes_xyxy: boxes (N, 4).
+        scores: scores (N,) of the boxes.
+        classes: class ids (N,) of the boxes.
+        groups: groups (N,) of these classes.
+        cameras: index of the camera of each box (N,); None if all boxes are of one frame.
     """
     kept = np.ones(len(scores), np.bool_)
     members = np.isin(groups, groups[groups != classes]).nonzero()[0]
@@ -78,11 +84,17 @@ def single_boxes(
 
 
 def vote(classes: ClassIds, lead: FloatArray, total: FloatArray, seen: ClassIds, scores: FloatArray) -> None:
-    """Count the classes `seen` (M,) of the tracks' detections as votes, weighted by their scores.
+    """Count the classes of the detections of M tracks as votes, weighted by the scores of the detections.
 
-    Update the arrays (M,) in place: `classes`, the classes of the tracks; `lead`, the votes for the class of each track
-    minus all other votes; and `total`, the sum of all votes. A new class needs a margin. Otherwise, an undecided
-    detector would change the class repeatedly. See Boyer and Moore, "MJRTY: A Fast Majority Vote Algorithm", 1981.
+    A new class needs a margin. Otherwise, an undecided detector would change the class repeatedly. See Boyer and Moore,
+    "MJRTY: A Fast Majority Vote Algorithm", 1981.
+
+    Args:
+        classes: classes (M,) of the tracks, updated in place.
+        lead: votes (M,) for the class of each track minus all other votes, updated in place.
+        total: sum (M,) of all votes, updated in place.
+        seen: classes (M,) of the detections.
+        scores: scores (M,) of the detections.
     """
     lead += np.where(classes == seen, scores, -scores)
     total += scores

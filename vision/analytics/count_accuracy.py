@@ -1,8 +1,8 @@
-"""`CountModel` computes an interval for the true total from a counted total. `vision eval` writes the data.
+"""`CountModel` computes an interval for the true total from a counted total.
 
-The data are the errors of counts in blocks of a labeled video. Missed and false counts are modeled as overdispersed
-Poisson variables whose means are proportional to the count. The width of the interval includes the uncertainty of the
-fit.
+`vision eval` writes the data of the model: the errors of counts in blocks of a labeled video. The model treats missed
+and false counts as overdispersed Poisson variables whose means are proportional to the count. The width of the interval
+includes the uncertainty of the fit.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from vision.errors import ConfigError, from_os_error
 
 SCHEMA: Final = "vision.accuracy/1"
 BLOCK_S: Final = 20.0
-"""Duration of a block in seconds. It exceeds that of most crossings, so that the errors of blocks are independent."""
+"""Duration of a block in seconds. Most crossings are shorter, so the errors of blocks are independent."""
 
-_LEAST_BLOCKS: Final = 4  # with fewer, the dispersion is unknown
-_PRIOR: Final = 0.5  # of an error, as in Jeffreys' prior: no errors in a sample do not prove a perfect counter
+_LEAST_BLOCKS: Final = 4  # with fewer blocks, the dispersion is unknown
+_PRIOR: Final = 0.5  # errors that are added, as in Jeffreys' prior: even a perfect sample leaves some uncertainty
 _COVERED: Final = 0.95
 
 
 class CountBlock(NamedTuple):
     """The crossings, entries, or exits of one block of a labeled video."""
 
-    true: int
-    missed: int  # true ones that were not counted
-    false: int  # counted ones that were not true
+    true: int  # number of labeled passages
+    missed: int  # number of labeled passages that were not counted
+    false: int  # number of counted passages that are not labeled
 
     @property
     def counted(self) -> int:
@@ -49,9 +49,9 @@ class CountModel:
 
     missed_rate: float
     false_rate: float
-    dispersion: float  # variance divided by that of Poisson variables, at least 1
-    counted: int  # counted objects in the data
-    blocks: int
+    dispersion: float  # variance of the errors divided by the variance of Poisson variables, at least 1
+    counted: int  # number of counted objects in the data
+    blocks: int  # number of blocks in the data
 
     @classmethod
     def fit(cls, blocks: Sequence[CountBlock]) -> CountModel | None:
@@ -67,7 +67,7 @@ class CountModel:
         return cls(missed, false, max(1.0, dispersion), counted, len(blocks))
 
     def interval(self, count: int) -> tuple[int, int]:
-        """Return the limits of the 95 % interval of the true number, given the counted number.
+        """Return the lower and the upper limit of the 95 % interval of the true number, given the counted number.
 
         The limits are Cornish-Fisher approximations of quantiles, with Student's t instead of the normal distribution.
         """
@@ -89,7 +89,7 @@ class CountAccuracy:
 
     @classmethod
     def of_clips(cls, clips: Iterable[Clip]) -> CountAccuracy:
-        """Fit a model to each count that occurs in the clips. Omit counts with too little data."""
+        """Fit a model to each count that occurs in the clips. Omit counts for which `CountModel.fit` returns None."""
         blocks: dict[str, dict[str, list[CountBlock]]] = {}
         for clip in clips:
             for name, counts in clip.items():
@@ -104,7 +104,7 @@ class CountAccuracy:
         )
 
     def intervals(self, counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, tuple[int, int]]]:
-        """Return an interval for each count that has a model, by line or zone, and by key."""
+        """Return the 95 % interval of each of `counts` that has a model, by line or zone, and by key."""
         return {
             name: {key: model.interval(counts[name][key]) for key, model in models.items() if key in counts[name]}
             for name, models in self.models.items()
@@ -166,5 +166,5 @@ def _read_block(values: Sequence[Any]) -> CountBlock:
 
 
 def dump_clips(clips: Mapping[str, Clip]) -> str:
-    """Return the contents of an accuracy file."""
+    """Return the contents of an accuracy file with these clips. The keys of `clips` are the names of the clips."""
     return json.dumps({"schema": SCHEMA, "block_s": BLOCK_S, "clips": clips}, indent=1) + "\n"

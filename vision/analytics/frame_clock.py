@@ -1,6 +1,6 @@
 """`FrameClock` converts capture times, which can go back, to a time that never goes back.
 
-A capture time can go back when a camera is opened again, or if a source of your own delivers it. Tracks and stays in
+A capture time can go back when a camera is opened again, or when it comes from a custom source. Tracks and stays in
 zones must still expire, and their ages must not decrease.
 """
 
@@ -14,19 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLOCK_GRAIN_S: Final = 1e-3
-"""Precision of capture times in seconds. Comparisons of durations allow for it."""
+"""Precision of capture times in seconds. Comparisons of durations tolerate errors of this size."""
 
 _FASTEST_CHANGE: Final = 2.0  # limits the effect of a single long gap, which rarely means a lower frame rate
-_WEIGHT_OF_NEW: Final = 0.2
-_SLOWEST_S: Final = 10.0  # a longer interval counts as this one
+_WEIGHT_OF_NEW: Final = 0.2  # weight of the newest interval in the usual interval
+_SLOWEST_S: Final = 10.0  # longer intervals count as this long
 _FRAMES_REMEMBERED: Final = 2.5  # minimum time to keep state, in frame intervals
 
 
 class FrameClock:
-    """Counts the seconds since the first frame. If a capture time goes back, the usual interval is added instead."""
+    """Clock of the seconds since the first frame. If a capture time goes back, the clock adds the usual interval."""
 
     def __init__(self) -> None:
-        self.now_s = 0.0
+        self.now_s = 0.0  # time of the last frame in seconds
         self.usual_s = 0.0  # smoothed interval between frames; 0 if unknown
         self._last_ns: int | None = None
 
@@ -74,7 +74,7 @@ class FrameTimes:
     def seek(self, clock: FrameClock, frame: int) -> None:
         """Set `clock` to its state just before the frame with index `frame`.
 
-        If `frame` is F, set it to its state after the last frame.
+        If `frame` is F, set the clock to its state after the last frame.
         """
         before = frame - 1
         clock.now_s, clock.usual_s = (self.now_s[before], self._usual_s[before]) if frame else self._before
@@ -85,7 +85,7 @@ class FrameTimes:
 def _times(
     now_s: float, usual_s: float, last_ns: int | None, captured_ns: tuple[int, ...]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return `now_s` of a clock at each frame, the results of its `advance`, and `usual_s` after each frame."""
+    """Return three values for each frame: `now_s` of a clock, the result of its `advance`, and then its `usual_s`."""
     clock = FrameClock()
     clock.now_s, clock.usual_s, clock._last_ns = now_s, usual_s, last_ns
     times_s, steps_s, usual = list[float](), list[float](), list[float]()

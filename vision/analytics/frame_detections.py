@@ -26,7 +26,7 @@ _CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [
 
 
 class FrameDetections:
-    """The N usable detections of the frames of one or several cameras. Those of the first camera come first."""
+    """The N usable detections of the frames of one or several cameras, in the order of the cameras."""
 
     __slots__ = (
         "_usable",
@@ -99,15 +99,16 @@ class FrameDetections:
         self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the center
 
     def rows_of(self, camera: int, rows: IndexArray) -> IndexArray:
-        """Convert `rows` (M,) of this object, which belong to a camera, to indices (M,) in `detections[camera]`."""
+        """Convert indices `rows` (M,) of usable detections of one camera to indices (M,) in `detections[camera]`."""
         all_rows = rows if self._usable is None else self._usable.nonzero()[0][rows]
         return all_rows - sum(len(found.scores) for found in self.detections[:camera])
 
 
 def edges_of(edges_px: FloatArray | None, camera: IndexArray | None) -> FloatArray | None:
-    """Return the frame size (width, height) in px for each of N detections, (N, 2).
+    """Return the width and height in pixels of the frame of each of N detections, (N, 2).
 
-    If `edges_px` is None, return None. If all frames have the same size, or there is only one camera, return (2,).
+    Return the only frame size, (2,), if all frames have the same size, or if there is only one camera. Return None if
+    `edges_px` is None.
 
     Args:
         edges_px: width and height of all frames (2,), or of each camera's frame (cameras, 2); None if unknown.

@@ -1,8 +1,9 @@
 """Geometry of lines, zones, boxes, and the ground plane, computed for all objects and all shapes at once.
 
-Coordinates are pixels of the frame: x increases to the right, and y increases downward. With 200 objects and 20 zones,
-this NumPy code takes a third of the time that shapely 2 takes, because a test of bounding boxes leaves few pairs of an
-object and a zone. `python -m tests.perf --only tracking` measures this.
+Coordinates are pixels of the frame: x increases to the right, and y increases downward.
+
+With 200 objects and 20 zones, this NumPy code takes a third of the time that shapely 2 takes, because a test of
+bounding boxes leaves few pairs of an object and a zone. `python -m tests.perf --only tracking` measures both times.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def places_of_anchors(anchors: Sequence[str]) -> FloatArray:
 
 
 class EqualRows:
-    """A row of values that is combined with each row of an array, such as the width and height of the frame.
+    """Copies of one row of values, such as the width and height of the frame, to combine with the rows of an array.
 
     NumPy takes a third of the time if both arrays have the same shape and are contiguous.
     """
@@ -64,7 +65,7 @@ class EqualRows:
         self._rows = np.tile(row, (1, 1))
 
     def of(self, number: int) -> FloatArray:
-        """Return an array (`number`, C) of equal rows. Above `_MOST_EQUAL_ROWS`, return one row (C,) to save memory."""
+        """Return an array (`number`, C) of equal rows. For many rows, return a single row (C,) to save memory."""
         if number > len(self._rows):
             if number > _MOST_EQUAL_ROWS:
                 return self._row
@@ -112,7 +113,7 @@ class LineSet:
 
 
 class ZoneSet:
-    """A set of Z closed polygons with holes, tested against all points at once.
+    """A set of Z closed polygons with holes, which tests all points at once.
 
     If a zone reaches the edge of the frame, points beyond this edge also count as inside, so no object leaves the
     zone there.
@@ -170,8 +171,11 @@ class ZoneSet:
     def _parity(points: Points, heights: FloatArray, slopes: FloatArray, offsets: FloatArray) -> BoolArray:
         """Return a mask (K,) of the points (K,) to the left of an odd number of sides.
 
-        The sides of each point's zone are given by the heights of their corners (sides + 1, K or 1), and by the slopes
-        and offsets (sides, K or 1) with which x follows from y.
+        Args:
+            points: points (K,).
+            heights: y of the corners (sides + 1, K or 1) of each point's zone.
+            slopes: slopes (sides, K or 1) of the sides of each point's zone. On a side, x = slope * y + offset.
+            offsets: offsets (sides, K or 1) of these sides.
         """
         below = points.imag < heights
         crosses = below[1:] != below[:-1]
@@ -184,7 +188,7 @@ class ZoneSet:
     def distances_to_border(self, points: Points, zones: IndexArray) -> FloatArray:
         """Return the distance (K,) in pixels of each point (K,) from the border of its zone; never negative.
 
-        Sides of a zone on the edge of the frame, or beyond it, do not count.
+        Sides of a zone that lie on the edge of the frame, or beyond the edge, do not count as border.
         """
         at = self._within_frame(points) - self._corners.take(zones, axis=1)
         at *= self._turns.take(zones, axis=1)
@@ -196,7 +200,7 @@ class ZoneSet:
         return nearest
 
     def _within_frame(self, points: Points) -> Points:
-        """If any zone reaches the frame's edge, move points on or beyond the edge just inside it. Return all points."""
+        """Return the points. If any zone reaches the frame's edge, move points on or beyond the edge into the frame."""
         if self._last_px is None:
             return points
         places = np.ascontiguousarray(points)[..., None].view(np.float64)
@@ -213,10 +217,10 @@ def _snapped(corners: Corners, frame_size_px: tuple[int, int] | None) -> FloatAr
 
 
 def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
-    """Join an outline and its holes into one ring. Return its corners (N, 2), and a mask (N,) of the bridges in it.
+    """Join an outline and its holes into one ring. Return its corners (N, 2), and a mask (N,) of the sides in bridges.
 
-    A bridge goes from the first corner of the outline to a hole and back. The even-odd rule counts both ways, so a
-    bridge changes nothing.
+    A bridge goes from the first corner of the outline to a hole and back. The even-odd rule counts both directions, so
+    a bridge does not change which points are inside.
     """
     outline, bridges = [*rings[0]], [False] * len(rings[0])
     for hole in rings[1:]:
@@ -226,7 +230,7 @@ def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
 
 
 def _sides_on_edge(corners: FloatArray, frame_size_px: tuple[int, int] | None) -> BoolArray:
-    """Return a mask (N,) of the sides that lie on the edge of the frame or beyond it."""
+    """Return a mask (N,) of the sides of a polygon (N, 2) that lie on the edge of the frame, or beyond the edge."""
     if frame_size_px is None:
         return np.zeros(len(corners), np.bool_)
     following = np.roll(corners, -1, axis=0)
@@ -243,7 +247,7 @@ def _complex(places: FloatArray) -> Points:
 
 
 class GroundPlane:
-    """Converts points in the frame to meters on the ground, given four points whose positions are known.
+    """Converter from points in the frame to meters on the ground, given four points whose positions are known.
 
     The constructor solves the eight equations of the homography (Hartley and Zisserman, Multiple View Geometry, 4.1).
 
@@ -266,14 +270,14 @@ class GroundPlane:
         self._in_front = float(np.sign(matrix[2] @ (u, v, 1.0)))
 
     def to_meters(self, x: float, y: float) -> tuple[float, float]:
-        """Return the x and y on the ground, in meters, of a point in the frame; NaN at or above the horizon."""
+        """Return x and y on the ground, in meters, of a point in the frame; NaN for a point at or above the horizon."""
         right, ahead, depth = self._projected(x, y)
         if depth * self._in_front <= _LEAST_DEPTH:
             return math.nan, math.nan
         return right / depth, ahead / depth
 
     def all_to_meters(self, points: Points) -> Points:
-        """Return the places on the ground (...), in meters, of points (...), as `to_meters` does."""
+        """Return the positions on the ground (...), in meters, of points in the frame (...), as `to_meters` does."""
         right, ahead, depth = self._projected(points.real, points.imag)
         places, visible = np.full(points.shape, np.nan, np.complex128), depth * self._in_front > _LEAST_DEPTH
         places.real[visible], places.imag[visible] = (axis[visible] / depth[visible] for axis in (right, ahead))
@@ -289,7 +293,7 @@ class GroundPlane:
 def covered_parts(boxes_xyxy: FloatArray, nearer_xyxy: FloatArray) -> FloatArray:
     """Return the part (M, N) of the area of each box (M, 4) that each box of `nearer_xyxy` (N, 4) covers.
 
-    A box only covers boxes whose lower edges are higher in the frame, because their objects are farther away.
+    A box covers only boxes whose lower edges are higher in the frame, because their objects are farther away.
     """
     low = np.maximum(boxes_xyxy[:, None, :2], nearer_xyxy[:, :2])
     common = np.minimum(boxes_xyxy[:, None, 2:], nearer_xyxy[:, 2:]) - low
@@ -312,7 +316,7 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 
 
 def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
-    """Return a mask (N,) of boxes within `margin_px` of the edge of the frame, or beyond it.
+    """Return a mask (N,) of the boxes that extend to within `margin_px` of the edge of the frame, or beyond the edge.
 
     `edges_px` contains the width and height of the frame (2,), or of each box's frame (N, 2). If it is None, no
     box counts as near the edge.
@@ -327,7 +331,7 @@ def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: f
 
 
 def round_px(lengths_px: FloatArray) -> FloatArray:
-    """Round lengths to the steps of published boxes, so that subscribers can repeat the analytics exactly."""
+    """Round lengths to the precision of published boxes, so that subscribers can repeat the analytics exactly."""
     rounded: FloatArray = lengths_px * _STEPS_PER_PX
     np.rint(rounded, out=rounded)
     rounded /= _STEPS_PER_PX
@@ -335,7 +339,11 @@ def round_px(lengths_px: FloatArray) -> FloatArray:
 
 
 def clip_boxes(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None:
-    """Clip `boxes` (M, 4) to the frame of size `edges_px`, (2,) or (M, 2). A box outside becomes the detected one."""
+    """Clip `boxes` (M, 4) to the frame, in place. Replace a box outside the frame with its detected box.
+
+    `detected` (M, 4) are the detected boxes. `edges_px` is the width and height of the frame (2,), or of each box's
+    frame (M, 2).
+    """
     corners = boxes.reshape(-1, 2, 2)
     np.maximum(corners, 0.0, out=corners)
     np.minimum(corners, edges_px if edges_px.ndim == 1 else edges_px[:, None], out=corners)

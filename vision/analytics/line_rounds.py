@@ -1,6 +1,6 @@
 """`LineRounds` finds the crossings in many archived frames. It uses `LineWatch`, as the live analytics do.
 
-Each round judges one detection of every object: the next one in which the state of the object can change. The
+Each round judges one detection of every object: the next detection that can change the state of the object. The
 detections of a round can be in different frames.
 """
 
@@ -17,24 +17,24 @@ from vision.analytics.recorded_objects import RecordedObjects
 from vision.analytics.tracked_objects import MARGIN, TrackSnapshot, packed
 
 _WIDTH: Final = 8
-"""Number of rows per object that are searched for a change together. It doubles with each search."""
-_MOST_WIDTH: Final = 128
+"""Number of rows per object in which the first search looks for a change. It doubles with each search."""
+_MOST_WIDTH: Final = 128  # limit of this number
 
 
 class RecordedCrossing(NamedTuple):
     """A crossing in archived frames."""
 
-    row: int  # the detection; the last one if the object was lost
-    line: int
-    direction: str
+    row: int  # row of the detection; the last row of the object if `is_lost`
+    line: int  # index of the line
+    direction: str  # "in" or "out"
     is_lost: bool  # True if the crossing counts because the object was lost
 
 
 class LineRounds:
-    """Finds the crossings in the frames that `objects` loaded last. Use each instance only once."""
+    """Search for the crossings in the frames that `objects` loaded last. Use each instance only once."""
 
     def __init__(self, objects: RecordedObjects, watch: LineWatch, fresh: IndexArray) -> None:
-        """Prepare the rounds. `fresh` contains the rows in which objects appear, in ascending order."""
+        """Prepare the rounds. `fresh` contains the rows of `objects` in which objects appear, in ascending order."""
         self._objects, self._watch, self._fresh = objects, watch, fresh
         self._is_fresh: BoolArray = np.zeros(len(objects.rows.frames), np.bool_)
         self._is_fresh[fresh] = True
@@ -71,7 +71,10 @@ class LineRounds:
         return first
 
     def _following(self, rows: IndexArray, crossings: list[RecordedCrossing]) -> IndexArray:
-        """Return the next rows to judge after `rows`, where there are some. Add the crossings of lost objects."""
+        """Return the next row to judge after each of `rows`, if there is one.
+
+        Add the crossings of lost objects to `crossings`.
+        """
         objects, lives, table = self._objects, self._objects.lives, self._objects.table
         life, track_ids = lives.of_row[rows], objects.rows.track_ids
         at, ends = table.ids.searchsorted(track_ids[rows]), lives.ends[life]
@@ -90,10 +93,15 @@ class LineRounds:
         return np.concatenate([following[following < ends], ends[returned]])
 
     def _changes(self, starts: IndexArray, ends: IndexArray, at: IndexArray) -> IndexArray:
-        """Return the first row from `starts` (M,) to before `ends` (M,) that can change the state of each object.
+        """Return, for each of M objects, the first row in a range that can change the state of the object.
 
-        If there is none, return its entry of `ends`. `at` (M,) are the rows of the objects in the table. They must stay
-        on the same sides of all lines in these rows.
+        If there is no such row, the result is the end of the range. In its range, each object must stay on the same
+        sides of all lines.
+
+        Args:
+            starts: first row (M,) of each range.
+            ends: row (M,) after the last of each range.
+            at: rows (M,) of the objects in the table.
         """
         objects, found, width, left = self._objects, ends + 0, _WIDTH, np.arange(len(starts))
         while len(left):
@@ -121,7 +129,7 @@ class LineRounds:
         table["jitter"][at] = self._objects.jitter_at(rows)[:, 0]
 
     def _judge(self, rows: IndexArray) -> Iterator[RecordedCrossing]:
-        """Judge one row of each of several tracks. Yield their crossings."""
+        """Judge one row of each of several tracks. Yield the crossings in these rows."""
         objects, table, found = self._objects, self._objects.table, self._objects.rows
         at = table.ids.searchsorted(found.track_ids[rows])
         self._place(rows, at)

@@ -1,10 +1,12 @@
 """`LineWatch` detects when objects cross lines. docs/analytics.md defines a crossing.
 
 Boxes jitter, so a side counts only with a margin: an object is established on a side of a line when its anchor is far
-beyond the line, or slightly beyond the line for some time. For the first side, and when the object is lost, slightly
-beyond is enough at once. A crossing is a change from one established side to the
-other. It counts only if the path of the anchor last met the line between the ends of the line. So a jump across the
-line between two frames counts, but a path around an end of the line does not.
+beyond the line, or slightly beyond the line for some time. For the first side of an object, and for the last side of a
+lost object, slightly beyond the line is enough at any time.
+
+A crossing is a change from one established side to the other. It counts only if the path of the anchor last met the
+line between the ends of the line. So a jump across the line between two frames counts, but a path around an end of the
+line does not.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from vision.analytics.tracked_objects import (
 from vision.config.analytics import LineConfig, ZoneConfig
 
 _CLEARLY: Final = 2.0  # distance beyond a line, in margins, at which an object has crossed
-_STAYS_S: Final = 0.5  # time beyond a line by more than one margin after which an object has crossed
-_CUT: Final = 0.5  # least distance, in margins, at the start and end of a path beyond which the frame ends
+_STAYS_S: Final = 0.5  # time, more than one margin beyond a line, after which an object has crossed
+_CUT: Final = 0.5  # minimum distance from a line, in margins, of a path that starts or ends at the edge of the frame
 _SLIGHT: Final = 1e-6  # smaller effects of a side of a box on a distance are rounding errors
 _ROUNDING: Final = 1.0 + 1e-9  # larger than the rounding errors of a distance
 _ZERO: Final = np.array(0.0)  # NumPy compares faster with an array than with a Python number
@@ -41,8 +43,8 @@ _REMEMBERED_S: Final = 60.0  # a lost object that returns with its track id by t
 class Crossing(NamedTuple):
     """The crossing of one line by one object."""
 
-    row: int  # in the track table
-    line: int
+    row: int  # row of the object in the track table
+    line: int  # index of the line
     direction: str  # "in" (from left to right) or "out"
 
 
@@ -63,15 +65,15 @@ class _Absent(NamedTuple):
 
 
 class LineWatch:
-    """Detects crossings of one camera's lines. `columns` defines the state that a `TrackTable` stores per object."""
+    """Detector of crossings of one camera's lines. A `TrackTable` stores its state per object, as `columns` defines."""
 
     def __init__(self, lines: Sequence[LineConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
         """Create the detector of crossings. `anchors` are the names of the columns of `TrackSnapshot.points`."""
         number = len(lines)
         self.columns: Mapping[str, TrackColumn] = {
-            # True if it is the right side: of each line, the side where the object is, then its established side.
+            # First, for each line, True if the object is on the right side. Then the same for its established side.
             "right": TrackColumn(np.bool_, (2 * number,)),
-            # Largest distance in sizes on the first side, which is not established below the margin; later infinite.
+            # Largest distance in sizes on the first side, which is established above the margin; later infinite.
             "reach": TrackColumn(np.float64, (number,)),
             "passed": TrackColumn(np.bool_, (number,)),  # the path last met the line between its ends
             # When the object went beyond the line, while its crossing is open; otherwise infinite.
@@ -113,9 +115,9 @@ class LineWatch:
 
         Args:
             earlier: the instance that has detected the crossings until now.
-            table: the track table, with the rows of the earlier one.
-            places: the argument of `TrackTable.adopt`.
-            known: True for each anchor whose positions are known. The positions of the others are only estimates.
+            table: the track table, with the rows of the earlier table.
+            places: the argument `places` of `TrackTable.adopt`.
+            known: True for each anchor whose positions are known. The positions of the other anchors are estimates.
         """
         new = [line for line, at in enumerate(places["reach"].tolist()) if at < 0]
         self._start_paths(table, new, table["size"], known)
@@ -139,7 +141,8 @@ class LineWatch:
     def look(self, table: TrackTable, seen: TrackSnapshot, times_s: Sequence[float] | None = None) -> list[Crossing]:
         """Return the crossings in this frame, ordered by object and then by line.
 
-        If `times_s` (M,) is given, the M objects are from different frames, which have these times.
+        `times_s` (M,) are the times of the M objects in `seen`, if they are from different frames. If it is None, all
+        objects have the time `seen.now_s`.
 
         Few objects change sides, so a loop handles them: for each object, first its meetings with lines (columns 0 to
         L - 1), then its crossings.
@@ -170,8 +173,8 @@ class LineWatch:
     def lost(self, table: TrackTable, row: int) -> list[Crossing]:
         """Return the crossings that end the path of a lost object. Store the state of the object, in case it returns.
 
-        A crossing counts if the object was last detected beyond the line, and had been there by more than one margin.
-        A crossing also counts if the edge of the frame cut off the object beyond the line.
+        A crossing counts if the object was last detected beyond the line, and had been beyond it by more than one
+        margin. A crossing also counts if the edge of the frame cut off the object beyond the line.
         """
         right, number = table["right"][row], len(self._anchors)
         margin = float(line_margin_px(table["jitter"][row], table["size"][row]))
@@ -199,13 +202,13 @@ class LineWatch:
     def changes(self, table: TrackTable, rows: IndexArray, ahead: Ahead) -> BoolArray:
         """Return a mask (M, K) of the next K detections of M objects that can change the state of their object.
 
-        Until then, the object must stay on the same sides of all lines. A detection that is marked need not change the
-        state, but the first change of the state is always marked.
+        A marked detection need not change the state, but the first change of the state is always marked. Before this
+        change, the object must stay on the same sides of all lines.
 
         Args:
             table: the track table, with the present state.
             rows: rows (M,) of the objects in the table.
-            ahead: the detections.
+            ahead: the next K detections of the objects.
         """
         right, sizes_away, cut, now_s = ahead
         number = len(self._anchors)
@@ -225,7 +228,7 @@ class LineWatch:
         return found
 
     def forget_absent(self, now_s: float) -> None:
-        """Forget the lost objects that can no longer continue their paths."""
+        """Forget the objects that have been lost for so long, at `now_s`, that they cannot continue their paths."""
         while self._absent:
             oldest = next(iter(self._absent))
             if self._absent[oldest].seen_s >= now_s - _REMEMBERED_S - CLOCK_GRAIN_S:
@@ -235,8 +238,7 @@ class LineWatch:
     def _appear(self, table: TrackTable, seen: TrackSnapshot, times_s: Sequence[float] | None) -> None:
         """Set the first sides of new objects. An object that returns within `_REMEMBERED_S` continues its path instead.
 
-        `times_s` are the times of the rows of `seen`, if they belong to different frames. None means that all of them
-        have the time `seen.now_s`.
+        `times_s` is as in `look`.
         """
         appeared, number = seen.rows[seen.fresh], len(self._anchors)
         table["right"][appeared] = seen.first_distances > 0
@@ -251,7 +253,7 @@ class LineWatch:
                     table[name][row] = values
 
     def _meet(self, table: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
-        """Record that the path of an object crosses a line or its extension, and if it crosses between the line's ends.
+        """Record that the path of an object meets a line, and whether it does so between the ends or on the extension.
 
         `at` is the index of the object in `seen`, and `row` is its row in `table`.
         """
@@ -262,7 +264,7 @@ class LineWatch:
         table["right"][row, line] = not table["right"][row, line]
 
     def _establish(self, table: TrackTable, seen: TrackSnapshot, is_right: BoolArray) -> None:
-        """Update the largest distance of objects whose first side is not established yet.
+        """Update the largest distance from the line (`reach`) of objects whose first side is not established yet.
 
         If an object goes beyond the line by a margin before its first side is established, the other side becomes its
         first side. `is_right` (M, 2 L) is True if the object is on the right side of the line. Each line occurs twice.
@@ -287,23 +289,26 @@ class LineWatch:
         table["beyond_s"][rows, lines] = math.inf
 
     def _leaves_frame(self, table: TrackTable, row: int, line: int, margin: float) -> bool:
-        """Return True if the frame's edge cut off a lost object so that it was certainly beyond a line."""
+        """Return True if the frame's edge cut off a lost object whose real anchor was certainly beyond the line."""
         distance = self._set.distance(complex(table["points"][row, self._set.anchors[line]]), line)
         outside = self._pushed(table["cut"][row : row + 1].view(np.bool_))[distance <= 0][line]
         return bool(outside) and abs(distance) > _CUT * margin
 
     def _pushed(self, cut: BoolArray) -> tuple[BoolArray, BoolArray]:
-        """Compare the anchors of whole objects with those of their boxes. `cut` (..., 4) marks the cut-off sides.
+        """Compare the anchors of whole objects with the anchors of their boxes. `cut` (..., 4) marks the cut-off sides.
 
-        Return two masks (..., L). The first is True if the object's anchor is certainly farther to the right of a line
-        than the box's anchor. The second is True if it is certainly farther to the left.
+        Return two masks (..., L). The first mask is True if the object's anchor is certainly farther to the right of a
+        line than the box's anchor. The second mask is True if it is certainly farther to the left.
         """
         to_right, to_left = cut @ self._to_right, cut @ self._to_left
         return to_right & ~to_left, to_left & ~to_right
 
     @staticmethod
     def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:
-        """Update `beyond_s`. Return True if an object is far beyond a line, or has been beyond it for long enough."""
+        """Return True if an object is far beyond a line, or has been beyond it for long enough. Update `beyond_s`.
+
+        `margins` is the distance of the object from the line, in margins.
+        """
         if margins > 1.0 and beyond_s[line] == math.inf:
             beyond_s[line] = now_s
         if margins <= _CLEARLY and now_s - beyond_s[line] < _STAYS_S - CLOCK_GRAIN_S:
@@ -325,7 +330,7 @@ def _sizes_per_px(seen: TrackSnapshot) -> FloatArray:
 
 
 class ClassFilter:
-    """Selects the objects that each of S lines or zones counts, by class."""
+    """Selection, by class, of the objects that each of S lines or zones counts."""
 
     def __init__(self, shapes: Sequence[LineConfig | ZoneConfig], class_names: Sequence[str]) -> None:
         allowed = np.ones((len(class_names) + 1, len(shapes)), np.bool_)  # the last row is for ids without a name
@@ -336,14 +341,17 @@ class ClassFilter:
         self._allowed = None if allowed.all() else allowed
 
     def allows(self, class_id: int, shape: int) -> bool:
-        """Return True if the line or zone of index `shape` counts objects of this class."""
+        """Return True if the line or zone with the index `shape` counts objects of this class."""
         if self._allowed is None:
             return True
         unnamed = len(self._allowed) - 1
         return bool(self._allowed[class_id if 0 <= class_id < unnamed else unnamed, shape])
 
     def allowed(self, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray | None:
-        """Return the mask (M, S) of the objects in `rows` (M,) that each line or zone counts; None if all count."""
+        """Return the mask (M, S) of the objects that each line or zone counts; None if no line or zone selects classes.
+
+        `rows` (M,) are the indices of the objects in `class_ids`.
+        """
         if self._allowed is None:
             return None
         return self._allowed[np.minimum(class_ids[rows].view(np.uint32), len(self._allowed) - 1)]

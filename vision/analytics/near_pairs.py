@@ -11,29 +11,30 @@ from vision.analytics.class_groups import ClassIds
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 
 _FEW: Final = 4_000
-"""Number of tracks times number of detections up to which it takes the least time to look at all pairs."""
+"""Number of tracks times number of detections up to which a comparison of all pairs takes the least time."""
 
 _SLACK: Final = 1.001  # factor by which reaches are larger than necessary, because of rounding errors
 
 
 class Near(NamedTuple):
-    """M tracks or detections for which pairs are searched."""
+    """M tracks or detections, from which `near_pairs` forms pairs."""
 
-    places: FloatArray  # (2, M) centers
-    extent: FloatArray  # (2, M) widths and heights
+    places: FloatArray  # (2, M) centers in pixels
+    extent: FloatArray  # (2, M) widths and heights in pixels
     variance: FloatArray  # (2, M) or (M,) variances of the centers
     deviations: FloatArray  # (M,) distance in standard deviations from which boxes that do not overlap cannot match
     groups: ClassIds  # (M,) only objects of the same group can match
-    camera: IndexArray | None  # (M,) index of the camera; None if there is only one
+    camera: IndexArray | None  # (M,) index of the camera; None if there is only one camera
 
 
 def near_pairs(tracks: Near, detections: Near, farthest: FloatArray) -> tuple[IndexArray, IndexArray]:
-    """Return the indices of the tracks (K,) and detections (K,) that are near each other.
+    """Return the indices of the tracks (K,) and of the detections (K,) of the near pairs.
 
-    These are the pairs of the same camera and group whose distance is less than `farthest` (M,) of the track,
-    horizontally and vertically. Pairs that cannot match can be left out: their boxes do not overlap, and their distance
-    in standard deviations is at least `deviations` of one of them. The pairs are in the order of the tracks, and then
-    of the detections.
+    A pair is near if both have the same camera and group, and their horizontal and vertical distances in pixels are
+    less than the track's entry in `farthest` (M,). The result can omit pairs that cannot match. These are pairs whose
+    boxes do not overlap, and whose distance in standard deviations is at least the smaller of their `deviations`.
+
+    The pairs are sorted by track, and then by detection.
     """
     number = len(detections.groups)
     if len(farthest) * number <= _FEW:
@@ -45,7 +46,7 @@ def near_pairs(tracks: Near, detections: Near, farthest: FloatArray) -> tuple[In
 
 
 def _compare_all(tracks: Near, detections: Near, farthest: FloatArray) -> BoolArray:
-    """Return a mask (M, N) of the near pairs. Comparisons in float32 are faster."""
+    """Return a mask (M, N) of the near pairs. Compare positions in float32, which is faster."""
     places, seen = tracks.places.astype(np.float32), detections.places.astype(np.float32)
     offset = places[:, :, None] - seen[:, None, :]
     within = np.abs(offset, out=offset) < farthest.astype(np.float32)[:, None]
@@ -60,8 +61,7 @@ def _compare_all(tracks: Near, detections: Near, farthest: FloatArray) -> BoolAr
 def _search(tracks: Near, detections: Near, farthest: FloatArray) -> IndexArray:
     """Return the near pairs that can match, as track * N + detection, in ascending order.
 
-    A search in the sorted horizontal positions finds the candidates. `farthest` (M,) is the largest distance in pixels
-    between each track and a detection that it can match.
+    A search in the sorted horizontal positions finds the candidates. `farthest` (M,) is as in `near_pairs`.
     """
     reach, seen_reach = np.fmin(_reach(tracks), farthest), _reach(detections)
     first, end, order = _candidates(tracks, detections, np.minimum(reach[0] + seen_reach[0].max(), farthest))
@@ -82,7 +82,7 @@ def _search(tracks: Near, detections: Near, farthest: FloatArray) -> IndexArray:
 
 
 def _reach(objects: Near) -> FloatArray:
-    """Return the horizontal and vertical reach (2, M) of objects.
+    """Return the horizontal and vertical reach (2, M) of each of `objects` in pixels.
 
     A pair cannot match if the distance is at least the sum of both reaches, horizontally or vertically.
     """
@@ -91,17 +91,20 @@ def _reach(objects: Near) -> FloatArray:
 
 
 def _together(places: FloatArray, reach: FloatArray) -> NDArray[np.complex64]:
-    """Return place and reach as complex numbers (M, 2), so that one NumPy call reads both coordinates of both."""
+    """Return place and reach as complex numbers (M, 2), so that one NumPy call reads all four coordinates."""
     table = np.empty((len(reach[0]), 4), np.float32)
     table[:, :2], table[:, 2:] = places.T, reach.T
     return table.view(np.complex64)
 
 
 def _candidates(tracks: Near, detections: Near, distance: FloatArray) -> tuple[IndexArray, IndexArray, IndexArray]:
-    """Return the detections of the same camera whose horizontal distance from each track is less than `distance` (M,).
+    """Find the detections of the same camera whose horizontal distance from each track is less than `distance` (M,).
 
-    Some of them can be farther away. The result is the first and the end index (M,) in the order (N,) of the
-    detections, and this order.
+    The results can include detections that are slightly farther away.
+
+    Returns:
+        The first index (M,) and the end index (M,) of the detections of each track in a sorted order, and this order
+        (N,) as indices of detections.
     """
     x, seen_x, distance = tracks.places[0], detections.places[0], _SLACK * distance
     low, high = x - distance, x + distance

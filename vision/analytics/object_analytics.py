@@ -1,8 +1,8 @@
 """`ObjectAnalytics` finds the events of single objects in archived frames, many frames at once.
 
 The state of an object at lines and zones depends on no other object, and seldom changes. Therefore, `judge` finds all
-detections in which it can change, and judges those of different objects together, although they are in different
-frames.
+detections in which the state can change. It judges the detections of different objects together, although they are in
+different frames.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ class ObjectEvent(NamedTuple):
     """An event of one object, without the counts of its line or zone."""
 
     frame: int  # from 0 in each `judge`
-    kind: str
-    name: str
+    kind: str  # as in `Event`
+    name: str  # name of the line or zone
     track_id: int
-    data: dict[str, Any]
+    data: dict[str, Any]  # as in `Event`
 
 
 class _Change(NamedTuple):
-    """A change of the state of an object in a frame. Changes are in the order in which `Analytics` reports events."""
+    """A possible change of the state of an object in a frame. Sorted changes are in the order of the live events."""
 
     frame: int
     kind: int  # `_LOST`, `_CROSSED`, `_PASSED`, or `_DWELLS`
-    order: int  # of the objects of a frame: track id, or place in the frame
+    order: int  # track id, or place of the object in the frame
     shape: int  # index of the line or zone
     row: int  # last detection of the object
-    direction: str = ""  # of a crossing
+    direction: str = ""  # of a crossing; otherwise empty
 
 
 class ObjectAnalytics(Analytics):
-    """Finds the events of objects in archived frames. It counts nothing, and finds no crowds."""
+    """Analytics that find the events of objects in archived frames. They count nothing, and find no crowds."""
 
     _objects_type = RecordedObjects
     _present: tuple[int, tuple[float, float]] | None = None
-    """Class id and motion of the object of the present change; None if no change is being applied."""
+    """Class id and motion of the object of the present change; None while no change is applied."""
 
     @property
     def _recorded(self) -> RecordedObjects:
@@ -86,12 +86,12 @@ class ObjectAnalytics(Analytics):
         return found
 
     def _motions(self, changes: Sequence[_Change]) -> list[tuple[float, float]]:
-        """Return the speed and the direction of the object of each change."""
+        """Return the speed in km/h and the direction in degrees of the object of each change; NaN if unknown."""
         values = [(change.row, change.frame, change.frame - (change.kind == _LOST)) for change in changes]
         return self._recorded.motions(*np.array(values, np.intp).reshape(-1, 3).T)
 
     def end_epoch(self, frame_size_px: tuple[int, int], at_ns: int) -> list[ObjectEvent]:
-        """Start a new epoch. Return the events that end the previous one, in the order of track ids."""
+        """Start a new epoch at `at_ns`. Return the events that end the previous epoch, in the order of track ids."""
         return [_without_counts(event, 0) for event in self.restart(*frame_size_px, at_ns)]
 
     def _load(self, tracks: RecordedTracks) -> None:
@@ -136,9 +136,10 @@ class ObjectAnalytics(Analytics):
     def _passages(self, fresh: IndexArray, continued: IndexArray) -> Iterator[_Change]:
         """Yield the detections in which an object can enter or leave a zone, or reach the zone's `dwell_s`.
 
-        When an object appears, or is far from the border, the zone counts it where it is. Therefore, an object can only
-        enter or leave in two kinds of detections: in the one in which it appears, and, each time after it crosses the
-        border, in the first one that is far from the border.
+        An object can enter or leave only in two kinds of detections:
+
+        * the detection in which the object appears
+        * the first detection far from the border after each time that the object crosses the border
         """
         objects, number = self._recorded, len(self._recorded.rows.frames)
         self._inside: BoolArray = self._zone_watch.inside(objects.points, objects.rows.class_ids, np.arange(number))
@@ -175,9 +176,12 @@ class ObjectAnalytics(Analytics):
         return self._dwellers(continued[at], zones, due_s[at, zones])
 
     def _dwellers(self, rows: IndexArray, zones: IndexArray, due_s: FloatArray) -> Iterator[_Change]:
-        """Yield the first detection, from each of `rows` (M,) on, in which a stay in a zone of `zones` (M,) can be due.
+        """Yield, for each of M stays, the first detection in which the object can have been in the zone for `dwell_s`.
 
-        `due_s` (M,) are the times in seconds at which the stays reach the zone's `dwell_s`.
+        Args:
+            rows: row (M,) from which each search starts.
+            zones: zone (M,) of each stay.
+            due_s: time (M,) in seconds at which each stay reaches the zone's `dwell_s`.
         """
         objects, lives = self._recorded, self._recorded.lives
         of_row = lives.of_row[rows]

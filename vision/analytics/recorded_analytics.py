@@ -1,7 +1,7 @@
-"""`RecordedAnalytics` judges archived frames, with the same results as `Analytics`, but many frames at once.
+"""`RecordedAnalytics` judges many archived frames at once, with the same results as `Analytics`.
 
-`ObjectAnalytics` finds the events of single objects. `RecordedAnalytics` adds the counts and the events of crowds,
-which depend on all objects, so it works in the order of frames.
+`ObjectAnalytics` finds the events of single objects. `RecordedAnalytics` adds the counts and the events of crowds.
+Because these depend on all objects, it works in the order of frames.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RecordedAnalytics(Analytics):
     """
 
     ended: Sequence[ObjectEvent] = ()
-    """Events of the objects that end the epoch. Set this before `restart`."""
+    """Events of objects that end the epoch. The caller sets them before `restart`."""
     _found: Sequence[ObjectEvent] = ()
     _times: FrameTimes | None = None  # None if no zone detects crowds
 
@@ -40,14 +40,14 @@ class RecordedAnalytics(Analytics):
         self._zones = {zone.name: number for number, zone in enumerate(config.zones)}
 
     def load(self, found: Sequence[ObjectEvent], captured_ns: Sequence[int]) -> None:
-        """Load the next frames. After they are judged, call `finish`, before the next `load` and before a new epoch.
+        """Load the next frames. Call `finish` before the next `load` and before a new epoch.
 
         Args:
             found: events of the objects in these frames, in the order of the frames.
-            captured_ns: capture time of each frame.
+            captured_ns: capture time of each frame in nanoseconds.
         """
         self._found, self._next, self._at = found, 0, -1
-        self._frames: list[int] = []  # frames to judge although they have no event of an object, as a heap
+        self._frames: list[int] = []  # heap of frames to judge although they have no event of an object
         self._number = len(captured_ns)
         if any(zone.crowd_threshold is not None for zone in self._config.zones):
             self._times = FrameTimes(self._objects.clock, captured_ns)
@@ -55,17 +55,17 @@ class RecordedAnalytics(Analytics):
             self._await_crowds()
 
     def next_frame(self) -> int | None:
-        """Return the next frame to judge; None if there is none."""
+        """Return the number of the next frame to judge; None if there is none."""
         found = self._found[self._next].frame if self._next < len(self._found) else _END
         frame = min(found, self._frames[0]) if self._frames else found
         return None if frame == _END else frame
 
     def add_frame(self, frame: int) -> None:
-        """Make `next_frame` also return this frame, which must not be before the present one."""
+        """Make `next_frame` also return `frame`, which must not be before the present frame."""
         heappush(self._frames, frame)
 
     def seek(self, frame: int) -> None:
-        """Go to a frame, which the next `update` judges."""
+        """Select the frame that the next `update` judges."""
         self._at, self._is_awaited = frame, False
         while self._frames and self._frames[0] <= frame:
             heappop(self._frames)
@@ -74,7 +74,7 @@ class RecordedAnalytics(Analytics):
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:  # noqa: ARG002 - as in `Analytics`
         """Judge the frame of the latest `seek`. Return its events. `tracks` is not used.
 
-        Without a passage of an object, crowding can only change in the frames that were added (`add_frame`).
+        In a frame without a passage of an object, crowding can change only if `add_frame` added the frame.
         """
         first = self._next
         while self._next < len(self._found) and self._found[self._next].frame == self._at:
@@ -118,7 +118,7 @@ class RecordedAnalytics(Analytics):
                 self.add_frame(due)
 
     def _counted(self, found: ObjectEvent, at_ns: int) -> Event:
-        """Count an event of an object. Return the event with its counts."""
+        """Count a crossing, entry, or exit. Return the event with the resulting counts."""
         _, kind, name, track_id, data = found
         if kind == "line_crossed":
             data.update(self._count_crossing(name, data["direction"], data["class"]))

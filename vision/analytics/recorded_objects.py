@@ -1,7 +1,7 @@
 """`RecordedObjects` stores the objects of archived frames. It computes positions for many frames at once.
 
-The table of `TrackedObjects` has one row per object. Here, a row is brought up to date only in the frames that matter.
-`vision.analytics.recorded_analytics` selects these frames.
+The table of `TrackedObjects` has one row per object, which the live analytics update in each frame. Here, a row is
+updated only when its object can change its state at a line or zone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RecordedTracks:
 
     @staticmethod
     def empty() -> RecordedTracks:
-        """Return an instance without frames."""
+        """Return an instance without frames and without tracks."""
         none, boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
         return RecordedTracks((), none, boxes, np.zeros(0, np.int32), none, np.zeros(0, np.float32), boxes)
 
@@ -43,15 +43,15 @@ class RecordedTracks:
 class RecordedRows:
     """The tracks of some frames, with one row for each track and frame."""
 
-    frames: IndexArray  # (N,)
+    frames: IndexArray  # (N,) index of the frame in memory
     places: IndexArray  # (N,) place in the order of `RecordedTracks`
     track_ids: NDArray[np.int64]  # (N,)
     class_ids: NDArray[np.int32]  # (N,)
     boxes_xyxy: NDArray[np.float32]  # (N, 4)
     previous_xyxy: NDArray[np.float32]  # (N, 4)
     columns: FloatArray  # (N, 2 A + 2 + 2 L) as `_box_transform` of `tracked_objects.py` defines them
-    sizes: FloatArray  # (N,)
-    cut: BoolArray  # (N, 4)
+    sizes: FloatArray  # (N,) longer side of each box in pixels
+    cut: BoolArray  # (N, 4) as in `TrackSnapshot`
 
     def take(self, where: IndexArray) -> RecordedRows:
         """Return the rows with these indices."""
@@ -65,18 +65,19 @@ class RecordedRows:
 class RecordedObjects(TrackedObjects):
     """State and motion of the objects in archived frames.
 
-    `load` adds frames, and a row to the table for each object in them. `finish` goes to the end of these frames, where
+    `load` adds frames, and a row to the table for each object in them. `finish` goes to the end of these frames. Then
     the table is the same as if `TrackedObjects` had seen all frames, except for the column `trail`.
 
-    Frames and rows are numbered from 0 in memory, which also contains the last frames before those of `load`.
+    The memory contains the frames of the latest `load` and some frames before them. The numbers of frames and rows
+    start at 0 in the memory.
     """
 
     def __init__(self, layout: TableLayout) -> None:
         super().__init__(layout)
         self.first = 0
-        """First frame of the latest `load`."""
+        """Number of the first frame of the latest `load`."""
         self.now_s: FloatArray = np.zeros(0)
-        """Time of each frame (F,) on the clock of the objects."""
+        """Time of each frame (F,) in seconds, on the clock of the objects."""
         none = np.zeros(0, np.intp)
         self.lives = Lives(none, none, none, none)
         self.rows = self._rows_of(RecordedTracks.empty(), none)
@@ -105,13 +106,13 @@ class RecordedObjects(TrackedObjects):
         return columns.view(np.complex128)[:, : self._end // 2]
 
     def distances_of(self, columns: FloatArray) -> FloatArray:
-        """Return the distances (M, 2 L) from the lines, twice, in `columns`, which are like `RecordedRows.columns`."""
+        """Return the distances (M, 2 L) from the lines, each line twice, in `columns` (like `RecordedRows.columns`)."""
         return columns[:, self._end + 2 :]
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
     def load(self, tracks: RecordedTracks, forget_s: float) -> None:
-        """Add the next frames, and forget most of the frames before.
+        """Add the next frames, and forget the earlier frames that are not needed any more.
 
         Args:
             tracks: tracks of the frames.
@@ -134,7 +135,7 @@ class RecordedObjects(TrackedObjects):
         self.table.rows_of(self.rows.track_ids[self.rows.frames >= self.first])
 
     def _trimmed(self) -> RecordedRows:
-        """Forget the frames that are no longer needed. Return the rows of the others, in the order of frames."""
+        """Forget the frames that are not needed any more. Return the rows of the other frames, sorted by frame."""
         number = len(self.now_s)
         first = bisect_left(self._step_of, self._step - SAMPLES + 1)
         first = min([first, *self.rows.frames[self._last_rows].tolist()])
@@ -167,9 +168,9 @@ class RecordedObjects(TrackedObjects):
         )
 
     def _transformed(self, boxes: FloatArray, counts: IndexArray) -> FloatArray:
-        """Return the columns of boxes (N, 4), with a product of matrices per frame, as in the live program.
+        """Return the columns of boxes (N, 4), with one product of matrices per frame, as in the live program.
 
-        `counts` (F,) is the number of boxes in each frame. Products of larger matrices can differ in the last bit.
+        Products of larger matrices can differ in the last bit. `counts` (F,) is the number of boxes in each frame.
         """
         columns = np.empty((len(boxes), self._matrix.shape[1]))
         firsts = counts.cumsum() - counts
@@ -224,17 +225,17 @@ class RecordedObjects(TrackedObjects):
         return fresh, is_new.nonzero()[0]
 
     def first_columns(self, fresh: IndexArray) -> FloatArray:
-        """Return the columns (F, ...) of the objects that appear in the rows `fresh`, at their previous detection.
+        """Return the columns (F, ...) of the previous detections of the F objects that appear in the rows `fresh`.
 
-        If an object has no previous detection (`Tracks.previous_xyxy`), use the present one.
+        If an object has no previous detection (`Tracks.previous_xyxy`), use its present detection.
         """
         before = self._columns_of(self.rows.previous_xyxy[fresh])
         return np.where(np.isnan(before), self.rows.columns[fresh], before)
 
     def rows_at(self, lives: IndexArray, frames: IndexArray) -> IndexArray:
-        """Return the first row (M,) of each of `lives` (M,) in the frame of `frames` (M,), or later.
+        """Return the first row (M,) of each of `lives` (M,) in the given frame of `frames` (M,), or in a later frame.
 
-        If there is none, return the row after the last one of the life.
+        If a life has no such row, the result is the row after its last row.
         """
         found: IndexArray = self._keys.searchsorted(lives * _KEY + frames)
         return found
@@ -246,12 +247,12 @@ class RecordedObjects(TrackedObjects):
         return self._samples.jitter_at(rows, self.lives.of_row[rows])
 
     def motions(self, rows: IndexArray, frames: IndexArray, last_frames: IndexArray) -> list[tuple[float, float]]:
-        """Return the speed and the direction of M objects, as `motion` does, at several times.
+        """Return the speed in km/h and the direction in degrees of M objects, each at a different time; NaN if unknown.
 
         Args:
-            rows: the last row (M,) of each object up to this time.
-            frames: the frame (M,) whose time it is.
-            last_frames: the last frame (M,) whose positions are used.
+            rows: last row (M,) of each object up to its time.
+            frames: frame (M,) that defines each time.
+            last_frames: last frame (M,) whose positions are used.
         """
         lives, steps = self.lives.of_row[rows], self._step_of[last_frames]
         moves, on_ground = self._samples.velocities(lives, steps, self.now_s[frames], self._ground)
@@ -260,13 +261,13 @@ class RecordedObjects(TrackedObjects):
     # --- one frame ----------------------------------------------------------------------------------------------------
 
     def seek(self, frame: int) -> None:
-        """Set the clock to its state at a frame. -1 means the state before the first frame in memory."""
+        """Set the clock to its state at `frame`. `first - 1` means the state before the latest `load`."""
         self.times.seek(self.clock, frame + 1 - self.first)
 
     def finish(self) -> None:
-        """Go to the end of the frames. Remove the objects that are gone, and store the last state of the others.
+        """Go to the end of the frames. Remove the objects that are gone, and store the last state of the other objects.
 
-        The next frames continue with this state.
+        The next `load` continues with this state.
         """
         table, number = self.table, len(self.now_s)
         self.seek(number - 1)

@@ -1,6 +1,7 @@
-"""`Samples` stores the positions from which the motion and the jitter of objects in archived frames follow.
+"""`Samples` computes the motion and the jitter of objects in archived frames from stored positions.
 
-`TrackedObjects` defines both. Here, they are computed for many objects and frames at once, with the same results.
+`TrackedObjects` defines motion and jitter. `Samples` computes them for many objects and frames at once, with the same
+results.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vision.analytics.tracked_objects import (
 
 
 def sorted_order(numbers: NDArray[np.int64]) -> IndexArray:
-    """Return the order that sorts `numbers` (N,). Equal numbers stay in their order."""
+    """Return the indices (N,) that sort `numbers` (N,). Equal numbers stay in their order."""
     keys: NDArray[Any] = numbers
     if len(numbers) and numbers.max() - (lowest := numbers.min()) < 1 << 16:
         keys = (numbers - lowest).astype(np.uint16)  # NumPy sorts them several times faster
@@ -39,12 +40,12 @@ class Steps:
     """The steps, which are the times when the positions of all objects are stored. Their numbers start at 1."""
 
     def __init__(self) -> None:
-        self.number = 0  # of the last step
-        self.oldest = 1  # the oldest step in memory
+        self.number = 0  # number of the last step
+        self.oldest = 1  # number of the oldest step in memory
         self.fades: list[float] = []
-        """Factors of the weight of earlier jitter, from the oldest step on. The first two steps have none."""
+        """Factors of the weight of earlier jitter, from the oldest step on; NaN for the first two steps."""
         self._times_s: list[float] = []
-        self._ratios: list[float] = []  # of the interval before a step and the previous interval
+        self._ratios: list[float] = []  # interval before each step divided by the previous interval; NaN if unknown
 
     def add_due(self, times_s: Sequence[float], have_objects: Sequence[bool]) -> Iterator[int]:
         """Add the steps in the next frames. Yield the number of the last step at each frame.
@@ -73,7 +74,7 @@ class Steps:
         self.fades.append(fade)
 
     def forget_before(self, step: int) -> None:
-        """Forget the steps before `step`, but at least two steps remain."""
+        """Forget the steps before `step`, but keep at least the last two steps."""
         number = min(step - self.oldest, len(self._times_s) - 2)
         if number > 0:
             self.oldest += number
@@ -85,7 +86,7 @@ class Steps:
         return times_s[np.maximum(at, 0)]
 
     def ratios_of(self, steps: IndexArray) -> FloatArray:
-        """Return the ratio of each of `steps`; NaN if a step has none, or is not in memory."""
+        """Return the interval before each of `steps` (...) divided by the previous interval; NaN if unknown."""
         ratios, at = np.array([math.nan, *self._ratios]), steps - self.oldest + 1
         return ratios[np.maximum(at, 0)]
 
@@ -94,22 +95,22 @@ class Steps:
 class Lives:
     """The lives of the tracks in memory.
 
-    A life of a track ends when the object counts as gone. If its track id occurs again later, a new life starts.
+    A life of a track ends when the object counts as gone. If the track id occurs again later, another life starts.
     """
 
     starts: IndexArray  # (L,) first row
-    ends: IndexArray  # (L,) row after the last one
+    ends: IndexArray  # (L,) row after the last row
     gone: IndexArray  # (L,) frame in which the object counts as gone; the number of frames if there is none yet
     of_row: IndexArray  # (N,) life of each row
 
 
 class Samples:
-    """The S rows whose positions are stored, in the order of lives, then frames."""
+    """The positions of S rows, sorted by life, and then by frame. Each row is in the frame of a step."""
 
     def __init__(
         self, steps: Steps, rows: IndexArray, of_step: IndexArray, of_life: IndexArray, points: Points
     ) -> None:
-        """Store the positions `points` (S,) of the rows `rows` (S,), with the step (S,) and the life (S,) of each."""
+        """Store the positions `points` (S,) of `rows` (S,), with the step (S,) and the life (S,) of each row."""
         self._steps, self._rows, self._of_step, self._points = steps, rows, of_step, points
         self._of_life = of_life
         self._keys = of_life * _KEY + of_step
@@ -117,12 +118,12 @@ class Samples:
         self._carried: FloatArray = np.zeros((0, 2))
 
     def measure_jitter(self, sizes: FloatArray, carried: FloatArray, carried_step: int) -> None:
-        """Compute the jitter at each sample, which `TrackedObjects._measure_jitter` defines.
+        """Compute the jitter at each sample, as `TrackedObjects._measure_jitter` defines it.
 
         Args:
             sizes: sizes (S,) of the objects in pixels.
-            carried: jitter and its weight (L, 2) of each life at the step `carried_step`.
-            carried_step: the last step up to which the jitter is known.
+            carried: jitter and weight of the jitter (L, 2) of each life at the step `carried_step`.
+            carried_step: number of the last step at which the jitter is known.
         """
         steps, lives, points = self._of_step, self._of_life, self._points
         first, newest = np.full((2, len(steps)), np.nan)
@@ -147,10 +148,10 @@ class Samples:
         first: Sequence[float],
         newest: Sequence[float],
     ) -> list[tuple[float, float]]:
-        """Return the jitter and its weight after each of some samples.
+        """Return the jitter and the weight of the jitter after each of several samples.
 
         Args:
-            carried: jitter and its weight of each life before these samples.
+            carried: jitter and weight of each life before these samples.
             lives: life of each sample.
             steps: step of each sample.
             first: jitter that counts until `newest` is known for the first time; NaN if unknown.
@@ -173,7 +174,7 @@ class Samples:
         return found
 
     def jitter_at(self, rows: IndexArray, lives: IndexArray) -> FloatArray:
-        """Return the jitter and its weight (M, 2) of M objects at their detections `rows` (M,).
+        """Return the jitter and the weight of the jitter (M, 2) of M objects at their detections `rows` (M,).
 
         `lives` (M,) are the lives of these rows.
         """
@@ -189,13 +190,14 @@ class Samples:
     ) -> tuple[list[complex], list[complex]]:
         """Return the velocities (M,) of M objects in pixels per second, and on the ground in meters per second.
 
-        The velocity of an object is NaN if the positions span less than `LEAST_SPAN_S`, or if `ground` is None.
+        A velocity is NaN if the positions of the object span less than `LEAST_SPAN_S`. The velocities on the ground are
+        also NaN if `ground` is None.
 
         Args:
             lives: lives (M,) of the objects.
             steps: last step (M,) at the time of each velocity.
             now_s: time (M,) of each velocity in seconds.
-            ground: converter from pixels to meters.
+            ground: converter from pixels to meters; None if no ground points are configured.
         """
         # The order is that of `TrackedObjects`, which stores step n at index n % SAMPLES, because sums of
         # floating-point numbers depend on the order.
@@ -217,9 +219,12 @@ _KEY: Final = 1 << 40  # larger than the number of a step
 
 
 def _velocities(known: BoolArray, seen_s: FloatArray, points: Points) -> Points:
-    """Return the velocity (M,) that follows from the known of the positions (M, K); NaN if they span too little time.
+    """Return the velocity (M,) of M objects, from K positions of each; NaN if the positions span too little time.
 
-    `seen_s` (M, K) are the times of the positions.
+    Args:
+        known: mask (M, K) of the positions that are known. The other positions are ignored.
+        seen_s: times (M, K) of the positions in seconds.
+        points: the positions (M, K).
     """
     span_s = np.where(known, seen_s, -np.inf).max(axis=1) - np.where(known, seen_s, np.inf).min(axis=1)
     found, (far,) = np.full(len(known), np.nan, np.complex128), (span_s >= LEAST_SPAN_S).nonzero()

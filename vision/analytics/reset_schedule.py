@@ -7,9 +7,10 @@ from datetime import datetime, time, timedelta
 
 
 class ResetSchedule:
-    """Divides time into periods that start at given times of the day, in the local time of the machine.
+    """Division of time into periods that start at given times of the day, in the local time of the machine.
 
-    If the clock is set back, the period continues: the next period starts when the clock first reaches its start.
+    If the clock is set back, the current period continues, and the next period starts when the clock first reaches the
+    start of the next period.
 
     Args:
         times: times of the day as HH:MM. If there are none, no period ever starts.
@@ -32,7 +33,7 @@ class ResetSchedule:
         The first call returns the start of the current period, unless the constructor received this or a later start.
 
         Args:
-            utc_ns: capture time of a frame, nanoseconds since 1970 (UTC).
+            utc_ns: capture time of a frame, in nanoseconds since 1970 (UTC).
         """
         if self._next_ns is None or utc_ns < self._next_ns:
             return None
@@ -46,7 +47,7 @@ class ResetSchedule:
         return period_s
 
     def _starts(self, now_s: int) -> list[int]:
-        """Return the starts of periods, at least those within a day before and after `now_s`, in seconds since 1970."""
+        """Return starts of periods in seconds since 1970, including all those within a day before and after `now_s`."""
         today = datetime.fromtimestamp(now_s).date()
         days = [today + timedelta(days=offset) for offset in (-2, -1, 0, 1, 2)]
         return [int(datetime.combine(day, at).timestamp()) for day in days for at in self._times]

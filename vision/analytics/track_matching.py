@@ -1,4 +1,4 @@
-"""`Pairs` matches tracks with detections by their `similarity`."""
+"""`Pairs` matches tracks with detections. `similarity` compares a track with a detection."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _WIDEST_UNCERTAINTY: Final = 0.3  # maximum uncertainty in object sizes, so that
 _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
 _CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
 # A match can be wrong if a different object appears beside an object whose own detection is weak.
-_DOUBTFUL: Final = 0.5  # similarity of a match up to which it can be wrong
-_CLEAR: Final = 0.75  # similarity of the weak detection from which it can be the object itself
+_DOUBTFUL: Final = 0.5  # a match with at most this similarity can be wrong
+_CLEAR: Final = 0.75  # a weak detection with a greater similarity can be the object itself
 _OTHER_IOU: Final = 0.4  # overlap below which two detections are two objects
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
@@ -26,7 +26,8 @@ _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 def distance_of(least: float) -> float:
     """Return the distance in standard deviations from which boxes that do not overlap are at most `least` similar.
 
-    `least` must be greater than the weight of the direction, which a large distance does not reduce.
+    `least` must be greater than the weight of the direction, because distance does not reduce the effect of the
+    direction.
     """
     return _REACH * math.sqrt(max(0.0, -math.log(2.0 * (least - _DIRECTION_WEIGHT))))
 
@@ -49,17 +50,24 @@ class Pairs:
             tracks: index of the track of each pair (K,), ascending.
             detections: index of the detection of each pair (K,), ascending for each track.
             similarity: similarity of each pair (K,).
-            least: similarity up to which a pair never matches. The pairs with at most this similarity are removed.
-            shape: number of all tracks, and of all detections.
+            least: similarity up to which a pair never matches. Pairs with at most this similarity are removed.
+            shape: number of all tracks, and number of all detections.
         """
         similar = (similarity > least).nonzero()[0]
-        order = similar[(-similarity[similar]).argsort(kind="stable")[::-1]]  # of equal pairs, the first is last
+        # Among pairs of equal similarity, the first becomes the last, because the last pair of a track wins.
+        order = similar[(-similarity[similar]).argsort(kind="stable")[::-1]]
         self._tracks, self._detections = tracks[order], detections[order]
         self._similarity = similarity[order]
         self._all_tracks, self._all_detections = shape
 
     def can_match(self, tracks: BoolArray, detections: BoolArray, least: float) -> BoolArray:
-        """Return a mask of the `tracks` that `match` could match with `detections`."""
+        """Return a mask (M,) of the tracks that `match` could match with a detection.
+
+        Args:
+            tracks: mask (M,) of the tracks to consider.
+            detections: mask (N,) of the detections to consider.
+            least: similarity above which a pair can match.
+        """
         first = self._similarity.searchsorted(least, "right")
         rows = self._tracks[first:]
         found = np.zeros_like(tracks)
@@ -67,15 +75,16 @@ class Pairs:
         return found
 
     def release_misled(self, others: BoolArray, boxes: FloatArray, matches: IndexArray) -> None:
-        """Set matches to -1 that are probably different objects, if the object itself was probably detected, too.
+        """Remove matches with a probably different object, if a weak detection is probably the object itself.
 
-        Such a match is at most `_DOUBTFUL` similar, and one of the detections `others` is more than `_CLEAR` similar.
-        The two boxes overlap by less than `_OTHER_IOU`, so they are not two boxes of one object.
+        The similarity of such a match is at most `_DOUBTFUL`, and the similarity of one of the detections `others` is
+        greater than `_CLEAR`. The boxes of these two detections overlap by less than `_OTHER_IOU`, so they show two
+        objects.
 
         Args:
             others: mask (N,) of detections that are not matched.
             boxes: corners of the detections (N, 4).
-            matches: detection of each track (M,); -1 if there is none.
+            matches: detection of each track (M,); -1 if there is none. Removed matches are set to -1.
         """
         rows, columns = self._tracks, self._detections
         if not len(rows) or self._similarity[0] > _DOUBTFUL:
@@ -99,10 +108,13 @@ class Pairs:
         matches[doubtful[overlaps < _OTHER_IOU]] = -1
 
     def match(self, tracks: BoolArray, detections: BoolArray, least: float, matches: IndexArray) -> None:
-        """Match tracks and detections, given as masks. Write the detection of each matched track to `matches`.
+        """Match tracks and detections so that the sum of `similarity - least` over the matched pairs is maximal.
 
-        The assignment maximizes the sum of `similarity - least` over the matched pairs. Pairs with at most
-        `least`, which must not be below that of the constructor, never match.
+        Args:
+            tracks: mask (M,) of the tracks to match.
+            detections: mask (N,) of the detections to match.
+            least: similarity up to which a pair never matches, not below `least` of the constructor.
+            matches: array (M,) to which the detection of each matched track is written.
         """
         first = self._similarity.searchsorted(least, "right")
         rows, columns = self._tracks[first:], self._detections[first:]
@@ -127,11 +139,17 @@ class Pairs:
 
 
 def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: BoolArray, best: IndexArray) -> None:
-    """Find the optimal assignment for the tracks that compete for the `contested` detections (N,).
+    """Find the optimal assignment for the tracks that compete for contested detections.
 
     These are the tracks that can match such a detection, the tracks that can match another detection of these tracks,
     and so on.
-    Write the detection of each of these tracks to `best`; -1 if there is none.
+
+    Args:
+        rows: track (K,) of each pair that can match.
+        columns: detection (K,) of each pair.
+        gain: similarity (K,) of each pair above the minimum.
+        contested: mask (N,) of the contested detections, which is overwritten.
+        best: array (M,) to which the detection of each of these tracks is written; -1 if there is none.
     """
     competing = np.zeros(len(best), np.bool_)
     number = 0
@@ -152,7 +170,10 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
 
 
 def place_variance(state: FloatArray, size: FloatArray) -> FloatArray:
-    """Return the variances (2, M) of the centers of tracks, at most that of the widest uncertainty of a match."""
+    """Return the variances (2, M) of the centers of tracks, limited so that no track matches a far detection.
+
+    `size` (M,) is the longer side of each track's box.
+    """
     widest = _WIDEST_UNCERTAINTY * size
     variance: FloatArray = np.minimum(state[VAR_PLACE], widest * widest)
     return variance
@@ -163,8 +184,8 @@ def similarity(
 ) -> FloatArray:
     """Return the similarity of K pairs of a track and a detection, from about 0 to 1.
 
-    It comes from overlap, distance, size, and direction. Overlap alone fails if frames are far apart in time, and
-    distance alone fails if objects are close together.
+    The similarity combines overlap, distance, size, and direction. Overlap alone fails if frames are far apart in time,
+    and distance alone fails if objects are close together.
 
     Args:
         state: state of the tracks (ROWS, M), predicted at the time of the frame.

@@ -1,8 +1,10 @@
 """`SizeFilter` decides how far the size of a detected box can be trusted as the size of its object.
 
-A box that changes its size suddenly shows a part of an object, or two objects. A change that lasts, growth in one
-direction, and boxes at the edge of the frame are real changes. If something hides the feet of an object, its previous
-height is remembered, so that its point on the ground stays where it is.
+A box that changes its size suddenly shows a part of an object, or two objects. A change is real if it lasts, if the box
+grows or shrinks steadily, or if the box is at the edge of the frame.
+
+If something hides the feet of an object, the filter remembers the previous height of the object, so that its point on
+the ground stays where it is.
 """
 
 from __future__ import annotations
@@ -33,19 +35,19 @@ from vision.analytics.track_state import (
 _PARTIAL: Final = 1.73  # deviation of the size, in standard deviations, at which a box has half its weight
 _GROWTH: Final = 1.0  # standard deviation, in 1/s, of the growth rate of objects that approach or leave
 _TREND_S: Final = 0.2  # time constant of the moving average of growth
-_CLEAR_GROWTH: Final = 6.0  # variances of this average above which the growth is real, so the size follows immediately
-_STEADY_GROWTH: Final = 2.0  # variances; a greater product of this average and the next growth overrides doubts
-_SHAPED: Final = 4.0  # squares of the change of shape that are subtracted from this product
+_CLEAR_GROWTH: Final = 6.0  # variances of the average above which the growth is real, so the size follows immediately
+_STEADY_GROWTH: Final = 2.0  # variances; a greater product of the average and the next growth overrides doubts
+_SHAPED: Final = 4.0  # squares of the change of shape to subtract from this product
 _DOUBT: Final = 0.6  # weight of a box below which its size is doubted
 _DOUBT_S: Final = 0.3  # time of doubt after which the new size is adopted
 _RAMP: Final = 1.25  # factor by which the misfit increases between two doubted boxes if the change lasts
 _ADOPTED: Final = 0.5  # standard deviation of an adopted size, as a fraction of the size
-_UPRIGHT: Final = 1.5  # ratio of height to width from which the lower part of an object can be hidden
+_UPRIGHT: Final = 1.5  # minimum ratio of height to width of an object whose lower part can be hidden
 _HIDES: Final = 0.85  # ratio of heights below which the lower part of an object is hidden
-_TOP_STAYS: Final = 0.15  # maximum motion of the upper side then, as a fraction of the height
-_WIDTH_STAYS: Final = 0.35  # maximum logarithm of the ratio of widths
+_TOP_STAYS: Final = 0.15  # maximum motion of the upper side of such an object, as a fraction of the height
+_WIDTH_STAYS: Final = 0.35  # maximum absolute logarithm of its ratio of widths
 _WHOLE_AGAIN: Final = 0.9  # ratio of heights from which the whole object is visible again
-_HIDDEN_LIMIT_S: Final = 5.0  # time after which the object is taken to be as small as its box
+_HIDDEN_LIMIT_S: Final = 5.0  # time after which an object counts as being as small as its box
 _LEAST_TRUST: Final = 0.02  # minimum weight of a box
 _GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
 """Matrix that converts logarithms of width and height ratios to growth (mean) and shape (half of the difference)."""
@@ -53,17 +55,20 @@ _QUARTERS: Final = np.array([0.25, 0.25])
 
 
 def size_step(step_s: float) -> tuple[float, float]:
-    """Return the weight of a new box in the average of growth, and the expected variance of growth, for a step."""
+    """Return two arguments of `SizeFilter` for a step of `step_s` seconds.
+
+    The first is the weight of a new box in the moving average of growth. The second is the expected variance of growth.
+    """
     return min(step_s / _TREND_S, 1.0), (_GROWTH * step_s) ** 2
 
 
 class SizeFilter:
-    """Weighs the detected boxes of M tracks by their size, and lets the sizes of tracks follow lasting changes.
+    """Filter that weighs the detected boxes of M tracks by their size, and lets the tracks follow lasting changes.
 
-    Each argument is one value for all tracks, or an array (M,) with a value per track.
+    Each argument is one value for all tracks, or an array (M,) with one value per track.
 
     Args:
-        now_s: time of the frame.
+        now_s: time of the frame in seconds.
         trend_share: the first result of `size_step`.
         growth_variance: the second result of `size_step`.
     """
@@ -72,15 +77,20 @@ class SizeFilter:
         self._now_s, self._trend_share, self._growth_variance = now_s, trend_share, growth_variance
 
     def weigh(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: BoolArray) -> FloatArray:
-        """Return the weight (M,) of each box `at` (4, M), from its width and height. Let `state` follow real changes.
+        """Return the weight (M,) of each box, from its width and height. Let `state` follow real changes of size.
 
-        `noise` (4, M) contains the variances of the boxes, and `cut` is a mask (M,) of those that the frame cuts off.
-
-        The shape of an object changes slowly. Its width and height change by the same factor when it approaches or
-        leaves. A box that is suddenly narrower, shorter, or wider shows only a part of an object, or two objects, so
+        The shape of an object changes slowly. Its width and height change by the same factor when the object approaches
+        or leaves. A box that is suddenly narrower, shorter, or wider shows only a part of an object, or two objects, so
         its center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution
-        instead of a normal distribution. Growth in the same direction over several boxes is real, so it raises the
-        gain.
+        instead of a normal distribution.
+
+        Growth in the same direction over several boxes is real, so it raises the gain.
+
+        Args:
+            state: state (ROWS, M) of the tracks, which is changed.
+            at: centers and sizes (4, M) of the boxes.
+            noise: variances (4, M) of `at`.
+            cut: mask (M,) of the boxes that the edge of the frame cuts off.
         """
         if count_nonzero(state[WHOLE]):
             cut = cut | self._show_again(state, at)
@@ -133,9 +143,10 @@ class SizeFilter:
     ) -> None:
         """Let tracks adopt changes of size that last. Set the weight `belief` of the adopted boxes to 1.
 
-        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S` or increases with the next box: then
-        the object turns, or a part of it stays hidden. Boxes that the edge of the frame cuts off change their size at
-        any rate, so their size is always adopted. `changes` (2, M) contains growth and shape, as logarithms of ratios.
+        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S`, or increases with the next box. In
+        this case, the object turns, or a part of it stays hidden. The size of a box that the edge of the frame cuts off
+        can change at any rate, so tracks always adopt it. `changes` (2, M) contains growth and shape, as logarithms of
+        ratios.
         """
         now_s = self._now_s
         doubted = belief < _DOUBT
@@ -159,9 +170,16 @@ class SizeFilter:
 def hidden_heights_px(
     whole: FloatArray, detected: FloatArray, published: FloatArray
 ) -> tuple[BoolArray, NDArray[np.float32]] | None:
-    """Return which objects (M,) are partly hidden, and the height (M,) of the hidden part below each published box.
+    """Return which objects are partly hidden, and the height of the hidden part below each published box.
 
-    The height is in pixels. Return None if nothing is hidden. `whole` (M,) is the row `WHOLE` of the state.
+    Args:
+        whole: row `WHOLE` (M,) of the state.
+        detected: detected boxes (M, 4).
+        published: published boxes (M, 4).
+
+    Returns:
+        A mask (M,) of the objects that are partly hidden, and the heights (M,) of the hidden parts in pixels. None if
+        nothing is hidden.
     """
     if not count_nonzero(whole):
         return None

@@ -2,7 +2,7 @@
 
 The model treats the speed of an object as an Ornstein-Uhlenbeck process in continuous time, so steps can have any
 length. Lengths are in object sizes (the longer side of the box), so the distance to the camera does not matter. The
-constants below are chosen for people on foot. The filter also follows faster objects, because it allows acceleration.
+constants below suit people on foot. The filter also follows faster objects, because it allows acceleration.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from vision.analytics.frame_clock import CLOCK_GRAIN_S
 from vision.analytics.geometry import BoolArray, FloatArray, IndexArray
 
 PerTrack: TypeAlias = float | FloatArray
-"""A value for all tracks, or an array (M,) with a value per track."""
+"""One value for all tracks, or an array (M,) with one value per track."""
 
 
 def values_at(values: PerTrack, tracks: IndexArray | BoolArray) -> PerTrack:
-    """Return the values of some tracks, given by their indices or a mask."""
+    """Return the values of some `tracks`, given by their indices or a mask. A single value stays as it is."""
     return values if isinstance(values, float) else values[tracks]
 
 
@@ -42,15 +42,15 @@ SEEN_AT: Final = slice(20, 22)  # center of the last detection
 SEEN_S: Final = 22  # time of the last detection
 STRONG_S: Final = 23  # time of the last detection with at least `high_score`
 DOUBTED: Final = slice(24, 26)
-DOUBTED_S: Final = 24  # time since when the boxes are doubted; infinite if they are not
+DOUBTED_S: Final = 24  # time from which the boxes are doubted; infinite if the last box was not doubted
 MISFIT: Final = 25  # logarithm of the ratio of sizes for the last box; infinite if the box was not doubted
 TREND: Final = 26  # moving average of growth, over `_TREND_S`
-BORN_S: Final = 27
-LEAD: Final = 28  # votes for its class minus votes for the other classes of its group
+BORN_S: Final = 27  # time of the first detection; later if the tracker must publish the track later
+LEAD: Final = 28  # votes for the class of the track minus votes for the other classes of its group
 VOTES: Final = 29  # sum of all votes
 WHOLE: Final = 30  # whole height while the lower part is hidden; 0 if nothing is known to be hidden
-HIDDEN_S: Final = 31  # when the lower part was hidden
-GROWN: Final = 32  # area of the box after the last detection
+HIDDEN_S: Final = 31  # time from which the lower part was hidden
+GROWN: Final = 32  # area of the track's box after the last detection, in pixels²
 RATE: Final = 33  # growth of the size in 1/s, relative to the present size
 ROWS: Final = 34
 
@@ -61,8 +61,8 @@ _SIZE_DAMPING: Final = 4.0
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
 _RATE_S: Final = 1.0  # time constant of the moving average of growth
-_CLEAR_GROWTH: Final = 0.2  # least growth until the next frame that is predicted; less can be an error of boxes
-_MOST_GROWTH: Final = 0.5  # largest growth that is predicted; then the size doubles
+_CLEAR_GROWTH: Final = 0.2  # smallest growth until the next frame that is predicted; less can be an error of boxes
+_MOST_GROWTH: Final = 0.5  # largest growth that is predicted, with which the size doubles
 _LEAST_GROWTH_STEP_S: Final = 0.07  # shorter steps have no clear growth unless an object more than triples in a second
 _GROWTH_ERROR: Final = 0.3  # standard deviation of a predicted change of size, as a part of the change
 
@@ -75,7 +75,7 @@ class Motion(NamedTuple):
 
     transition: FloatArray  # (20, 20) matrix that moves `state[FILTER]`
     growth: FloatArray  # (12, 1) growth of `state[SPREAD]` for an object whose size is 1
-    step_s: float
+    step_s: float  # length of the step in seconds
 
 
 @lru_cache(maxsize=64)  # most steps have the same length
@@ -100,11 +100,11 @@ def motion(step_s: float) -> Motion:
 def predict(
     state: FloatArray, of_cameras: Sequence[FloatArray], motions: Sequence[Motion], camera: IndexArray | None
 ) -> None:
-    """Move the tracks of one or several cameras to the times of their frames.
+    """Predict the tracks of one or several cameras at the times of their frames.
 
     The speed is an Ornstein-Uhlenbeck process, integrated exactly. In this model, center and size do not depend on each
-    other, so the 8×8 filter of the literature separates into four filters of 2×2. Their means and covariances are the
-    first 20 rows of the state: one matrix per camera moves all.
+    other, so the 8×8 filter of the literature separates into four filters of 2×2. The means and covariances of these
+    filters are the first 20 rows of the state, so one matrix per camera moves all tracks of the camera.
 
     Args:
         state: state (ROWS, M) of all tracks, which is changed.
@@ -133,10 +133,10 @@ def predict(
 
 
 def _approach(state: FloatArray, before: FloatArray, step_s: PerTrack) -> None:
-    """Predict the size and the position of tracks whose objects clearly approach the camera or leave it.
+    """Predict the size and the position of tracks whose objects clearly approach the camera, or move away from it.
 
     If the distance from the camera changes uniformly, so does the reciprocal of the size. The center then moves by a
-    distance that grows with the size at the start and the size at the end of the step.
+    distance that grows with the size at the start of the step and with the size at the end of the step.
 
     Args:
         state: state (ROWS, M) of the tracks after the step, which is changed.
@@ -160,7 +160,7 @@ def _approach(state: FloatArray, before: FloatArray, step_s: PerTrack) -> None:
 def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
     """Return two matrices of zeros and ones, with which `motion` arranges its coefficients.
 
-    The first (14, 400) yields the transition matrix, and the second (6, 12) yields the growth of variances.
+    The first matrix (14, 400) yields the transition matrix. The second matrix (6, 12) yields the growth of variances.
     """
     moves, growths = np.zeros((14, 20, 20)), np.zeros((6, 12))
     at, speed, var_at, covariance, var_speed = range(0, 20, 4)
@@ -187,7 +187,7 @@ _WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
 
 
 def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
-    """For tracks that are detected again after a gap, compute the motion from only the last and the new position.
+    """Compute the motion of tracks that are detected again after a gap, from only the last and the new position.
 
     The result is the limit of OC-SORT's re-update, which runs the filter along a straight path between the positions.
 
@@ -208,7 +208,7 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
 
 
 def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None:
-    """Update the growth of tracks that were detected again. Call this after their sizes were updated.
+    """Update the growth rate of tracks after a detection. Call this after the update of their sizes.
 
     Args:
         state: state (ROWS, M) of the tracks, which is changed.
@@ -245,7 +245,7 @@ def new_state(at: FloatArray, noise: FloatArray, scores: FloatArray, now_s: PerT
         at: detected centers and sizes (4, N).
         noise: variances (4, N) of `at`.
         scores: scores (N,) of the detections.
-        now_s: times of the detections.
+        now_s: times of the detections in seconds.
     """
     state = np.zeros((ROWS, len(scores)))
     state[AT], state[SEEN_AT], state[VAR_AT] = at, at[PLACE], noise

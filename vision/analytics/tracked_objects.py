@@ -2,9 +2,9 @@
 
 `TrackTable` contains the state of each object between two frames. `TrackSnapshot` contains the objects of one frame.
 
-Speed and direction come from a straight line fitted to the positions of about the last second, because the difference
-between two positions at 30 frames/s is mostly noise. A position is stored about every eighth of a second. The line is
-fitted only for an object that has an event.
+A straight line, fitted to the positions of about the last second, determines the speed and the direction of an object.
+The difference between two positions at 30 frames/s is mostly noise. A position is stored about every eighth of a
+second. The line is fitted only for objects that have an event.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vision.analytics.geometry import (
 from vision.types import Tracks
 
 MARGIN: Final = 0.1
-"""Margin of zones as a fraction of the box's longer side, and largest margin of lines: twice the jitter of boxes."""
+"""Margin of zones, and largest margin of lines, as a fraction of the box's longer side: twice the jitter of boxes."""
 _MARGIN: Final = np.array(MARGIN)  # NumPy computes faster with an array than with a Python number
 STEADY_MARGIN: Final = 0.04  # margin of lines for objects whose boxes do not jitter
 _MARGIN_OF_JITTER: Final = 3.5  # margin of lines in standard deviations of the error of the bottom center
@@ -43,8 +43,8 @@ FIRST_JITTER: Final = (MARGIN / _MARGIN_OF_JITTER) ** 2  # jitter that is assume
 JITTER_S: Final = 5.0  # time constant of the moving average of jitter
 _MOVING: Final = 0.1  # minimum speed for a direction of travel, in object sizes per second
 SAMPLES: Final = 9  # number of positions stored per object; NaN if the object was not detected
-SPACING_S: Final = 0.125
-WINDOW_S: Final = 1.05
+SPACING_S: Final = 0.125  # minimum time between two stored positions
+WINDOW_S: Final = 1.05  # maximum age of a position that contributes to a velocity
 _UNKNOWN: Final = complex(math.nan, math.nan)
 LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
@@ -55,12 +55,12 @@ _OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
 class TrackSnapshot(NamedTuple):
     """The M objects of one frame, with A anchors and L lines."""
 
-    now_s: float
-    rows: IndexArray  # (M,) in the track table, which still contains the `points` of the previous frame
+    now_s: float  # time of the frame in seconds
+    rows: IndexArray  # (M,) rows in the track table, which still contains the `points` of the previous frame
     fresh: BoolArray | None  # (M,) True for new objects; None if no object is new
-    first_distances: FloatArray  # (F, 2 L) as `distances`, for F new objects, where they were first detected
+    first_distances: FloatArray  # (F, 2 L) as `distances`, but for F new objects at their first detection
     points: Points  # (M, A) positions of the anchors
-    distances: FloatArray  # (M, 2 L) signed distances from each line in pixels, twice
+    distances: FloatArray  # (M, 2 L) signed distances from the lines in pixels, with each line twice
     margin: FloatArray  # (M,) distance in pixels by which an object must pass the border of a zone
     cut: BoolArray  # (M, 4) True if the edge of the frame cuts off the left, top, right, or bottom of the box
 
@@ -78,10 +78,11 @@ class TrackColumn:
         return np.full((number, *self.shape), self.blank, self.dtype)
 
     def carried(self, earlier: NDArray[Any], where: IndexArray) -> NDArray[Any]:
-        """Return the column after its entries for one object were rearranged.
+        """Rearrange the entries of each object in a column. Return the result (N, F).
 
-        `earlier` (N, E) contains E entries for each of N objects. Entry i of the result (N, F) is the entry `where[i]`
-        (F,) of `earlier`, or the initial value if `where[i]` is -1.
+        Args:
+            earlier: the column (N, E) with E entries for each of N objects.
+            where: for each entry of the result (F,), the index of its entry in `earlier`; -1 for the initial value.
         """
         values, known = self.rows(len(earlier)), where >= 0
         values[:, known] = earlier[:, where[known]]
@@ -94,7 +95,7 @@ class TrackTable(dict[str, NDArray[Any]]):
     def __init__(self, columns: Mapping[str, TrackColumn]) -> None:
         super().__init__({name: column.rows(0) for name, column in columns.items()})
         self._kinds = columns
-        # One id more than there are tracks, so that every search finds a row.
+        # The array has one id more than there are tracks, so that every search finds a row.
         self._ids: NDArray[np.int64] = np.array([_NO_ID])
 
     @property
@@ -103,9 +104,9 @@ class TrackTable(dict[str, NDArray[Any]]):
         return self._ids[:-1]
 
     def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
-        """Return the rows (M,) of M track ids, and a mask (M,) of the ids that are new. Add a row for each new id.
+        """Return the rows (M,) of M track ids, and a mask (M,) of the new ids. Add a row for each new id.
 
-        If no id is new, the mask is None.
+        If no id is new, return None instead of the mask.
         """
         rows = self._ids.searchsorted(track_ids)
         present = self._ids[rows] == track_ids
@@ -124,8 +125,8 @@ class TrackTable(dict[str, NDArray[Any]]):
 
         Args:
             earlier: the earlier table.
-            places: by the name of a column that has entries for other lines or zones in the earlier table: for each
-                entry, its index in the earlier column; -1 for a new entry, which gets its initial value.
+            places: for each entry of a column, the index of the entry in the earlier column; -1 for a new entry, which
+                gets the initial value. The keys are the names of the columns whose entries differ between the tables.
         """
         self._ids = earlier._ids
         for name, column in self._kinds.items():
@@ -140,7 +141,7 @@ class TrackTable(dict[str, NDArray[Any]]):
 
 
 class TableLayout(NamedTuple):
-    """Definition of what is computed and stored for each object of a camera."""
+    """Definition of the values that `TrackedObjects` computes and stores for each object of a camera."""
 
     anchors: Sequence[str]  # names of the columns of `TrackSnapshot.points`; the first must be the point on the ground
     lines: LineSet  # the lines from which distances are computed
@@ -153,7 +154,7 @@ class TrackedObjects:
     """State and motion of the objects of one camera. `table` contains the state, and `clock` contains the time."""
 
     def __init__(self, layout: TableLayout) -> None:
-        """Create an empty table."""
+        """Start without objects, at the time 0."""
         own = {
             "class_id": TrackColumn(np.int32),
             "seen_s": TrackColumn(np.float64),
@@ -162,7 +163,7 @@ class TrackedObjects:
             "cut": TrackColumn(np.uint32),  # the four bytes of a row of `TrackSnapshot.cut`
             # Measured variance of the error of the bottom center, in object sizes²; it can be negative.
             "jitter": TrackColumn(np.float64, (), FIRST_JITTER),
-            "jitter_weight": TrackColumn(np.float64),  # sum of the weights of its measurements
+            "jitter_weight": TrackColumn(np.float64),  # sum of the weights of the measurements of jitter
             "trail": TrackColumn(np.complex128, (SAMPLES,), math.nan),
         }
         self.table = TrackTable({**own, **layout.columns})
@@ -187,8 +188,8 @@ class TrackedObjects:
     def see(self, tracks: Tracks) -> TrackSnapshot:
         """Store the state of the objects in a frame, except `points`. Return a snapshot of this frame.
 
-        The caller stores `points` when it no longer needs the previous points. The previous points of a new object are
-        those of its previous detection.
+        The caller stores `points` when it no longer needs the previous points. For a new object, the previous points
+        are the points of its previous detection.
         """
         table, now_s, end = self.table, self.clock.now_s, self._end
         rows, fresh = table.rows_of(tracks.track_ids)
@@ -234,8 +235,8 @@ class TrackedObjects:
             rows: rows (M,) of the objects in the table.
             fresh: mask (M,) of the new objects, F of which are True.
             columns: columns (M, ...) of the present boxes, as `_columns_of` returns them.
-            previous_xyxy: previous boxes (M, 4) of the objects, NaN where unknown. Where a box is known, the first
-                points are those of this box. Otherwise, they are those of the present box.
+            previous_xyxy: previous boxes (M, 4) of the objects, NaN where unknown. The first points are the points of
+                the previous box if it is known, and of the present box otherwise.
 
         Returns:
             `TrackSnapshot.first_distances` (F, 2 L).
@@ -248,9 +249,10 @@ class TrackedObjects:
         return first[:, self._end + 2 :]
 
     def _columns_of(self, boxes: NDArray[np.float32]) -> FloatArray:
-        """Return the columns (M, ...) that `_box_transform` defines, of boxes (M, 4).
+        """Return the columns (M, ...) of boxes (M, 4), as `_box_transform` defines them.
 
-        The columns of a box do not depend on the other boxes. In a product of matrices, their last bits can.
+        The columns of a box do not depend on the other boxes. With a product of matrices, the last bits of the columns
+        could depend on them.
         """
         columns = np.zeros((len(boxes), self._matrix.shape[1]))
         for corner, factors in zip(boxes.T.astype(np.float64), self._matrix, strict=True):
@@ -263,8 +265,10 @@ class TrackedObjects:
 
         If the errors of positions are independent, successive deviations tend to have opposite directions, and the mean
         of their negative products is proportional to the variance of the errors. If an object turns or accelerates,
-        its deviations have the same direction, so motion does not count as jitter. The first deviation of an object
-        has no predecessor, so its square counts until the second one.
+        its deviations have the same direction, so motion does not count as jitter.
+
+        The first deviation of an object has no predecessor. Therefore, its square counts until the second deviation is
+        known.
         """
         last, before = self._deviation(0), self._deviation(1)
         if last is None:
@@ -283,14 +287,14 @@ class TrackedObjects:
         np.copyto(weight, new_weight, where=known)
 
     def _deviation(self, back: int) -> tuple[Points, float] | None:
-        """Return how far a stored position of each object is from that which the previous two positions predict.
+        """Return the deviation of a stored position of each object from the prediction of the previous two positions.
 
         Args:
-            back: 0 for the newest position, 1 for the one before it.
+            back: 0 for the newest stored position, 1 for the previous position.
 
         Returns:
-            The deviations (R,) in pixels, NaN if unknown, and the ratio of the intervals between the three positions.
-            None if fewer positions are stored.
+            The deviations (R,) in pixels, NaN if unknown, and the ratio of the two intervals between the three
+            positions. None if fewer than three positions are stored.
         """
         last, middle, first = (self._sample - back - number for number in range(3))
         last_s, middle_s, first_s = (self._sample_times_s[at] for at in (last, middle, first))
@@ -322,7 +326,7 @@ class TrackedObjects:
         return motion_of(moves, on_ground, float(self.table["size"][row]))
 
     def _recent(self, row: int) -> tuple[list[float], list[complex]]:
-        """Return the stored positions of the last second: their times, in seconds relative to now, and the points."""
+        """Return the times, in seconds relative to now, and the points of the positions stored in the last second."""
         now_s, times_s, points = self.clock.now_s, [], []
         for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):
             if time_s >= now_s - WINDOW_S and point == point:  # noqa: PLR0124 - NaN is not equal to itself
@@ -332,18 +336,18 @@ class TrackedObjects:
 
 
 def packed(cut: BoolArray) -> NDArray[np.uint32]:
-    """Return rows (M, 4) of a mask as numbers (M,) for the column `cut` of the track table, which is faster to write.
+    """Convert the rows of a mask (M, 4) to numbers (M,) for the column `cut` of the track table.
 
-    `view(np.bool_)` converts the numbers back.
+    Numbers are faster to write than rows. `view(np.bool_)` converts them back.
     """
     return np.ascontiguousarray(cut).view(np.uint32)[:, 0]
 
 
 def jitter_of(moved: Points, before: Points, size: FloatArray, factor: float | FloatArray) -> FloatArray:
-    """Return the variance (M,) of the errors of positions, in object sizes², from deviations from uniform motion.
+    """Return the jitter (M,) of objects: the variance of the errors of their positions, in object sizes².
 
     Args:
-        moved: deviations (M,) of the positions, in pixels.
+        moved: deviations (M,) of the positions from uniform motion, in pixels.
         before: deviations (M,) of the previous positions, or `moved` again.
         size: sizes (M,) of the objects in pixels.
         factor: ratio of the mean product of both deviations to the variance, if the errors are independent.
@@ -355,12 +359,12 @@ def jitter_of(moved: Points, before: Points, size: FloatArray, factor: float | F
 
 
 def square_factor(ratio: float | FloatArray) -> float | FloatArray:
-    """Return `factor` of `jitter_of` for the square of one deviation. `ratio` is that of its intervals."""
+    """Return `factor` of `jitter_of` for the square of one deviation. `ratio` is the ratio of its two intervals."""
     return 1.0 + (1.0 + ratio) * (1.0 + ratio) + ratio * ratio
 
 
 def product_factor(before: float | FloatArray, ratio: float | FloatArray) -> float | FloatArray:
-    """Return `factor` of `jitter_of` for two successive deviations, whose intervals have these ratios."""
+    """Return `factor` of `jitter_of` for two successive deviations, given the ratio of the intervals of each."""
     return -1.0 - (2.0 + before) * ratio
 
 
@@ -374,8 +378,8 @@ def line_margin_px(jitter: FloatArray, size: FloatArray | float) -> FloatArray:
 def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, FloatArray]:
     """Return the matrix (4, 2 A + 2 + 2 L) and the offset that convert boxes to the inputs of lines and zones.
 
-    The columns are x and y of each of A anchors, width and height, the distances from each of L lines, and again these
-    distances.
+    The columns are x and y of each of A anchors, the width and the height, the distances from L lines, and the same
+    distances again.
     """
     places = places_of_anchors(anchors)
     distances, offset = lines.of_places(places)
@@ -387,8 +391,10 @@ def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, 
 def motion_of(moves: complex, on_ground: complex, size: float) -> tuple[float, float]:
     """Return the speed in km/h and the direction in degrees, as `TrackedObjects.motion` does.
 
-    `moves` is the velocity in pixels per second, `on_ground` is that in meters per second, and `size` is the size of
-    the object in pixels. Velocities are NaN if unknown.
+    Args:
+        moves: velocity x + iy in pixels per second; NaN if unknown.
+        on_ground: velocity x + iy on the ground in meters per second; NaN if unknown.
+        size: size of the object in pixels.
     """
     heading_deg = math.nan
     if abs(moves) >= _MOVING * size:
@@ -397,7 +403,7 @@ def motion_of(moves: complex, on_ground: complex, size: float) -> tuple[float, f
 
 
 def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex:
-    """Return the velocity as x + iy per second; NaN if the positions span less than `LEAST_SPAN_S`."""
+    """Return the velocity x + iy per second; NaN if the positions span less than `LEAST_SPAN_S`."""
     if not times_s or max(times_s) - min(times_s) < LEAST_SPAN_S:
         return _UNKNOWN
     return complex(*fitted_velocity(len(times_s), times_s, points))
@@ -406,10 +412,10 @@ def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex:
 def fitted_velocity(number: Any, times_s: Sequence[Any], points: Sequence[Any]) -> tuple[Any, Any]:
     """Return the velocity x and y per second, from a least-squares fit to `number` positions at different times.
 
-    The arguments are either numbers, or arrays (M,) with the values of M objects. Then the results are arrays, too.
-    Times and positions can be 0 in place of positions that are not known.
+    The elements of the arguments are either numbers for one object, or arrays (M,) for M objects. The results have the
+    same form. Where a position is not known, both its time and its position must be 0.
     """
-    # `sum` is not used, because its result depends on the version of Python.
+    # The result of `sum` depends on the version of Python.
     sum_t, sum_p = reduce(add, times_s), reduce(add, points)
     spread = number * reduce(add, map(mul, times_s, times_s)) - sum_t * sum_t
     moved = number * reduce(add, map(mul, times_s, points)) - sum_t * sum_p

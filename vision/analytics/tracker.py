@@ -3,12 +3,17 @@
 Cameras drop frames and change their frame rate, so every parameter is a time, a score, or a multiple of the object's
 size. Therefore, the same rules apply at 30, 10, and 3 frames/s.
 
-Detections are matched with published tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack: Multi-Object
-Tracking by Associating Every Detection Box", ECCV 2022): first strong detections with any of these tracks, then weak
-detections with tracks that were detected just before, and have no match or a doubtful one. The other strong detections
-continue unpublished tracks or start new tracks. The motion model is a Kalman filter in continuous time. Two parts come
-from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the similarity includes the direction, and an option
-computes the motion of an object after a gap from only two positions.
+The tracker matches detections with published tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack:
+Multi-Object Tracking by Associating Every Detection Box", ECCV 2022):
+
+1. It matches strong detections with any published track.
+2. It matches weak detections with tracks that were detected just before, and have no match or a doubtful match.
+
+The other strong detections continue unpublished tracks or start new tracks.
+
+The motion model is a Kalman filter in continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric
+SORT", CVPR 2023): the similarity includes the direction, and an option computes the motion of an object after a gap
+from only two positions.
 
 One array contains all tracks, with a row for each quantity, so that the number of NumPy calls per frame is fixed.
 """
@@ -61,8 +66,6 @@ from vision.analytics.track_state import (
 from vision.config import TrackConfig
 from vision.types import Detections, Tracks
 
-# The motion model. Lengths are in object sizes (the longer side of the box), so that the distance to the camera does
-# not matter. The values fit people on foot. The filter also follows faster objects, because it allows acceleration.
 _SIZE_NOISE: Final = 1.5  # ratio of the variance of width and height to the variance of the center
 _NOISE_OF_ROWS: Final = np.array([[1.0], [1.0], [_SIZE_NOISE], [_SIZE_NOISE]])
 
@@ -71,13 +74,13 @@ _FARTHEST: Final = 2.0  # maximum distance of a match in object sizes, at which 
 _ANY_STAGE: Final = 0.12  # minimum similarity of a published track and a strong detection
 _WEAK_STAGE: Final = 0.5  # minimum similarity of a published track and a weak detection
 _STANDING_STAGE: Final = 0.7  # the same for a standing object that has had only weak detections for `weak_s`
-_WEAK_STEPS: Final = 4.5  # usual intervals since the last detection within which a weak detection can continue a track
+_WEAK_STEPS: Final = 4.5  # usual intervals after the last detection in which a weak detection can continue a track
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
 _ANY_DISTANCE: Final = distance_of(_ANY_STAGE)  # beyond it, boxes that do not overlap cannot match
 _WEAK_DISTANCE: Final = distance_of(_WEAK_STAGE)
-_COVERED: Final = 0.2  # part of a box from which a nearer box explains its weak detections
+_COVERED: Final = 0.2  # an object counts as covered if a nearer box covers at least this part of its box
 _SAME_OBJECT_IOU: Final = 0.7  # a detection that overlaps a tracked object this much is the same object
-_PERHAPS_SAME_IOU: Final = 0.4  # with at least this overlap, it is another object only if it lasts `_PERHAPS_SAME_S`
+_PERHAPS_SAME_IOU: Final = 0.4  # a detection with this overlap is another object only if it lasts `_PERHAPS_SAME_S`
 _PERHAPS_SAME_S: Final = 0.5
 
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
@@ -97,8 +100,8 @@ class Tracker:
 
     Args:
         config: scores and times that control the tracks; the defaults if None.
-        frame_size_px: width and height of the frame; None if unknown. Published boxes are clipped to the frame. Boxes
-            that the edge of the frame cuts off may change their size at any rate.
+        frame_size_px: width and height of the frame; None if unknown. The tracker clips published boxes to the frame.
+            Boxes that the edge of the frame cuts off may change their size at any rate.
         groups: groups of classes that the detector confuses; None if there are none. The class of a track is
             the class with the most votes in its group.
         track_ids: ids of new tracks. If None, all such trackers of the process share one sequence of ids.
@@ -122,7 +125,7 @@ class Tracker:
         self._groups: ClassIds = np.zeros(0, np.int32)
         self._time = FrameClock()
         self._motion = motion(0.0)
-        self._size_step = 1.0, 0.0  # as returned by `size_step`
+        self._size_step = 1.0, 0.0  # result of `size_step`
         self._seen_s = 0.0  # no track was last detected before this time
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
@@ -135,7 +138,8 @@ class Tracker:
 
         Returns:
             The published tracks that were detected in this frame. Each box lies between the detected and the predicted
-            box: the higher the score and the more likely the size, the nearer to the detected box. Rounded to 0.2 px.
+            box: the higher the score and the more likely the size, the nearer to the detected box. The boxes are
+            rounded to 0.2 px.
         """
         return update_together([(self, detections, captured_ns)])[0]
 
@@ -162,7 +166,13 @@ def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[T
     """Process one frame of each of several cameras, as `Tracker.update` does, with the same NumPy calls for all.
 
     The trackers must have equal settings. The results do not depend on which frames are processed together. Most of the
-    time of a frame is the fixed cost of NumPy calls, so a frame of a group takes less time.
+    time of a frame is the fixed cost of NumPy calls, so a frame takes less time in a group than alone.
+
+    Args:
+        frames: the tracker, the detections, and the capture time in nanoseconds of each frame.
+
+    Returns:
+        The published tracks of each frame, in the order of `frames`.
     """
     results: list[Tracks] = []
     while len(results) < len(frames):
@@ -181,7 +191,7 @@ def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[T
 
 
 class _TracksTogether:
-    """The tracks of one or several cameras during one update. The tracks of the first camera come first, and so on."""
+    """The tracks of one or several cameras during one update, in the order of the cameras."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         first = trackers[0]
@@ -283,7 +293,7 @@ class _TracksTogether:
             pairs.match(tracks, weak, _STANDING_STAGE, matches)
 
     def _covered(self, tracks: BoolArray, matches: IndexArray) -> BoolArray:
-        """Return a mask (M,) of the `tracks` whose objects are partly behind an object that was just detected."""
+        """Return a mask (M,) of the `tracks` whose objects are partly behind an object that has a match in this frame."""
         covered, hidden, nearer = np.zeros_like(tracks), tracks.nonzero()[0], (matches >= 0).nonzero()[0]
         corners = _CORNERS.dot(self._state[AT]).T
         covers = covered_parts(corners[hidden], corners[nearer]) >= _COVERED
@@ -293,11 +303,11 @@ class _TracksTogether:
         return covered
 
     def _pairs(self, frame: FrameDetections) -> Pairs:
-        """Return the tracks and detections that are near each other, with their similarity."""
+        """Return the pairs of a track and a detection that are near each other, with their similarity."""
         state, at = self._state, frame.at
         size = np.maximum(state[2], state[3])
         variance = place_variance(state, size)
-        # An unpublished track can match if only the direction is right, at any distance.
+        # An unpublished track can match at any distance, if the direction is right.
         deviations = np.where(self._ids > 0, _ANY_DISTANCE, math.inf)
         tracks = Near(state[PLACE], state[EXTENT], variance, deviations, self._groups, self._camera)
         deviations = np.where(frame.strong, _ANY_DISTANCE, _WEAK_DISTANCE)
@@ -309,9 +319,9 @@ class _TracksTogether:
     # --- the life of a track ------------------------------------------------------------------------------------------
 
     def _publish(self, tracks: IndexArray) -> FloatArray | None:
-        """Assign ids to matched tracks that are now old enough to be published. Return `Tracks.previous_xyxy`.
+        """Assign ids to matched tracks that are old enough to be published. Return `Tracks.previous_xyxy` (M, 4).
 
-        Return None if all matched tracks have ids already. Call this before `_correct`, which overwrites the previous
+        Return None if all matched tracks already have ids. Call this before `_correct`, which overwrites the previous
         positions.
         """
         new = self._ids[tracks] == 0
@@ -378,10 +388,11 @@ class _TracksTogether:
         return belief
 
     def _begin(self, frame: FrameDetections, matched: IndexArray) -> None:
-        """Start tracks for detections with at least `new_score` that neither match nor overlap a track.
+        """Start tracks for unmatched detections with at least `new_score` that do not show a tracked object.
 
-        If the overlap is at least `_PERHAPS_SAME_IOU`, the track is published `_PERHAPS_SAME_S` later. The best
-        detections come first, until there are `max_objects` tracks. `matched` are the matched detections.
+        A detection shows a tracked object if it overlaps a matched detection by `_SAME_OBJECT_IOU`. If the overlap is
+        at least `_PERHAPS_SAME_IOU`, the track is published `_PERHAPS_SAME_S` later. The detections with the highest
+        scores come first, until there are `max_objects` tracks. `matched` are the indices of the matched detections.
         """
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False
@@ -411,7 +422,10 @@ class _TracksTogether:
             self._sort(np.concatenate([self._camera, frame.camera[new]]))
 
     def _best(self, new: IndexArray, camera: IndexArray | None) -> IndexArray:
-        """Return the detections `new` for which there is room. `camera` (N,) contains the camera of each detection."""
+        """Return the first of the detections `new`, so that each camera has at most `max_objects` tracks.
+
+        `camera` (N,) contains the index of the camera of each detection; None if there is only one camera.
+        """
         if camera is None or self._camera is None:
             return new[: max(0, self._config.max_objects - len(self._ids))]
         new_of = [new[camera[new] == number] for number in range(len(self._trackers))]
@@ -427,7 +441,14 @@ class _TracksTogether:
     def _results(
         self, tracks: IndexArray, matched: IndexArray, frame: FrameDetections, trust: FloatArray
     ) -> list[Tracks]:
-        """Return each camera's tracks to publish. `tracks` and `matched` are indices (M,) of tracks and detections."""
+        """Return each camera's tracks to publish.
+
+        Args:
+            tracks: indices (M,) of the tracks.
+            matched: indices (M,) of their detections.
+            frame: the detections.
+            trust: weight (M,) of each detected box, from 0 to 1.
+        """
         cameras = self._cameras_of(tracks)
         boxes, scores = _CORNERS.dot(self._state[AT].take(tracks, axis=1)).T, frame.scores[matched]
         detected = frame.boxes.take(matched, axis=0)

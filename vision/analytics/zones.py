@@ -1,7 +1,7 @@
 """`ZoneWatch` detects when objects enter, leave, and stay in zones. `CrowdDetector` detects when zones are crowded.
 
 An object enters or leaves a zone when its anchor is beyond the border by a margin. An object that appears inside a zone
-also enters it.
+also enters the zone.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from vision.config.analytics import ZoneConfig
 class Passage(NamedTuple):
     """The passage of one object into or out of one zone."""
 
-    row: int  # in the track table
-    zone: int
-    is_inside: bool  # after the passage
-    appeared: bool  # inside the zone, so the object did not cross the border
+    row: int  # row of the object in the track table
+    zone: int  # index of the zone
+    is_inside: bool  # True if the object is inside the zone after the passage
+    appeared: bool  # True if the object is new, so it did not cross the border
 
 
 class ZoneWatch:
-    """Detects entries, exits, and long stays in zones. `columns` defines the state that a `TrackTable` stores."""
+    """Detector of entries, exits, and long stays in zones. `columns` defines the state that a `TrackTable` stores."""
 
     def __init__(self, zones: Sequence[ZoneConfig], anchors: Sequence[str], class_names: Sequence[str]) -> None:
         number = len(zones)
         self.columns: Mapping[str, TrackColumn] = {
             "inside": TrackColumn(np.bool_, (number,)),
             "entered_s": TrackColumn(np.float64, (number,)),
-            # When the object will have been inside for `dwell_s`; infinite if it will not be reported.
+            # When the object will have been inside for `dwell_s`; infinite if no long stay will be reported.
             "dwells_s": TrackColumn(np.float64, (number,), math.inf),
             "dwelling": TrackColumn(np.bool_, (number,)),
         }
@@ -63,7 +63,7 @@ class ZoneWatch:
     def adopt(self, table: TrackTable, kept: IndexArray) -> list[tuple[int, int]]:
         """Continue the stays of the objects in `table`. Call this after `TrackTable.adopt`.
 
-        Return the row and the zone of each object that is in a zone which is new or has changed (`kept` is -1).
+        Return the row and the zone of each object in a new or changed zone, for which `kept` is -1.
         """
         stays = table["inside"] & ~table["dwelling"]
         due_s = table["entered_s"] + (np.array(self._dwell_s) - CLOCK_GRAIN_S)
@@ -77,7 +77,10 @@ class ZoneWatch:
         return list(zip(rows.tolist(), zones.tolist(), strict=True))
 
     def look(self, table: TrackTable, seen: TrackSnapshot) -> list[Passage]:
-        """Return the passages in this frame, ordered by object and then by zone. `enter` and `leave` store them."""
+        """Return the passages in this frame, ordered by object and then by zone.
+
+        The caller must call `enter` or `leave` for each passage.
+        """
         points = seen.points[:, self._places]
         inside = self.inside(seen.points, table["class_id"], seen.rows)
         changed = inside != table["inside"].take(seen.rows, axis=0)
@@ -111,9 +114,9 @@ class ZoneWatch:
     def first_far(
         self, points: Points, margins: FloatArray, starts: IndexArray, ends: IndexArray, zones: IndexArray
     ) -> list[tuple[int, int]]:
-        """Return the first row of each range in which the object is far from the border of the zone, and the zone.
+        """Return, for each range of rows, the first row in which the object is far from the border, and the zone.
 
-        Far means farther than the margin of the row. Ranges without such a row are left out.
+        Far means farther than the margin of the row. The result omits ranges without such a row.
 
         Args:
             points: positions (N, A) of the anchors, by row.
@@ -140,6 +143,7 @@ class ZoneWatch:
         return found
 
     def enter(self, table: TrackTable, row: int, zone: int, now_s: float) -> None:
+        """Record that an object has entered a zone at `now_s`."""
         table["inside"][row, zone] = True
         table["entered_s"][row, zone] = now_s
         dwells_s = self.dwells_s(zone, now_s)
@@ -151,6 +155,7 @@ class ZoneWatch:
         return entered_s + self._dwell_s[zone] - CLOCK_GRAIN_S
 
     def leave(self, table: TrackTable, row: int, zone: int) -> None:
+        """Record that an object has left a zone."""
         table["inside"][row, zone] = table["dwelling"][row, zone] = False
         table["dwells_s"][row, zone] = math.inf
 
@@ -160,9 +165,9 @@ class ZoneWatch:
         table["dwells_s"][row, zone] = math.inf
 
     def dwellers(self, table: TrackTable, now_s: float) -> list[tuple[int, int]]:
-        """Return the row and the zone of each object that has now been in a zone for the zone's `dwell_s`.
+        """Return the row and the zone of each object that has been in a zone for the zone's `dwell_s` at `now_s`.
 
-        Each stay is returned once. An undetected object is returned when it is detected again.
+        Return each stay only once. Return an undetected object when it is detected again.
         """
         if now_s < self._next_dwell_s:
             return []
@@ -177,18 +182,18 @@ class ZoneWatch:
 
 @dataclass(slots=True)
 class _Crowd:
-    """The state of one zone that has a threshold."""
+    """The crowding of one zone that has a `crowd_threshold`."""
 
     above: int  # the threshold
-    for_s: float  # time above the threshold before crowding starts, or not above it before it ends
+    for_s: float  # time in seconds for which the occupancy must contradict `is_crowded` before `is_crowded` changes
     is_crowded: bool = False
     change_since_s: float | None = None  # when the occupancy began to contradict `is_crowded`; None if it does not
     from_s: float = 0.0  # start of the crowding
-    most: int = 0  # maximum number of objects since then
+    most: int = 0  # maximum number of objects since `from_s`
 
 
 class CrowdDetector:
-    """Detects when crowding starts and ends in each zone. A change must last for `crowded_for_s`."""
+    """Detector of the start and the end of crowding in each zone. A change must last for `crowded_for_s`."""
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
         self.occupants = [0] * len(zones)  # number of objects in each zone
@@ -212,9 +217,9 @@ class CrowdDetector:
                 self._crowds[zone] = replace(old, above=crowd.above, for_s=crowd.for_s)
 
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Update the crowding of each zone. Yield the zone's index and the data of each event.
+        """Update the crowding of each zone. Yield the index of the zone and the data of each event.
 
-        After a long gap (`unobserved`), a change must again last for `crowded_for_s` before it is reported.
+        `unobserved` is True after a long gap without frames. Then a change must again last for `crowded_for_s`.
         """
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]
@@ -247,7 +252,10 @@ class CrowdDetector:
         return min(pending, default=math.inf)
 
     def end(self, now_s: float, zones: Container[int] | None = None) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """End the crowding of `zones` now; of every zone if None. Yield the zone's index and the data of each event."""
+        """End the crowding in `zones`, or in every zone if `zones` is None.
+
+        Yield the index of the zone and the data of each event.
+        """
         for zone, crowd in self._crowds.items():
             if crowd.is_crowded and (zones is None or zone in zones):
                 yield zone, self._end(zone, crowd, now_s)
