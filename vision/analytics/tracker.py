@@ -293,7 +293,7 @@ class _TracksTogether:
             pairs.match(tracks, weak, _STANDING_STAGE, matches)
 
     def _covered(self, tracks: BoolArray, matches: IndexArray) -> BoolArray:
-        """Return a mask (M,) of the `tracks` whose objects are partly behind an object that has a match in this frame."""
+        """Return a mask (M,) of the `tracks` whose objects are partly behind an object with a match in this frame."""
         covered, hidden, nearer = np.zeros_like(tracks), tracks.nonzero()[0], (matches >= 0).nonzero()[0]
         corners = _CORNERS.dot(self._state[AT]).T
         covers = covered_parts(corners[hidden], corners[nearer]) >= _COVERED
