@@ -20,12 +20,12 @@ from vision.evaluation.passes import Progress, Scene
 from vision.stages.video_encoder import open_encoder
 from vision.types import Event
 
-_TRAIL_S: Final = 2.0  # length of a trail
-_REMIND_S: Final = 1.0  # how long a label shows the former track of its object
+_TRAIL_S: Final = 2.0  # duration of a trail in seconds
+_REMIND_S: Final = 1.0  # time in seconds for which a label shows the former track of its object
 
 
 def write_video(path: Path, scene: Scene, progress: Progress) -> str:
-    """Write the annotated video to `path`. Return the name of its codec.
+    """Read the labeled video again, and write the annotated video to `path`. Return the name of its codec.
 
     Raises:
         SourceError: the video cannot be read again.
@@ -44,7 +44,7 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
 
 
 class _Painter:
-    """Painter of the video's frames, which must be drawn in order. It keeps trails, counters, and former tracks."""
+    """Painter of the frames of the video, in order. It keeps trails, counters, and former tracks between frames."""
 
     def __init__(self, scene: Scene) -> None:
         subject = scene.subject
@@ -126,7 +126,7 @@ class _Painter:
 
 
 def _former_tracks(scene: Scene) -> dict[int, int]:
-    """Find the rows of `scene.found` at which a true object gets a new track. Return the former track for each row."""
+    """Return the former track at each row of `scene.found` at which a true object changes to a different track."""
     former: dict[int, int] = {}
     last: dict[int, int] = {}
     for true_id, partner in zip(scene.subject.truth.boxes.ids.tolist(), scene.partners.tolist(), strict=True):

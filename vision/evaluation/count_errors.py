@@ -1,7 +1,7 @@
 """Missed and false counts of lines and zones, in blocks of the labeled video.
 
-A true crossing and a counted one are matched if they have the same line and direction, and almost the same time. The
-same applies to entries and exits of zones.
+A true crossing matches a counted crossing if both have the same line and direction, and almost the same time. The same
+applies to entries and exits of zones.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from vision.evaluation.mot import Boxes
 from vision.evaluation.passes import Video
 from vision.types import Event
 
-_REPORTED_S: Final = 1.0  # delay of a report, in addition to `lost_s`
-_MARGIN: Final = 0.1  # least distance from the border of a zone, as a part of the longer side of the object's box
-_GRAIN_S: Final = 1e-3
+_REPORTED_S: Final = 1.0  # maximum delay of a report in seconds, in addition to `lost_s`
+_MARGIN: Final = 0.1  # minimum distance from the border of a zone, as a fraction of the longer side of the object's box
+_GRAIN_S: Final = 1e-3  # precision of times in seconds
 
 Times: TypeAlias = dict[tuple[str, str], list[float]]
 """Times in seconds of crossings, entries, and exits, by the name of the line or zone and the kind of the passage."""
@@ -42,7 +42,7 @@ def count_errors(
     *,
     lost_s: float,
 ) -> Clip:
-    """Compare counted and true crossings, entries, and exits.
+    """Compare the counted crossings, entries, and exits with the true ones.
 
     Args:
         section: lines and zones of the camera.
@@ -50,7 +50,7 @@ def count_errors(
         events: events of the pipeline, with their frame numbers from 1.
         class_name: class of the labeled objects.
         video: the labeled video.
-        lost_s: the `lost_s` of the tracker.
+        lost_s: the `lost_s` of the tracker in seconds.
 
     Returns:
         For each line or zone, and for each key, such as ``in``, the errors in successive blocks of `BLOCK_S`.
@@ -92,9 +92,9 @@ def _counted_times(events: Sequence[tuple[int, Event]], class_name: str, video: 
 def match_times(
     true_s: Sequence[float], counted_s: Sequence[float], duration_s: float, *, window_s: float
 ) -> list[CountBlock]:
-    """Match true and counted times that differ by at most `window_s`, earliest first.
+    """Match true times with counted times that differ by at most `window_s`, earliest first.
 
-    Return the errors in blocks of `BLOCK_S` of a video of `duration_s`.
+    All arguments are in seconds. Return the errors in successive blocks of `BLOCK_S` of a video of `duration_s`.
     """
     number = max(1, round(duration_s / BLOCK_S))
     true, missed, false = (np.zeros(number, np.int64) for _ in range(3))
@@ -119,7 +119,7 @@ def match_times(
 def true_passages(
     zone: ZoneConfig, units: Units, truth: Boxes, video: Video, lost_s: float
 ) -> Iterator[tuple[float, str]]:
-    """Yield (time in seconds, ``entered`` or ``left``) for each true entry into a zone and each true exit from it.
+    """Yield (time in seconds, ``entered`` or ``left``) for each true entry into a zone, and for each true exit from it.
 
     If the last box of an object is less than `lost_s` before the end of the video, do not yield an exit at this box,
     because the video ends before the pipeline reports such an exit.
@@ -168,10 +168,10 @@ def _passages(
 
 
 def add_clip(path: Path, name: str, clip: Clip) -> int:
-    """Add a clip to an accuracy file, and create the file if necessary. Replace a clip of the same name.
+    """Add a clip to an accuracy file, or replace the clip of the same name. Create the file if necessary.
 
     Returns:
-        the number of clips in the file.
+        The number of clips in the file.
 
     Raises:
         ConfigError: the file exists, but cannot be read or is not an accuracy file.

@@ -1,8 +1,8 @@
 """True crossings of each line, computed from the ground truth alone, and their comparison with counted crossings.
 
-This code is independent of the stage that counts, but follows the same definition, which is in docs/analytics.md. The
-margin is that of an object whose box does not jitter. The code evaluates each true path as a whole: it splits the path
-into visits to either side of the line, and finds the visits that establish a side.
+This code is independent of the stage that counts, but follows the same definition (docs/analytics.md). Its margin is
+the margin of an object whose box does not jitter. The code evaluates each true path as a whole: it splits the path into
+visits to either side of the line, and finds the visits that establish a side.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vision.types import Event
 _MARGIN: Final = 0.04  # minimum distance that establishes a side, as a fraction of the longer side of the object's box
 _CUT_MARGIN: Final = 0.02  # the same for an object that the edge of the frame cuts off beyond the line
 _EDGE_PX: Final = 1.5  # distance from the edge of the frame up to which a side of a box counts as cut off
-_SLIGHT: Final = 1e-6
-_CLEAR: Final = 0.08  # distance that establishes a side at once
+_SLIGHT: Final = 1e-6  # smaller changes of a distance are rounding errors
+_CLEAR: Final = 0.08  # distance that establishes a side at once, as a fraction of the longer side of the object's box
 _HOLD_S: Final = 0.5  # time that establishes a side after the distance has exceeded `_MARGIN`
 _LOST_S: Final = 1.5  # `track.lost_s`, unless configured otherwise
-_MAX_GAP_S: Final = 60.0  # a longer gap splits a path
+_MAX_GAP_S: Final = 60.0  # a longer gap between two boxes splits a path
 _GRAIN_S: Final = 1e-3  # precision of times
 _FRAMES_KEPT: Final = 2.5  # frame intervals for which an object is kept even if `lost_s` is shorter
 
@@ -38,10 +38,10 @@ _FRAMES_KEPT: Final = 2.5  # frame intervals for which an object is kept even if
 class LineScore:
     """True and counted crossings of one line in one direction."""
 
-    line: str
-    direction: str
-    true: int
-    counted: int
+    line: str  # name of the line
+    direction: str  # "in" or "out"
+    true: int  # number of true crossings
+    counted: int  # number of counted crossings
 
     @property
     def error(self) -> float:
@@ -62,7 +62,16 @@ def score_lines(
     *,
     lost_s: float = _LOST_S,
 ) -> list[LineScore]:
-    """Compare counted and true crossings of one class. Return the numbers of both for each line and direction."""
+    """Return the numbers of true and of counted crossings of one class, for each line and direction.
+
+    Args:
+        section: lines of the camera.
+        truth: labeled boxes of the class.
+        events: events of the pipeline, with their frame numbers.
+        class_name: class of the labeled objects.
+        video: the labeled video.
+        lost_s: the `lost_s` of the tracker in seconds.
+    """
     counted = Counter(
         (event.name, event.data.get("direction"))
         for _, event in events
@@ -117,10 +126,10 @@ def crossings_of_path(
     """Yield ``in`` or ``out`` for each crossing of a line by one object.
 
     Args:
-        boxes_xyxy: boxes of the object, (N, 4), in pixels like the line.
+        boxes_xyxy: boxes of the object, (N, 4), in pixels.
         times_s: times of the boxes, (N,), ascending.
-        line: a line in pixels.
-        lost_s: time without a box after which the object is lost.
+        line: a line with points in pixels.
+        lost_s: time in seconds without a box after which the object is lost.
         frame_size_px: width and height of the frame that cuts off boxes; None if the boxes are whole.
     """
     ends = np.array(line.points, np.float64)
@@ -148,7 +157,7 @@ class _Path:
     right: NDArray[np.float64]  # (N,) distance from the line in object sizes; positive on the right
     place: NDArray[np.float64]  # (N,) 0 at the first end of the line, 1 at the second
     sizes: NDArray[np.float64]  # (N,) longer side of the box, in pixels
-    outside: NDArray[np.bool_]  # (N,) the edge of the frame cuts off the box, so the whole object is even farther away
+    outside: NDArray[np.bool_]  # (N,) True if the frame cuts off the box, so the whole object is farther from the line
 
     @classmethod
     def of(
@@ -168,7 +177,7 @@ class _Path:
         outside = np.zeros(len(boxes_xyxy), np.bool_)
         if frame_size_px is not None:
             cut = cut_sides(boxes_xyxy, frame_size_px)
-            # How the anchor moves if a cut side moves outward, and how its distance to the right changes then.
+            # How the anchor moves if a cut side moves outward, and how much this increases the distance from the line.
             share_x, share_y = ANCHORS[anchor]
             moves = np.array([(share_x - 1, 0), (0, share_y - 1), (share_x, 0), (0, share_y)])
             change = cut * (along[0] * moves[:, 1] - along[1] * moves[:, 0]) * np.sign(right_px)[:, None] / length
@@ -197,10 +206,13 @@ def _crossings(path: _Path, lost_s: float) -> Iterator[tuple[int, str]]:
 
 
 def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) -> bool:
-    """Return True if a visit to one side of the line establishes this side. `visit` selects positions of the path.
+    """Return True if a visit to one side of the line establishes this side.
 
-    Less is required if `is_first` is True (no side is established before the visit), or if `is_last` is True (the
-    object is lost after the visit).
+    Args:
+        path: the path of an object.
+        visit: the positions of the path during the visit.
+        is_first: True if no side is established before the visit. Then a smaller distance establishes the side.
+        is_last: True if the object is lost after the visit. Then a smaller distance establishes the side.
     """
     distance, times_s, outside = np.abs(path.right[visit]), path.times_s[visit], path.outside[visit]
     beyond, enters = np.flatnonzero(distance > _MARGIN), outside & (distance > _CUT_MARGIN)
@@ -213,7 +225,7 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
 
 
 def _meeting(path: _Path, later: int) -> float:
-    """Return the place at which the step to position `later` meets the extended line, in the scale of `_Path.place`."""
+    """Return where the step to the position `later` meets the extended line, in the scale of `_Path.place`."""
     before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
     share = before / (before - after)
     return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

@@ -1,10 +1,11 @@
 """Precision, recall, and average precision of boxes.
 
 Boxes are matched as in COCO: in order of descending scores, each detection of a frame is matched to the free true box
-with the greatest overlap, if that overlap is large enough. All other detections are false. Average precision is that of
-PASCAL VOC since 2010: the whole area under the envelope of precision over recall (Everingham et al., "The PASCAL Visual
-Object Classes Challenge: A Retrospective", IJCV 2015). COCO samples the same curve at 101 recalls; its results differ
-by less than 0.005.
+with the greatest overlap, if this overlap is large enough. All other detections are false.
+
+Average precision (AP) is defined as in PASCAL VOC since 2010: the whole area under the envelope of precision over
+recall (Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015). COCO samples the
+same curve at 101 recalls; its results differ by less than 0.005.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from vision.evaluation.mot import Boxes, overlaps
 
 OVERLAPS: Final = np.arange(50, 100, 5) / 100
-"""Overlap thresholds of AP@[.5:.95]. The first one is that of AP@0.5."""
+"""Overlap thresholds (IoU) of AP@[.5:.95]. The first threshold is that of AP@0.5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Curve:
         return (float(self.precision[count - 1]), float(self.recall[count - 1])) if count else (1.0, 0.0)
 
     def best(self) -> tuple[float, float]:
-        """Return the score threshold with the highest F1, and that F1; (0, 0) if there are no detections."""
+        """Return the score threshold with the highest F1, and this F1; (0, 0) if there are no detections."""
         if not len(self.scores):
             return 0.0, 0.0
         best = int(self.f1.argmax())
@@ -53,11 +54,11 @@ class DetectionScores:
     ap50: float
     ap: float  # AP@[.5:.95]
     precision: float  # at `score` and an overlap of 0.5
-    recall: float
+    recall: float  # at `score` and an overlap of 0.5
     score: float  # threshold for published objects
     lowest_score: float  # threshold for detections that count for `ap50` and `ap`
     best_score: float  # threshold with the highest F1
-    best_f1: float
+    best_f1: float  # F1 at `best_score`
     true_boxes: int
     found_boxes: int  # with a score of at least `score`
     by_overlap: tuple[float, ...]  # AP at each of `OVERLAPS`
@@ -72,6 +73,7 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
     """Compare all detections with the ground truth. Return the metrics.
 
     Args:
+        truth: the labeled boxes.
         found: detections with a score of at least `lowest_score`.
         score: score threshold for published objects.
         lowest_score: score threshold for average precision. It should be low, because AP misses detections below it.
@@ -102,7 +104,7 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
 def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
     """Match detections to true boxes of the same frame, separately for each minimum IoU in `OVERLAPS`.
 
-    The detection with the highest score comes first. It matches the free true box that it overlaps most.
+    The detections with the highest scores come first. Each of them matches the free true box that it overlaps most.
 
     Returns:
         Mask (N, len(OVERLAPS)) of the N detections in `found` that match a true box.

@@ -125,7 +125,14 @@ def open_subject(request: Request, stop: threading.Event) -> Subject:
 
 
 def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: float) -> tuple[Evaluation, Scene]:
-    """Compute all metrics. Return them, and the data for the plots and the annotated video."""
+    """Compute all metrics. Return the metrics, and the data for the plots and the annotated video.
+
+    Args:
+        subject: the checked inputs.
+        findings: the results of the pipeline.
+        config_name: name of the configuration, as the user has written it.
+        seconds: duration of the pipeline run.
+    """
     config, video, truth = subject.config, subject.video, subject.truth.boxes
     camera = config.cameras[0]
     published = boxes_of_class(findings.objects, subject.class_id)
@@ -158,7 +165,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
 
 
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:
-    """Yield notes on anything that limits the validity of the metrics."""
+    """Yield a note on each fact that limits the validity of the metrics."""
     truth, frames = subject.truth, subject.video.frames
     empty, last = frames - len(np.unique(truth.boxes.frames)), int(truth.boxes.frames[-1])
     if empty:

@@ -1,4 +1,4 @@
-"""Function that writes a plot of matplotlib to a file as a whole."""
+"""`write_figure` writes a plot of matplotlib to a file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from vision.errors import from_os_error
 
 
 def write_figure(figure: Any, path: Path, option: str, *, dpi: float | None = None) -> None:
-    """Write a figure to `path`, whose extension selects the format. If this fails, an existing file stays as it was.
+    """Write a figure to `path`. If this fails, an existing file stays unchanged.
 
     Args:
         figure: figure of matplotlib.
+        path: the file to write. Its extension selects the format.
         option: option of the command that names the file, for error messages.
         dpi: pixels per inch; None means the resolution of the figure.
 

@@ -1,7 +1,7 @@
 """Text files in the format of MOTChallenge: the ground truth of a video, and results.
 
-An error in the ground truth silently distorts every metric, so the whole file is checked before the pipeline runs, and
-every fault is reported with its line.
+An error in the ground truth silently distorts every metric. Therefore, the whole file is checked before the pipeline
+runs, and every fault is reported with its line.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Boxes:
     """N boxes of a video, sorted by frame."""
 
     frames: NDArray[np.int64]  # (N,) frame numbers from 1
-    ids: NDArray[np.int64]  # (N,) object IDs; -1 means unknown
-    boxes_xyxy: NDArray[np.float64]  # (N, 4) pixels
+    ids: NDArray[np.int64]  # (N,) object ids; -1 means unknown
+    boxes_xyxy: NDArray[np.float64]  # (N, 4) corners in pixels
     scores: NDArray[np.float64]  # (N,) 1 for ground truth
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def rows(self, keep: NDArray[np.bool_]) -> Boxes:
-        """Return the boxes for which `keep`, an array (N,) of bool, is True."""
+        """Return the boxes for which the mask `keep` (N,) is True."""
         return Boxes(self.frames[keep], self.ids[keep], self.boxes_xyxy[keep], self.scores[keep])
 
     def slices(self, frames: int) -> list[slice]:
@@ -60,11 +60,13 @@ class Truth:
 
     path: Path
     boxes: Boxes
-    lines: NDArray[np.int64]  # (N,) line numbers in the file, from 1
+    lines: NDArray[np.int64]  # (N,) line number of each box in the file, from 1
     invalid: int  # number of rows with 0 in column 7, which are ignored
 
     def check_length(self, frames: int, source: str) -> None:
-        """Check that the ground truth is not longer than the video.
+        """Check that the ground truth is not longer than the video, which has `frames` frames.
+
+        `source` is the name of the video for the error message.
 
         Raises:
             ConfigError: the ground truth has rows for frames that the video does not have.
@@ -81,10 +83,13 @@ class Truth:
 
 
 def read_truth(path: Path) -> Truth:
-    """Read and check a ground-truth file. Its columns are `COLUMNS`; the last three are ignored and can be missing.
+    """Read and check a ground-truth file.
+
+    The columns of the file are `COLUMNS`. The last three columns are ignored, and can be missing.
 
     Raises:
-        ConfigError: the file cannot be read, has no valid rows, or has faulty rows. The message lists the first 8.
+        ConfigError: the file cannot be read, has no valid rows, or has faulty rows. The message lists the first 8
+            faults.
         Unavailable: the file cannot be read at present, for example because the disk fails.
     """
     try:
@@ -115,8 +120,8 @@ class _Reader:
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, ...]] = []
-        self.seen: dict[tuple[int, int], int] = {}  # frame and id -> line
-        self.invalid = 0
+        self.seen: dict[tuple[int, int], int] = {}  # line number by frame and id
+        self.invalid = 0  # number of rows with 0 in column 7
         self._columns: tuple[int, int] | None = None  # number of columns, and the first line with that number
 
     def read(self, number: int, line: str) -> None:
@@ -163,7 +168,7 @@ def _whole(name: str, value: float, least: int) -> int:
 
 
 def write_boxes(path: Path, boxes: Boxes) -> None:
-    """Write results for other scoring tools, as rows ``frame,id,left,top,width,height,score,-1,-1,-1``.
+    """Write boxes for other scoring tools, as rows ``frame,id,left,top,width,height,score,-1,-1,-1``.
 
     Raises:
         VisionError: the file cannot be written.
@@ -179,7 +184,7 @@ def write_boxes(path: Path, boxes: Boxes) -> None:
 
 
 def overlaps(a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the intersection over union of each pair of boxes (N, 4) and (M, 4), as an array (N, M)."""
+    """Return the intersection over union (N, M) of each pair of boxes from (N, 4) and (M, 4); 0 for empty boxes."""
     low = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
     high = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
     common = np.clip(high - low, 0.0, None).prod(axis=2)

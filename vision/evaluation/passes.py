@@ -1,8 +1,8 @@
 """Two passes over the labeled video. The first pass measures the video, and the second pass runs the pipeline.
 
-The first pass measures the length, so ground truth that is longer than the video is refused before the pipeline runs.
-The second pass works like the command `vision run --offline`, but also records all detections with a score of at least
-`LOWEST_SCORE`, which average precision needs.
+Because the first pass measures the length, the command can refuse ground truth that is longer than the video before the
+pipeline runs. The second pass works like the command `vision run --offline`, but also records all detections with a
+score of at least `LOWEST_SCORE`, which average precision needs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from vision.stages.stage import Report
 from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Tracks
 
 LOWEST_SCORE: Final = 0.05
+"""Minimum score of the detections that count for average precision, unless the configured threshold is lower."""
 
 Progress = Callable[[int], None]
 """Function that receives the number of processed frames."""
@@ -42,10 +43,10 @@ class Video:
     """Properties of the labeled video, measured in the first pass."""
 
     name: str  # source without secrets
-    frames: int
+    frames: int  # number of frames
     width_px: int
     height_px: int
-    interval_s: float  # median time from one frame to the next
+    interval_s: float  # median time from one frame to the next; 1 if unknown
 
     @property
     def duration_s(self) -> float:
@@ -76,18 +77,18 @@ class Scene:
     subject: Subject
     found: Boxes  # published objects of the class
     partners: NDArray[np.int64]  # result of `match_frames`
-    tracked: bool
-    events: tuple[tuple[int, Event], ...]  # with their frame numbers
+    tracked: bool  # True if the pipeline has a tracker
+    events: tuple[tuple[int, Event], ...]  # events with their frame numbers from 1
 
 
 @dataclass(slots=True)
 class Findings:
     """Results of the second pass, with their frame numbers from 1."""
 
-    detections: list[tuple[int, Detections]] = field(default_factory=list)  # including low scores
+    detections: list[tuple[int, Detections]] = field(default_factory=list)  # including scores below the threshold
     objects: list[tuple[int, Detections | Tracks]] = field(default_factory=list)  # as `vision run` publishes them
     events: list[tuple[int, Event]] = field(default_factory=list)
-    backend: str = ""
+    backend: str = ""  # name of the back-end
 
     @property
     def tracked(self) -> bool:
@@ -96,7 +97,7 @@ class Findings:
 
 
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
-    """Return the configuration with only the camera of the labeled video, without saved state, snapshots, and rules.
+    """Return the configuration with only the camera of the labeled video. Leave out saved state, snapshots, and rules.
 
     If `camera_id` is None, the configuration must have only one camera.
 
@@ -168,6 +169,8 @@ def survey(camera: CameraConfig, progress: Progress) -> Video:
 def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: threading.Event) -> Findings:
     """Run the pipeline on every frame of the camera, or until `stop` is set. Return the results.
 
+    `progress` receives the number of each published frame.
+
     Raises:
         Closed: `stop` was set before the start.
         SourceError: the video cannot be read to its end.
@@ -216,7 +219,7 @@ class _Recorder:
 
 
 class _FrameNumbers:
-    """Counter of frames from 1 for the whole video, because `FrameMeta.index` restarts when the frame size changes."""
+    """Converter from `FrameMeta.index`, which restarts in each epoch, to frame numbers from 1 in the whole video."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -232,8 +235,8 @@ class _FrameNumbers:
 class _RecordingDetector:
     """Wrapper of a detector that records all detections, and returns those with a score of at least `score`.
 
-    The returned detections are the same as with this threshold in the detector, because NMS processes candidates in
-    order of descending scores. Thus candidates below the threshold do not affect those above it.
+    The returned detections are the same as with this threshold in the detector: NMS processes candidates in order of
+    descending scores, so candidates below the threshold do not affect the candidates above it.
     """
 
     def __init__(self, detector: Detector, score: float, note: Callable[[FrameMeta, Detections], None]) -> None:
@@ -264,7 +267,10 @@ class _RecordingDetector:
 
 
 def boxes_of_class(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> Boxes:
-    """Return the boxes of one class. `found` contains (frame number, result) pairs."""
+    """Return the boxes of one class. `found` contains (frame number, result) pairs, in order.
+
+    The ids of the boxes are the track ids, or -1 if the pipeline has no tracker.
+    """
     empty = Detections.empty()
     frames, results = zip(*found, strict=True) if found else ((0,), (empty,))
     ids = [result.track_ids if isinstance(result, Tracks) else np.full(len(result), -1, np.int64) for result in results]

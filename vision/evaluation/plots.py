@@ -31,7 +31,7 @@ def require_matplotlib() -> None:
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
-    """Plot precision against recall, and precision, recall, and F1 against the score threshold, to the file `path`."""
+    """Plot precision against recall, and also precision, recall, and F1 against the score threshold, to `path`."""
     figure, (left, right) = _figure(10.0, 4.4, 2)
     curve = found.curve
     left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
@@ -53,7 +53,10 @@ def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
 
 
 def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot the numbers of true, found, missed, and false objects in each frame to the file `path`."""
+    """Plot the numbers of true, found, missed, and false objects in each frame to the file `path`.
+
+    `partners` is the result of `match_frames`.
+    """
     figure, (axes,) = _figure(10.0, 3.6, 1)
     seconds = np.arange(video.frames) * video.interval_s
     true = np.bincount(truth.frames - 1, minlength=video.frames)
@@ -71,7 +74,10 @@ def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video:
 
 
 def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot a bar over time for each true object: gray while it is missed, and a new color for each new track."""
+    """Plot a bar over time for each true object to the file `path`: gray while the object is missed, a color per track.
+
+    `partners` is the result of `match_frames`.
+    """
     ids = np.unique(truth.ids)
     figure, (axes,) = _figure(10.0, min(30.0, 1.4 + 0.26 * len(ids)), 1)
     for at, object_id in enumerate(ids):
@@ -94,9 +100,10 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
 
 
 def plot_removals(results: Mapping[str, Judgments], path: Path) -> None:
-    """Plot the share of removed false alarms against the share of lost true events, by the name of each prompt.
+    """Plot the share of removed false alarms against the share of lost true events, with one curve per prompt.
 
-    A marker shows the effect of the answers themselves.
+    A marker shows the effect of the answers themselves, without a threshold. The keys of `results` are the names of the
+    prompts.
     """
     figure, (axes,) = _figure(7.0, 5.0, 1)
     for number, (name, result) in enumerate(results.items()):
@@ -115,9 +122,9 @@ def plot_removals(results: Mapping[str, Judgments], path: Path) -> None:
 def _spells(
     frames: NDArray[np.int64], partners: NDArray[np.int64], track_ids: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, int | None]]:
-    """Yield (first frame, number of frames, track ID) of each period in which one object keeps the same track.
+    """Yield (first frame, number of frames, track id) of each period in which one object keeps the same track.
 
-    The track ID is None for a period in which the object is missed.
+    The track id is None for a period in which the object is missed.
     """
     tracks = np.where(partners >= 0, track_ids[partners] if len(track_ids) else -1, -1)
     edges = np.flatnonzero((np.diff(frames) > 1) | (np.diff(tracks) != 0)) + 1

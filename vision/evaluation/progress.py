@@ -13,16 +13,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vision.errors import Closed
 
-_PROGRESS_S: Final = 5.0  # between two lines of progress if the output is not a terminal
+_PROGRESS_S: Final = 5.0  # minimum time between two lines of progress, if the output is not a terminal
 
 
 @contextmanager
 def show_progress(
     words: str, total: int | None, stop: threading.Event | None = None, *, unit: str = "frames"
 ) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows how many of the `total` are done: as a bar on a terminal, otherwise as lines.
+    """Yield a function that shows the progress of some work: as a bar on a terminal, otherwise as lines.
 
-    The function raises `Closed` if `stop` is not None and is set. If `total` is None, the end is not known.
+    The function receives the number of units that are done. It raises `Closed` if `stop` is set.
+
+    Args:
+        words: description of the work.
+        total: number of units; None if unknown.
+        stop: event that ends the work when it is set; None if the work cannot be stopped.
+        unit: name of the units.
     """
     console = rich.get_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

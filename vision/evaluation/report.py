@@ -30,29 +30,29 @@ _CURVE_STEP: Final = 0.01
 class Evaluation:
     """All metrics of one evaluation."""
 
-    config: str
+    config: str  # name of the configuration, as the user has written it
     camera: str
     pipeline: str
     model: str
     backend: str
-    class_name: str
+    class_name: str  # class of the labeled objects
     truth: str  # path of the ground truth
     video: Video
     detection: DetectionScores
     tracking: TrackingScores | None  # None if the pipeline has no tracker
-    lines: tuple[LineScore, ...]
-    notes: tuple[str, ...]
+    lines: tuple[LineScore, ...]  # empty if the pipeline has no tracker
+    notes: tuple[str, ...]  # facts that limit the validity of the metrics
     seconds: float  # duration of the pipeline run
 
     @property
     def line_error(self) -> float | None:
-        """Sum of the errors of all lines, divided by the number of true crossings; None if that is 0."""
+        """Sum of the errors of all lines, divided by the number of true crossings; None without true crossings."""
         true = sum(line.true for line in self.lines)
         return sum(abs(line.counted - line.true) for line in self.lines) / true if true else None
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print a table with the metrics of the detector, the tracks, and the lines, and then the notes."""
+    """Print a table with the metrics of the detector, of the tracks, and of the lines, and then the notes."""
     video, found = evaluation.video, evaluation.detection
     about = f"{video.frames} frames of {video.width_px}x{video.height_px}, {video.duration_s:.1f} s"
     rate = f"{video.frames / max(evaluation.seconds, 1e-9):.1f} frames/s"

@@ -1,10 +1,12 @@
 """Tracking metrics: MOTA, IDF1, HOTA, and identity switches.
 
-TrackEval, the implementation by the authors of HOTA, computes IDF1 and HOTA. MOTA and identity switches follow the
-definition of CLEAR (Bernardin and Stiefelhagen, "Evaluating Multiple Object Tracking Performance", EURASIP JIVP 2008),
-as in the package motmetrics: an object stays matched to a track until a different match replaces this one, even if it
-is not found in some frames. TrackEval only prefers the matches of the previous frame, and so counts a few more switches
-(18 instead of 16 for the shipped tracker on PETS09-S2L1). Video and plots show the matches that the switches refer to.
+TrackEval, the implementation by the authors of HOTA, computes IDF1 and HOTA.
+
+MOTA and identity switches follow the definition of CLEAR (Bernardin and Stiefelhagen, "Evaluating Multiple Object
+Tracking Performance", EURASIP JIVP 2008), as in the package motmetrics: an object stays matched to a track until it is
+matched to a different track, even if it is not found in some frames. TrackEval only prefers the matches of the previous
+frame, and so counts a few more switches (18 instead of 16 for the shipped tracker on PETS09-S2L1). Video and plots show
+the matches from which the switches are counted.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from vision.evaluation.mot import Boxes, overlaps
 from vision.version import install_hint, pip_hint, require_package
 
 MIN_OVERLAP: Final = 0.5
+"""Minimum IoU of a true box and a found box that match."""
 INSTALL: Final = f"{install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=1.3')}"
-"""Command that installs TrackEval without its dependencies. One of them is a desktop OpenCV, which is not needed."""
+"""Command that installs TrackEval without its dependencies, because one of them is a desktop OpenCV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +89,23 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
 
 
 def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
-    """Return the fraction of a true object's frames in which it was found, and its switches and interruptions.
+    """Return the fraction of a true object's frames in which it was found, its switches, and its interruptions.
 
     `partners` contains the row of the matched track for each frame of the object, in order; -1 if there is none.
     """
     found = partners >= 0
     switches = np.diff(track_ids[partners[found]]) != 0
-    # An interruption is counted where it ends: the object was not found in the row before, but in an earlier one.
+    # An interruption counts where it ends: the object was not found in the previous row, but in an earlier row.
     again = found[1:] & ~found[:-1] & np.logical_or.accumulate(found)[:-1]
     return float(found.mean()), int(switches.sum()), int(again.sum())
 
 
 def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
-    """Match true boxes to found boxes. Return the row of `found` for each true box as an array (N,); -1 means none.
+    """Match N true boxes to found boxes. Return the row of `found` for each true box (N,); -1 if there is none.
 
-    A true object keeps the track of its last match while their boxes overlap enough. The other boxes are matched so
-    that there are as many matches as possible. If several solutions are possible, the largest total overlap decides.
+    A true object keeps the track of its last match while their boxes overlap by `MIN_OVERLAP`. The other boxes are
+    matched so that there are as many matches as possible. If there are several such solutions, the largest total
+    overlap decides. `frames` is the number of frames of the video.
     """
     assign = importlib.import_module("scipy.optimize").linear_sum_assignment
     partners = np.full(len(truth), -1, np.int64)
@@ -137,14 +141,14 @@ def _kept_pairs(
 
 
 def _rows_of_objects(truth: Boxes) -> list[NDArray[np.intp]]:
-    """Return an array of row numbers, in frame order, for each true object. Arrays are in the order of object ids."""
+    """Return the row numbers of each true object, in the order of frames. The objects are in the order of their ids."""
     order = np.argsort(truth.ids, kind="stable")
     edges = np.flatnonzero(np.diff(truth.ids[order])) + 1
     return np.split(order, edges) if len(order) else []
 
 
 def _sequence(truth: Boxes, tracks: Boxes, frames: int) -> dict[str, Any]:
-    """Return true boxes and tracks in the format of TrackEval."""
+    """Convert true boxes and tracks to the format of TrackEval."""
     true_names, true_ids = np.unique(truth.ids, return_inverse=True)
     track_names, track_ids = np.unique(tracks.ids, return_inverse=True)
     rows = list(zip(truth.slices(frames), tracks.slices(frames), strict=True))

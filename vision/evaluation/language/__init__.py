@@ -1,1 +1,1 @@
-"""Evaluation of language models that judge events, on labeled events."""
+"""Evaluation of a language model that judges events, on labeled events: `vision llm eval`."""

@@ -1,4 +1,4 @@
-"""Implementation of `vision llm eval`: the prompts of `verify:` on labeled events."""
+"""Implementation of `vision llm eval`, which evaluates the prompts of `verify:` on labeled events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ _MOST_CHARACTERS = 10_000  # of a prompt
 def evaluate_prompts(
     config_name: str, labels: Path, prompts: Sequence[Path], stop: threading.Event
 ) -> PromptEvaluation:
-    """Ask the language model about every labeled event, with the prompts of `verify` and with those in files.
+    """Ask the language model about every labeled event, with the prompts of `verify:` and with the prompts in files.
+
+    Args:
+        config_name: name or path of the configuration.
+        labels: file of labeled events.
+        prompts: files that each contain one prompt.
+        stop: event that ends the evaluation when it is set.
 
     Raises:
         Closed: `stop` was set.
@@ -56,7 +62,11 @@ def evaluate_prompts(
 
 
 def _by_entry(config: AppConfig, events: Sequence[LabeledEvent]) -> list[tuple[VerifyConfig, tuple[LabeledEvent, ...]]]:
-    """Return each entry of `verify:` that chooses events, with its events. Raise `ConfigError` if no entry does."""
+    """Return each entry of `verify:` that chooses events, with its events.
+
+    Raises:
+        ConfigError: no entry chooses an event.
+    """
     found: dict[str, list[LabeledEvent]] = {entry.name: [] for entry in config.verify}
     for event in events:
         entry = chosen(config.verify, camera=event.camera, kind=event.kind, name=event.name, data=event.data)

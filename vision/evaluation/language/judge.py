@@ -1,4 +1,4 @@
-"""Questions of `verify:` about labeled events. They are built as in a running program."""
+"""Ask the questions of `verify:` about labeled events, as a running program does."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from vision.language.prompts import answers_of, is_json, prompt_of, schema_of
 from vision.types import Frame, FrameMeta
 
 _OF_ONE_EVENT: Final = ("images-refused", "image-too-large", "refused")
-"""Codes of refusals that can concern one event only. Every other refusal ends the evaluation."""
+"""Codes of refusals that can concern a single event. Every other refusal ends the evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt to evaluate: an entry of `verify:`, and the events that it chooses."""
 
-    name: str
+    name: str  # name in the report
     entry: VerifyConfig
     events: tuple[LabeledEvent, ...]
 
@@ -47,8 +47,8 @@ def judge(
         server: the client of the server.
         limits: the section `language`, of which only `parallel` and `max_image_px` are used.
         prompt: the prompt and its events.
-        progress: receives the number of events that are done. The thread of the caller calls it.
-        stop: ends the evaluation when it is set.
+        progress: function that receives the number of events that are done. It is called in the caller's thread.
+        stop: event that ends the evaluation when it is set.
 
     Raises:
         Closed: `stop` was set.
@@ -83,10 +83,12 @@ def _judge_event(
 ) -> tuple[Judgment, str]:
     """Ask about one event. Return the judgment, and the name of the model; an empty name if there is no answer.
 
+    The judgment contains failures that concern only this event.
+
     Raises:
         ConfigError: an image cannot be read.
         ServerRefusal: the server refuses the key, the model, or every request.
-        ServerFailure: the server cannot be reached. Other failures are in the judgment.
+        ServerFailure: the server cannot be reached.
     """
     encoder = JpegEncoder(max_side_px=max_image_px)
     box = _box_with_margin(event, entry)
@@ -135,7 +137,7 @@ def _question(entry: VerifyConfig, event: LabeledEvent, images: int, *, cropped:
 
 
 def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, float, float, float] | None:
-    """Return the box of the object of the event, enlarged by `margin`; None if whole images are sent."""
+    """Return the box of the event's object in pixels, enlarged by `margin`; None if whole images are sent."""
     if not entry.crop or event.box is None:
         return None
     x1, y1, x2, y2 = event.box
@@ -144,9 +146,12 @@ def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, f
 
 
 def _jpeg(encoder: JpegEncoder, path: Path, box: tuple[float, float, float, float] | None) -> bytes:
-    """Encode an image, or the part of it in a box, as a running program does. Raise `ConfigError` if this fails.
+    """Encode an image, or the part of it in a box, as a running program does.
 
-    If the image is a snapshot of a larger frame, the box is in pixels of the frame.
+    If the image is a snapshot of a larger frame, `box` is in pixels of the frame.
+
+    Raises:
+        ConfigError: the image cannot be read.
     """
     with suppress(OSError, cv2.error):
         file = read_input(path)

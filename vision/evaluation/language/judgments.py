@@ -8,33 +8,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-_Z: Final = 1.959964  # of the normal distribution, for 95 %
+_Z: Final = 1.959964  # 97.5 % quantile of the normal distribution, for a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
     """The answer about one event, or the error."""
 
-    line: int  # of the event in the file of labels
-    is_true: bool
-    keeps: bool  # whether the event is published
-    probability: float | None  # that the event is true, from the confidence of the answer; None without an answer
+    line: int  # line number of the event in the file of labels
+    is_true: bool  # as labeled
+    keeps: bool  # True if the event is published
+    probability: float | None  # probability of a true event, from the confidence of the answer; None without an answer
     answer: str  # empty without an answer
     error: str  # code of the error; empty with an answer
-    latency_ms: float | None
+    latency_ms: float | None  # None without an answer
 
 
 class Point(NamedTuple):
-    """The effect of a threshold: events whose probability is lower are removed."""
+    """The effect of a threshold, which removes the events with a lower probability."""
 
     threshold: float
-    removed: int  # false alarms
-    lost: int  # true events
+    removed: int  # number of removed false alarms
+    lost: int  # number of removed true events
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The number of events in a part of `total` events, as a share with its 95 % confidence interval."""
+    """A number of events as a share of `total` events, with its 95 % confidence interval."""
 
     count: int
     total: int
@@ -61,19 +61,19 @@ class Share:
 class Judgments:
     """All judgments of one prompt."""
 
-    name: str
-    prompt: str
-    model: str  # the model that answered; empty if there was no answer
+    name: str  # name in the report
+    prompt: str  # text of the prompt
+    model: str  # names of the models that answered, separated by commas; empty if there was no answer
     judgments: tuple[Judgment, ...]
 
     @property
     def removed(self) -> Share:
-        """Share of the false alarms that are not published, including those without an answer."""
+        """Share of the false alarms that are not published. The total includes false alarms without an answer."""
         return _share(judgment.keeps for judgment in self.judgments if not judgment.is_true)
 
     @property
     def lost(self) -> Share:
-        """Share of the true events that are not published, including those without an answer."""
+        """Share of the true events that are not published. The total includes true events without an answer."""
         return _share(judgment.keeps for judgment in self.judgments if judgment.is_true)
 
     @property
@@ -82,7 +82,7 @@ class Judgments:
         return dict(Counter(judgment.error for judgment in self.judgments if judgment.error))
 
     def curve(self) -> tuple[Point, ...]:
-        """Return a point for each of these thresholds, in ascending order: 0, the probabilities, and infinity.
+        """Return the effect of each threshold, in ascending order: 0, each probability of an answer, and infinity.
 
         An event without an answer has the same effect at each threshold.
         """
@@ -96,9 +96,10 @@ class Judgments:
         return tuple(points)
 
     def best(self, most_lost: float) -> Point:
-        """Return the point that removes the most false alarms, and at most the share `most_lost` of the true events.
+        """Return the point of the curve that removes the most false alarms.
 
-        If no point is within the limit, because events without an answer are lost, return the first point.
+        Consider only points that lose at most the share `most_lost` of the true events. If there is no such point,
+        because events without an answer are lost, return the first point of the curve.
         """
         curve, true_events = self.curve(), self.lost.total
         allowed = [point for point in curve if point.lost <= most_lost * true_events]
@@ -113,14 +114,14 @@ class Judgments:
 class PromptEvaluation:
     """The judgments of every prompt."""
 
-    config: str
-    labels: str
-    results: tuple[Judgments, ...]
-    notes: tuple[str, ...]
+    config: str  # name of the configuration, as the user has written it
+    labels: str  # path of the file of labels
+    results: tuple[Judgments, ...]  # one entry per prompt
+    notes: tuple[str, ...]  # facts that limit the validity of the results
 
 
 def _share(kept: Iterable[bool]) -> Share:
-    """Return the share of the events that are not kept."""
+    """Return the share of the events that are not kept. `kept` contains True for each kept event."""
     outcomes = list(kept)
     return Share(outcomes.count(False), len(outcomes))
 

@@ -1,7 +1,7 @@
 """Labeled events: the ground truth for a language model that separates true events from false alarms.
 
-The file has one JSON object per line: an event message with the additional field `true`.
-An error in a label silently distorts the result, so the whole file is checked first.
+The file has one JSON object per line: an event message with the additional field `true`. An error in a label silently
+distorts the result, so `read_labels` checks the whole file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_BYTES: Final = 256 << 20
 
 
 class _Label(msgspec.Struct, kw_only=True):
-    """One line of the file. Fields of an event that are not listed here are ignored."""
+    """One line of the file. Other fields of an event are ignored."""
 
     is_true: bool = msgspec.field(name="true")
     camera: str
@@ -39,13 +39,13 @@ class _Label(msgspec.Struct, kw_only=True):
 class LabeledEvent:
     """An event, its images, and whether it is true."""
 
-    line: int  # in the file, from 1
+    line: int  # line number in the file, from 1
     camera: str
     kind: str
     name: str
     at: str
     data: dict[str, Any]
-    box: tuple[float, float, float, float] | None  # of the object in the first image, in pixels of the frame
+    box: tuple[float, float, float, float] | None  # box of the object in the first image, in pixels of the frame
     images: tuple[Path, ...]
     is_true: bool
 
@@ -54,8 +54,8 @@ def read_labels(path: Path) -> list[LabeledEvent]:
     """Read a file of labeled events. Paths of images are relative to the file.
 
     Raises:
-        ConfigError: the file cannot be read, is too large, or has no events, only true events, only false alarms, or
-            invalid lines. `faults` of the error lists every invalid line.
+        ConfigError: the file cannot be read, is too large, lacks true events or false alarms, or has invalid lines.
+            `faults` of the error lists every invalid line.
         Unavailable: the file cannot be read at present.
     """
     try:
@@ -86,7 +86,7 @@ def read_labels(path: Path) -> list[LabeledEvent]:
 
 
 def _parse(line: bytes, number: int, folder: Path) -> LabeledEvent:
-    """Return the event on a line. Raise `ValueError` if it is invalid, or if an image does not exist."""
+    """Return the event on a line. Raise `ValueError` if the line is invalid, or if an image does not exist."""
     try:
         label = msgspec.json.decode(line, type=_Label)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -101,7 +101,7 @@ def _parse(line: bytes, number: int, folder: Path) -> LabeledEvent:
 
 
 def _image_names(label: _Label) -> list[str]:
-    """Return the file names of the images. Raise `ValueError` if there are none."""
+    """Return the file names of the images of an event. Raise `ValueError` if the label names no image."""
     names = label.frames if label.frames is not None else [label.snapshot] if label.snapshot is not None else []
     if not names:
         raise ValueError("expected `frames`, a list of image files, or `snapshot`")

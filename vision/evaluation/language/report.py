@@ -16,11 +16,11 @@ from vision.version import version
 
 SCHEMA: Final = "vision.llm-evaluation/1"
 LIMITS: Final = (0.0, 0.01, 0.02, 0.05, 0.1)
-"""Shares of lost true events for which the table shows how many false alarms can be removed."""
+"""Shares of lost true events for which the table shows the share of false alarms that a threshold can remove."""
 
 
 def print_report(evaluation: PromptEvaluation, console: Console) -> None:
-    """Print the effect of each prompt, the curve at the `LIMITS`, and the notes."""
+    """Print the effect of each prompt, the best threshold of each prompt at the `LIMITS`, and the notes."""
     effect = _table("prompt", "events", "false alarms removed", "true events lost", "no answer", "p50 ms", "p95 ms")
     for result in evaluation.results:
         errors = ", ".join(f"{count} {code}" for code, count in result.errors.items()) or "0"

@@ -13,7 +13,7 @@ from vision.evaluation.simulation.projection import CameraView, FloatArray
 
 _STEP_S: Final = 0.05  # time between two points of a path
 _STEP_M: Final = 0.02  # distance between two points at which the speed is integrated
-_CREEP: Final = 0.02  # lowest speed of the integration in m/s, so that a start from rest takes finite time
+_CREEP: Final = 0.02  # minimum speed of the integration in m/s, so that a start from rest takes a finite time
 _STILL: Final = 0.05  # speed in m/s below which an object keeps its heading
 _CORNER_ROUNDS: Final = 3  # number of times that Chaikin's algorithm cuts all corners
 
@@ -24,7 +24,7 @@ class Kind:
 
     class_name: str
     size_m: tuple[float, float, float]  # length, width, height
-    is_round: bool = False
+    is_round: bool = False  # True for an elliptic cylinder, False for a cuboid
     confused_with: tuple[str, ...] = ()  # classes that a detector sometimes reports instead
     acceleration: float = 1.5  # m/s²
 
@@ -39,20 +39,21 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Actor:
-    """One object and its path. It is in the scene from the first to the last time of the path."""
+    """One object and its path. The object is in the scene from the first to the last time of the path."""
 
     kind: Kind
-    times_s: FloatArray  # (K,) ascending
-    places_m: FloatArray  # (K, 2) on the ground
+    times_s: FloatArray  # (K,) times of the points of the path, ascending
+    places_m: FloatArray  # (K, 2) points of the path on the ground
 
     def places(self, times_s: FloatArray) -> FloatArray:
         """Return the positions (T, 2) on the ground in meters at the times `times_s` (T,)."""
         return np.stack([np.interp(times_s, self.times_s, self.places_m[:, axis]) for axis in (0, 1)], axis=1)
 
     def headings(self, times_s: FloatArray) -> FloatArray:
-        """Return the directions of motion (T,) in radians at `times_s`. An object at rest keeps its last direction.
+        """Return the directions of motion (T,) in radians at `times_s` (T,), counterclockwise from x.
 
-        Before an object first moves, it has the direction of its first motion. If it never moves, the direction is 0.
+        An object at rest keeps its last direction. Before its first motion, an object has the direction of this motion.
+        If it never moves, the direction is 0.
         """
         steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
         moving = np.hypot(steps[:, 0], steps[:, 1]) > _STILL
@@ -66,7 +67,7 @@ class Actor:
         return headings
 
     def speeds(self, times_s: FloatArray) -> FloatArray:
-        """Return the speeds (T,) in m/s at `times_s`."""
+        """Return the speeds (T,) in m/s at `times_s` (T,)."""
         steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
         row = np.clip(np.searchsorted(self.times_s, times_s, side="right") - 1, 0, len(steps) - 1)
         speeds: FloatArray = np.hypot(steps[row, 0], steps[row, 1])
@@ -75,7 +76,7 @@ class Actor:
     def boxes(self, view: CameraView, times_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return boxes (T, 4) in pixels, not clipped to the frame, and distances (T,) from the camera in meters.
 
-        Both are NaN while the actor is absent. Boxes are also NaN while the actor is behind the camera.
+        Boxes and distances are NaN while the actor is absent. Boxes are also NaN while the actor is behind the camera.
         """
         boxes, distances = np.full((len(times_s), 4), np.nan), np.full(len(times_s), np.nan)
         present = (times_s >= self.times_s[0]) & (times_s <= self.times_s[-1])
@@ -98,10 +99,10 @@ def travel(
 
     Args:
         kind: a name in `KINDS`.
-        waypoints_m: at least two positions (x, y) on the ground.
+        waypoints_m: at least two positions (x, y) on the ground, in meters.
         speed: speed in m/s, except while the actor starts or stops.
-        start_s: time at the first waypoint.
-        stops: for each stop, the fraction of the way (0 to 1) and the duration in seconds.
+        start_s: time in seconds at the first waypoint.
+        stops: duration in seconds of each stop, by its fraction of the way (0 to 1); None if there are no stops.
     """
     about = KINDS[kind]
     line = _rounded(np.asarray(waypoints_m, np.float64))
@@ -126,7 +127,7 @@ def travel(
 def rest(kind: str, place_m: tuple[float, float], heading: float, until_s: float) -> Actor:
     """Return an actor that rests from 0 s to `until_s`, such as a parked car.
 
-    At the start, the actor moves by one millimeter, which defines its heading.
+    To have a heading, the actor moves by one millimeter in the direction `heading` (in radians) at the start.
     """
     ahead = (np.cos(heading) * 1e-3, np.sin(heading) * 1e-3)
     places = np.array([place_m, (place_m[0] + ahead[0], place_m[1] + ahead[1]), place_m])
@@ -134,7 +135,7 @@ def rest(kind: str, place_m: tuple[float, float], heading: float, until_s: float
 
 
 def _rounded(corners_m: FloatArray) -> FloatArray:
-    """Return the polyline with its corners cut (Chaikin, "An algorithm for high-speed curve generation", 1974)."""
+    """Return a polyline with rounded corners (Chaikin, "An algorithm for high-speed curve generation", 1974)."""
     for _ in range(_CORNER_ROUNDS if len(corners_m) > 2 else 0):
         start, end = corners_m[:-1], corners_m[1:]
         cut = np.stack([0.75 * start + 0.25 * end, 0.25 * start + 0.75 * end], axis=1).reshape(-1, 2)
@@ -145,7 +146,10 @@ def _rounded(corners_m: FloatArray) -> FloatArray:
 def _leg(
     length_m: float, speed: float, acceleration: float, *, from_rest: bool, to_rest: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the times in seconds and the distances in meters of points on one leg of a path, without its start."""
+    """Return the times in seconds and the distances in meters of points on one leg of a path, from its start.
+
+    The start itself is not in the result.
+    """
     way = np.linspace(0.0, length_m, max(2, round(length_m / _STEP_M)))
     middle = (way[1:] + way[:-1]) / 2
     fastest = np.full(len(middle), speed)

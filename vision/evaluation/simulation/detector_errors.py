@@ -1,7 +1,7 @@
 """Model of how detections differ from the ground truth (`ErrorModel`), and a detector that creates such detections.
 
-An error of an object lasts for some time: an object that is missed in one frame is likely to be missed in the next one.
-All errors are stationary processes in continuous time, so their rates do not depend on the frame rate.
+An error of an object lasts for some time: an object that is missed in one frame is likely to be missed in the next
+frame. All errors are stationary processes in continuous time, so their rates do not depend on the frame rate.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from vision.evaluation.simulation.truth import TrueFrame
 from vision.types import Detections
 
 PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)
-"""Visible parts of an object for which `ErrorModel.recall` and `ErrorModel.score` are defined."""
+"""Visible parts of an object for which `ErrorModel.recall` and `ErrorModel.score` contain values."""
 
 _LOWEST_SCORE: Final = 0.05
 # Second boxes and false boxes, as nanodet-g-416 reports them on PETS09-S2L1 (tests/accuracy/detector_errors.py).
 _SECOND_OFFSET: Final = 0.25  # standard deviation of center and size, as a part of the size
 _SECOND_SCORE: Final = (0.2, 0.6)  # range of the score, as a part of the score of the first box
-_FALSE_SCORE: Final = (0.15, 0.09)  # minimum of the score, and mean of what exceeds the minimum
+_FALSE_SCORE: Final = (0.15, 0.09)  # minimum of the score, and mean of the difference from this minimum
 _NORMAL: Final = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
-    """The errors of a detector. The lengths in `jitter` are parts of the width or height of the object's box."""
+    """The errors of a detector. Lengths in `jitter` are fractions of the width or height of the object's box."""
 
     recall: tuple[float, ...] = (1.0,) * len(PARTS)
-    """Part of the objects that are detected, for each visible part in `PARTS`."""
+    """Fraction of the objects that are detected, for each visible part in `PARTS`."""
     miss_s: float = 0.3  # time constant of misses
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Standard deviations of center x, center y, width, and height."""
     jitter_s: float = 0.15  # time constant of jitter and of second boxes
     score: tuple[float, ...] = (1.0,) * len(PARTS)
     """Mean score, for each visible part in `PARTS`."""
-    score_deviation: float = 0.0
+    score_deviation: float = 0.0  # standard deviation of the score
     score_s: float = 0.5  # time constant of scores
     smallest_px: float = 0.0  # height at which half of the objects are missed
-    cut: float = 0.0  # part of the partly hidden objects whose box encloses only the visible part
+    cut: float = 0.0  # fraction of the partly hidden objects whose box encloses only the visible part
     double: float = 0.0  # mean number of second boxes per box, less than 1
     false_per_frame: float = 0.0  # mean number of boxes without an object
     false_s: float = 0.3  # mean duration of a false object
-    flicker: float = 0.0  # part of the time with a wrong class, for classes that are confused
+    flicker: float = 0.0  # fraction of the time with a wrong class, for classes that are confused
     flicker_s: float = 0.8  # time constant of wrong classes
 
 
@@ -94,9 +94,9 @@ class SimulatedDetector:
     Args:
         errors: the error model.
         view: the camera. Only the size of its frame is used.
-        class_ids: the true class id of each object, by object number from 1.
-        confused: the wrong class ids that the detector sometimes reports for each object, by object number.
-        seed: an integer of at least 0.
+        class_ids: true class id of each object, by object number from 1.
+        confused: wrong class ids that the detector sometimes reports for each object, by object number from 1.
+        seed: seed of the errors, an integer of at least 0.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SimulatedDetector:
         )
 
     def _advance(self, step_s: float) -> None:
-        """Advance all processes, which are Ornstein-Uhlenbeck processes with variance 1."""
+        """Advance all processes by `step_s` seconds. They are Ornstein-Uhlenbeck processes with variance 1."""
         fade = np.exp(-step_s / self._constants_s)
         noise = self._rng.standard_normal(self._state.shape)
         self._state = fade * self._state + np.sqrt(1.0 - fade * fade) * noise
@@ -171,7 +171,7 @@ class SimulatedDetector:
         )
 
     def _class_of(self, number: int) -> int:
-        """Return the ID of the class that the detector currently reports for an object."""
+        """Return the id of the class that the detector currently reports for the object `number`."""
         others = self._confused.get(number, ())
         if others and self._errors.flicker:
             place = _NORMAL.cdf(float(self._state[7, number])) / self._errors.flicker
@@ -180,10 +180,10 @@ class SimulatedDetector:
         return self._class_ids[number]
 
     def _of_nothing(self, step_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the boxes (K, 4), scores (K,), and class IDs (K,) of false objects, `step_s` after the last frame.
+        """Return the boxes (K, 4), scores (K,), and class ids (K,) of false objects, `step_s` after the last frame.
 
-        False objects appear at random places and for random times.
-        Their number in a frame has the same Poisson distribution at every frame rate.
+        False objects appear at random places, and last for random times. Their number in a frame has the same Poisson
+        distribution at every frame rate.
         """
         rng, mean = self._rng, self._errors.false_per_frame
         stays = math.exp(-step_s / self._errors.false_s)
@@ -202,15 +202,15 @@ class SimulatedDetector:
 
 
 def _threshold(part: float) -> float:
-    """Return the value that a standard normal variable is below with probability `part`."""
+    """Return the quantile of the standard normal distribution for the probability `part`."""
     return _NORMAL.inv_cdf(min(max(part, 1e-9), 1 - 1e-9))
 
 
 def _moved(boxes_xyxy: FloatArray, shares: FloatArray) -> FloatArray:
     """Move and scale boxes (N, 4).
 
-    The first two rows of `shares` (4, N) are the motion of the center, as parts of the width and height. The last two
-    rows are the natural logarithms of the factors for the width and height.
+    The first two rows of `shares` (4, N) are the motion of the center, as fractions of the width and height. The last
+    two rows are the natural logarithms of the factors for the width and height.
     """
     size = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     middle = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2 + shares[:2].T * size

@@ -1,4 +1,4 @@
-"""Implementation of `vision eval --simulate`: runs on simulated scenes, whose ground truth is exact."""
+"""Implementation of `vision eval --simulate`, which evaluates simulated scenes with an exact ground truth."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from vision.evaluation.tracks import load_metrics
 class SimulationRequest:
     """The arguments of `vision eval --simulate`."""
 
-    scenes: tuple[str, ...]
-    rates: tuple[float, ...]  # frames/s
-    detector: str = "good"
+    scenes: tuple[str, ...]  # names of scenes
+    rates: tuple[float, ...]  # frame rates in frames/s
+    detector: str = "good"  # name of an error model
     timing: Timing = "steady"
-    seeds: int = 1
+    seeds: int = 1  # number of runs of each scene, with seeds from 0
     json: Path | None = None
     video: Path | None = None
 
@@ -38,8 +38,8 @@ class SimulationRequest:
         """Check that all outputs can be written. Call this before the simulation runs.
 
         Raises:
-            ConfigError: an output cannot be written, or a video does not end in .mp4, or is requested
-                for more than one scene, frame rate, or seed.
+            ConfigError: an output cannot be written, the name of the video does not end in .mp4, or a video is
+                requested for more than one scene, frame rate, or seed.
         """
         if self.video is not None and self.video.suffix.lower() != ".mp4":
             raise ConfigError(f"--video: expected a name that ends in .mp4, got {self.video}", code="video-format")
@@ -55,7 +55,7 @@ class SimulationRequest:
 
 
 def run_simulation(request: SimulationRequest, stop: threading.Event) -> int:
-    """Simulate, print the table, and write the requested files. Return the exit code.
+    """Simulate all runs, print the table, and write the requested files. Return the exit code.
 
     Raises:
         Closed: `stop` was set.

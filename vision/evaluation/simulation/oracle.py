@@ -19,14 +19,14 @@ from vision.evaluation.simulation.projection import CameraView, FloatArray
 from vision.evaluation.simulation.scenes import Place, Scene
 from vision.evaluation.simulation.truth import LEAST_VISIBLE
 
-DWELL_S: Final = 5.0  # of all zones
+DWELL_S: Final = 5.0  # `dwell_s` of all zones
 
 _ORACLE_HZ: Final = 60.0  # sampling rate of the true paths
 _BORDER: Final = (
     0.1  # distance within which an object keeps its side of a border, as a part of the longer side of its box
 )
 _EDGE_PX: Final = 0.01  # distance that keeps points within the frame
-_SPEED_S: Final = 1.0  # duration over which a true speed is averaged, as in the analytics
+_SPEED_S: Final = 1.0  # duration of the average of a true speed, as in the analytics
 _GROUND: Final = (0.15, 0.85, 0.95)  # left, right, and bottom of the ground area, as parts of the frame
 _BELOW_HORIZON: Final = 0.12  # distance of the ground area from the horizon, as a part of the frame height
 _TOP: Final = 0.1  # minimum distance of the ground area from the upper edge, as a part of the frame height
@@ -50,7 +50,7 @@ def _on_frame(view: CameraView, places_m: Sequence[Place]) -> tuple[Place, ...]:
 
 
 def _ground(view: CameraView) -> GroundConfig:
-    """Return four points in the frame, in pixels, with their positions on the ground, in meters."""
+    """Return the positions of four points in the frame, in pixels, and on the ground, in meters."""
     left, right, bottom = _GROUND
     top_px = max(view.horizon_px + _BELOW_HORIZON * view.height_px, _TOP * view.height_px)
     corners = ((left, top_px), (right, top_px), (right, bottom * view.height_px), (left, bottom * view.height_px))
@@ -99,7 +99,7 @@ def _periods(mask: NDArray[np.bool_]) -> Iterator[slice]:
 
 
 def true_crossings(paths: Sequence[TruePath], section: CameraAnalytics) -> Iterator[TrueCrossing]:
-    """Yield the crossings of all lines."""
+    """Yield the crossings of all lines of `section`."""
     for path in paths:
         for line in section.lines:
             for direction in crossings_of_path(path.boxes_xyxy, path.times_s, line):
@@ -114,7 +114,7 @@ class TrueStay:
     """Stay of one object in one zone."""
 
     actor: int  # number of the actor in the scene, from 1
-    zone: str
+    zone: str  # name of the zone
     entered_s: float
     left_s: float
 
@@ -124,9 +124,10 @@ class TrueStay:
 
 
 def true_stays(paths: Sequence[TruePath], section: CameraAnalytics, view: CameraView) -> Iterator[TrueStay]:
-    """Yield the stays in all zones.
+    """Yield the stays in all zones of `section`.
 
-    Within a tenth of its size from the border of a zone, an object keeps its previous state (inside or outside).
+    An object keeps its previous state (inside or outside) while its distance from the border of the zone is at most a
+    tenth of its size.
     """
     for path in paths:
         for zone in section.zones:
@@ -136,7 +137,7 @@ def true_stays(paths: Sequence[TruePath], section: CameraAnalytics, view: Camera
 
 
 def true_occupancy(stays: Sequence[TrueStay], section: CameraAnalytics, times_s: FloatArray) -> FloatArray:
-    """Return the number of objects in each zone, (T, Z), at the times (T,)."""
+    """Return the number of objects in each zone (T, Z) at the times `times_s` (T,)."""
     occupancy = np.zeros((len(times_s), len(section.zones)))
     names = [zone.name for zone in section.zones]
     for stay in stays:
@@ -145,7 +146,7 @@ def true_occupancy(stays: Sequence[TrueStay], section: CameraAnalytics, times_s:
 
 
 def _inside(view: CameraView, boxes: FloatArray, zone: ZoneConfig) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the boxes (N, 4) of one path that are in a zone, as `true_stays` defines it."""
+    """Return a mask (N,) of the boxes (N, 4) of one path that are in a zone, according to the rule of `true_stays`."""
     size = np.array([view.width_px, view.height_px], np.float64)
     points = np.clip(anchor_points(boxes, zone.anchor), _EDGE_PX, size - _EDGE_PX)
     polygon = np.array(zone.polygon)
@@ -183,7 +184,7 @@ def _distance(polygon: FloatArray, points: FloatArray, size: FloatArray) -> Floa
 
 
 def _in_frame(view: CameraView, boxes: FloatArray) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the boxes (N, 4) of which at least the part `LEAST_VISIBLE` is in the frame."""
+    """Return a mask (N,) of the boxes (N, 4) with at least the part `LEAST_VISIBLE` of their area in the frame."""
     size = boxes[:, 2:] - boxes[:, :2]
     shown = np.minimum(boxes[:, 2:], (view.width_px, view.height_px)) - np.maximum(boxes[:, :2], 0.0)
     enough = np.prod(shown, axis=1) >= LEAST_VISIBLE * np.prod(size, axis=1)

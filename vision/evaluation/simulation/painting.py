@@ -1,7 +1,7 @@
-"""Video of a simulated scene, which the detector `fake` understands, with its ground truth and a configuration.
+"""Video of a simulated scene for the detector `fake`, with its ground truth and a configuration.
 
-Each object is a rectangle in the color of a class of `vision.drawing.test_pattern`. Nearer objects hide farther ones. A
-gray border around each object separates objects of one class, which would otherwise count as one.
+Each object is a rectangle in the color of a class of `vision.drawing.test_pattern`. Nearer objects hide objects that
+are farther away. A gray border around each object separates objects of one class, which would otherwise count as one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vision.stages.video_encoder import open_encoder
 PAINTED_AS: Final[Mapping[str, str]] = {"person": "red", "bicycle": "green", "car": "blue", "truck": "blue"}
 """Class of the detector `fake` for each class of the simulator."""
 
-_OBSTACLE: Final = 70  # level of gray
-_BORDER_PX: Final = 4
+_OBSTACLE: Final = 70  # gray level of obstacles
+_BORDER_PX: Final = 4  # width of the gray border around objects
 _BLOCK_PX: Final = 2  # rectangles start and end at multiples of this, because a codec stores color for 2x2 pixels
 
 
@@ -69,7 +69,7 @@ def write_painted(video: Path, prepared: PreparedScene, progress: Callable[[int]
 
 
 def paint(scene: Scene, solids: Solids, index: int) -> NDArray[np.uint8]:
-    """Paint frame `index` (0-based). Return the frame as an array (H, W, 3) in BGR."""
+    """Paint the frame with the 0-based index `index`. Return the frame as an array (H, W, 3) in BGR."""
     image = np.full((scene.view.height_px, scene.view.width_px, 3), GRAY, np.uint8)
     for solid in reversed(solids.nearest_first(index).tolist()):
         x1, y1, x2, y2 = (_BLOCK_PX * round(side / _BLOCK_PX) for side in solids.clipped[solid, index].tolist())
@@ -95,7 +95,10 @@ def _configuration(video: Path, prepared: PreparedScene) -> dict[str, object]:
 
 
 def _truth_rows(prepared: PreparedScene, classes: Sequence[str]) -> Iterator[str]:
-    """Yield the rows of `classes`. Columns 8 and 9 are the 1-based class and the visible part, as in MOT16."""
+    """Yield the rows of the ground truth for `classes`. Columns 8 and 9 are the class from 1 and the visible part.
+
+    MOT16 uses the same columns.
+    """
     actors = prepared.scene.actors
     for number, frame in enumerate(prepared.frames, start=1):
         for object_id, box, visible in zip(frame.ids.tolist(), frame.boxes_xyxy, frame.visible.tolist(), strict=True):

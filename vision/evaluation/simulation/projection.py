@@ -1,4 +1,4 @@
-"""Pinhole camera above flat ground (`CameraView`), with the boxes of solid objects in its frames.
+"""Pinhole camera above flat ground (`CameraView`), which computes the boxes of solid objects in its frames.
 
 World coordinates are in meters: x to the right, y away from the camera, z up. The camera is at (0, 0, `height_m`) and
 looks along y, `tilt_deg` below the horizon. Frame coordinates are in pixels: x to the right, y down.
@@ -40,7 +40,7 @@ class CameraView:
         return self._to_pixels(right / depth, down / depth), depth
 
     def to_ground(self, x_px: float, y_px: float) -> tuple[float, float]:
-        """Return the ground point (x, y) in meters that a pixel shows. Distortion is ignored.
+        """Return the ground point (x, y) in meters that a pixel shows, without distortion.
 
         Raises:
             ValueError: the pixel is at or above the horizon.
@@ -57,13 +57,13 @@ class CameraView:
     def boxes(
         self, places_m: FloatArray, headings: FloatArray, size_m: tuple[float, float, float], *, is_round: bool
     ) -> tuple[FloatArray, FloatArray]:
-        """Project an upright object at several times.
+        """Compute the boxes of an upright object at several times.
 
         Args:
             places_m: center of the base of the object, (T, 2).
             headings: direction of the length in radians, counterclockwise from x, (T,).
             size_m: length, width, and height of the object.
-            is_round: if True, the object is an elliptic cylinder; if False, a cuboid.
+            is_round: True if the object is an elliptic cylinder, False if it is a cuboid.
 
         Returns:
             Boxes (T, 4) xyxy in pixels, not clipped to the frame, and distances (T,) of the base from the point below
@@ -94,7 +94,7 @@ class CameraView:
         return self.width_px / 2 / math.tan(math.radians(self.field_of_view_deg) / 2)
 
     def _rotate(self, points_m: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the coordinates of points in meters, relative to the camera: to the right, down, and forward."""
+        """Return the coordinates of points (..., 3) relative to the camera, in meters: right, down, and forward."""
         x, y, z = np.moveaxis(np.asarray(points_m, np.float64), -1, 0)
         z = z - self.height_m
         cos, sin = math.cos(math.radians(self.tilt_deg)), math.sin(math.radians(self.tilt_deg))
@@ -113,7 +113,10 @@ class CameraView:
         )
 
     def _extents(self, edges: FloatArray) -> FloatArray:
-        """Return boxes (T, 4) around edges (T, E, 2, 3), each between two world points, clipped at the near plane."""
+        """Return boxes (T, 4) around E edges, which are clipped at the near plane.
+
+        `edges` (T, E, 2, 3) contains the two end points of each edge in world coordinates.
+        """
         right, down, depth = self._rotate(edges)
         start, end = depth[..., 0], depth[..., 1]
         with np.errstate(divide="ignore", invalid="ignore"):

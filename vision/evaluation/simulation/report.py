@@ -44,7 +44,7 @@ class Simulation:
 
 
 def print_simulation(simulation: Simulation, console: Console) -> None:
-    """Print a table with a row for each scene and frame rate, and the totals."""
+    """Print a table with a row for each scene and frame rate, and a row with the totals if there are several rows."""
     seeds = len({run.seed for run in simulation.runs})
     about = f"simulated detector {simulation.detector}, timing {simulation.timing}, seeds per scene: {seeds}"
     console.print(about, highlight=False, soft_wrap=True)
@@ -81,7 +81,7 @@ def _cells(runs: Sequence[SceneScores]) -> Iterator[str]:
 
 
 def _joined(runs: Sequence[SceneScores]) -> tuple[FloatArray, FloatArray]:
-    """Return the columns `speeds_kmh` (K, 2) and `box_overlaps` (B,) of all runs, joined."""
+    """Return the arrays `speeds_kmh` (K, 2) and `box_overlaps` (B,) of all runs, concatenated."""
     return np.concatenate([run.speeds_kmh for run in runs]), np.concatenate([run.box_overlaps for run in runs])
 
 
@@ -132,7 +132,7 @@ def _run(run: SceneScores) -> dict[str, Any]:
 
 
 def _speed(speeds_kmh: FloatArray) -> dict[str, float | int | None]:
-    """Return the number of speeds, and the median and 90th percentile of their errors; None if there are no speeds."""
+    """Return the number of speeds, and the median and 90th percentile of their errors (None if there are no speeds)."""
     errors = np.abs(speeds_kmh[:, 0] - speeds_kmh[:, 1])
     median, p90 = np.quantile(errors, (0.5, 0.9)).tolist() if len(errors) else (None, None)
     return {"events": len(errors), "median_error_kmh": median, "p90_error_kmh": p90}

@@ -16,6 +16,7 @@ from vision.evaluation.simulation.actors import Actor, rest, travel
 from vision.evaluation.simulation.projection import CameraView
 
 Place: TypeAlias = tuple[float, float]
+"""A position x, y on the ground in meters."""
 Rng: TypeAlias = np.random.Generator
 
 ARRIVALS_S: Final = 50.0  # approximate time at which the last object appears
@@ -27,8 +28,8 @@ _LONGEST_S: Final = 150.0  # maximum duration of a scene
 class Obstacle:
     """Solid object that hides objects behind it, and is never detected."""
 
-    place_m: Place
-    size_m: tuple[float, float, float]
+    place_m: Place  # center of the base
+    size_m: tuple[float, float, float]  # length, width, height
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Scene:
 
     @property
     def duration_s(self) -> float:
-        """Duration in seconds: until 3 s after the last moving object has left, at most 150 s."""
+        """Duration in seconds: until 3 s after the last moving object has left, but at most 150 s."""
         ends = [float(actor.times_s[-1]) for actor in self.actors]
         return min(max((end for end in ends if end < _LONGEST_S), default=0.0) + _TAIL_S, _LONGEST_S)
 
@@ -52,7 +53,7 @@ class Scene:
 def _person_speed(rng: Rng) -> float:
     """Return a random walking speed from 0.7 to 2.2 m/s.
 
-    The mean is 1.34 and the deviation 0.26 (Weidmann, "Transporttechnik der Fussgänger", 1993).
+    The mean is 1.34 m/s, and the standard deviation is 0.26 m/s (Weidmann, "Transporttechnik der Fussgänger", 1993).
     """
     return float(np.clip(rng.normal(1.34, 0.26), 0.7, 2.2))
 
@@ -80,11 +81,11 @@ def plaza(rng: Rng) -> Scene:
 def _lane(
     rng: Rng, kinds: Sequence[str], speeds: tuple[float, float], offsets: Sequence[float], *, towards: bool, count: int
 ) -> list[Actor]:
-    """Return `count` actors that move along lanes in the direction of view, one after the other without collisions.
+    """Return `count` actors that move along lanes in the direction of view, one after the other, without collisions.
 
     Args:
         rng: generator of the kinds, lanes, speeds, and start times.
-        kinds: kinds to choose from.
+        kinds: names in `KINDS` to choose from.
         speeds: lowest and highest speed in m/s of actors that are not persons.
         offsets: distance of each lane from the middle of the view, in m.
         towards: True if the actors approach the camera, and False if they move away from it.
@@ -236,7 +237,7 @@ def waiting(rng: Rng) -> Scene:
 
 
 def gate(rng: Rng) -> Scene:
-    """Return a scene in which cars and trucks stop at a gate, so close that they fill almost half of the frame."""
+    """Return a scene in which cars and trucks stop at a gate, so close that each fills almost half of the frame."""
     view = CameraView(height_m=2.5, tilt_deg=18.0)
     actors = []
     free_s = 0.0
@@ -257,7 +258,7 @@ def gate(rng: Rng) -> Scene:
 
 
 def edges(rng: Rng) -> Scene:
-    """Return a scene in which people enter and leave a close view at every edge, which cuts them off."""
+    """Return a scene in which people enter and leave a close view at every edge, so the edges cut them off."""
     view = CameraView(height_m=3.0, tilt_deg=30.0, field_of_view_deg=60.0)
     actors = []
     for start_s in _starts(rng, 24):
@@ -346,6 +347,6 @@ def build_scene(name: str, seed: int) -> Scene:
 
     Args:
         name: a name in `SCENES`.
-        seed: an integer of at least 0; the same seed gives the same scene.
+        seed: an integer of at least 0. The same seed always gives the same scene.
     """
     return SCENES[name](np.random.default_rng((seed, sum(name.encode()))))

@@ -36,10 +36,10 @@ from vision.types import Detections, Event, Tracks
 Timing: TypeAlias = Literal["steady", "gaps", "bursts"]
 TIMINGS: Final[tuple[Timing, ...]] = get_args(Timing)
 
-_START_NS: Final = 1_000_000_000
-_GAP_EVERY_S, _GAP_S = 8.0, (0.4, 1.2)
+_START_NS: Final = 1_000_000_000  # capture time at the start of a scene
+_GAP_EVERY_S, _GAP_S = 8.0, (0.4, 1.2)  # mean time between two gaps, and range of their durations
 _BURST: Final = 5  # number of frames that arrive at once, with the capture time of their arrival
-_UNSURE_S: Final = 0.5  # a stay whose duration differs by less from `DWELL_S` can be reported or not
+_UNSURE_S: Final = 0.5  # if the duration of a stay differs by less from `DWELL_S`, both results are right
 
 
 class Follower(Protocol):
@@ -50,18 +50,19 @@ class Follower(Protocol):
 
 
 OpenTracker: TypeAlias = Callable[[Scene], Follower]
+"""Function that creates the tracker for a scene."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZoneScore:
-    """True and counted stays in one zone, and its occupancy."""
+    """True and counted stays in one zone, and the occupancy of the zone."""
 
-    zone: str
-    true_stays: int  # stays of at least `DWELL_S`
-    counted_stays: int
-    wrong_stays: int  # difference of the two, except stays whose duration is close to `DWELL_S`
-    occupancy: float  # mean number of objects in the zone
-    wrong_occupancy: float  # mean difference between the true and the counted number
+    zone: str  # name of the zone
+    true_stays: int  # number of stays of at least `DWELL_S`
+    counted_stays: int  # number of stays that the analytics reported
+    wrong_stays: int  # difference of both numbers, except for stays whose duration is close to `DWELL_S`
+    occupancy: float  # true mean number of objects in the zone
+    wrong_occupancy: float  # mean absolute difference between the true and the counted number of objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class SceneScores:
     lines: tuple[LineScore, ...]
     zones: tuple[ZoneScore, ...]
     speeds_kmh: FloatArray  # (K, 2) measured and true speed of the object of each event
-    box_overlaps: FloatArray  # (B,) overlap of each published box with its detection
+    box_overlaps: FloatArray  # (B,) overlap (IoU) of each published box with its detection
 
     @property
     def true_crossings(self) -> int:
@@ -89,36 +90,36 @@ class SceneScores:
 
 @dataclass(frozen=True, slots=True)
 class PreparedScene:
-    """A scene at one frame rate, and its ground truth. It can be run with several detectors and trackers."""
+    """A scene at one frame rate, and its ground truth, for runs with several detectors and trackers."""
 
     scene: Scene
     frames_per_s: float
     seed: int
-    section: CameraAnalytics
+    section: CameraAnalytics  # lines, zones, and ground points
     frames: Sequence[TrueFrame]
-    crossings: Counter[tuple[str, str]]  # by line and direction
+    crossings: Counter[tuple[str, str]]  # number of true crossings by line and direction
     stays: Sequence[TrueStay]
-    occupancy: FloatArray  # (frames, zones)
+    occupancy: FloatArray  # (frames, zones) true number of objects in each zone
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """The tracks, events, and counts that were published in one run of one scene."""
 
-    events: tuple[tuple[int, Event], ...]  # with their frame numbers, from 1
-    boxes: Boxes
-    occupancy: FloatArray  # (frames, zones)
-    box_overlaps: FloatArray  # (B,) overlap of each published box with its detection
+    events: tuple[tuple[int, Event], ...]  # events with their frame numbers from 1
+    boxes: Boxes  # boxes of the published tracks
+    occupancy: FloatArray  # (frames, zones) counted number of objects in each zone
+    box_overlaps: FloatArray  # (B,) overlap (IoU) of each published box with its detection
 
 
 def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: int) -> FloatArray:
     """Return the times in seconds of a camera's frames, ascending.
 
     Args:
-        duration_s: duration of the recording.
+        duration_s: duration of the recording in seconds.
         frames_per_s: usual frame rate.
-        timing: "steady"; "gaps": sometimes no frames for 0.4 to 1.2 s; "bursts": sometimes five frames arrive at
-            once, and only the last of the five is used.
+        timing: "steady": no gaps; "gaps": sometimes no frames for 0.4 to 1.2 s; "bursts": sometimes five frames arrive
+            at once, and only the last of the five is used.
         seed: random seed of the gaps and bursts.
     """
     times = np.arange(0.0, duration_s, 1.0 / frames_per_s)
@@ -173,9 +174,10 @@ def run_scene(
     open_follower: OpenTracker = open_tracker,
     progress: Callable[[int], None] = lambda _frames: None,
 ) -> Run:
-    """Run a tracker and the analytics on one scene.
+    """Run a tracker and the analytics on one scene. Return the published results.
 
     Args:
+        prepared: the scene.
         errors: errors of the detector.
         open_follower: function that creates the tracker for a scene.
         progress: function that receives the number of processed frames.
@@ -236,7 +238,7 @@ def score_lines(prepared: PreparedScene, run: Run) -> Iterator[LineScore]:
 
 
 def score_zones(prepared: PreparedScene, run: Run) -> Iterator[ZoneScore]:
-    """Yield the true and counted stays in each zone, and its occupancy."""
+    """Yield the true and counted stays in each zone, and the occupancy of the zone."""
     counts = Counter(
         event.name for _, event in run.events if event.kind == "dwelling" and event.data["phase"] == "begin"
     )
@@ -281,7 +283,7 @@ def _rows(number: int, tracks: Tracks) -> Iterator[tuple[float, ...]]:
 
 
 def true_boxes(frames: Sequence[TrueFrame]) -> Boxes:
-    """Return the boxes of the visible objects in all frames. The IDs are the numbers of the actors, from 1."""
+    """Return the boxes of the visible objects in all frames. The ids are the numbers of the actors, from 1."""
     return Boxes.of(
         [
             (number, int(object_id), *map(float, box), 1.0)

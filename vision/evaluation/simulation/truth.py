@@ -17,7 +17,7 @@ LEAST_VISIBLE: Final = 0.1  # visible part of an object from which it is in the 
 
 _SAMPLES: Final = 16  # visibility is sampled on a grid with this number of points in each direction of a box
 _BODY: Final = 0.8  # part of the width of its box that a round object fills
-_LEAST_SIDE_PX: Final = 6.0
+_LEAST_SIDE_PX: Final = 6.0  # minimum length of the longer side of the box of an object in the ground truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class TrueFrame:
 
     time_s: float
     ids: NDArray[np.int64]  # (M,) numbers of the actors in the scene, from 1
-    boxes_xyxy: FloatArray  # (M, 4) whole objects, clipped to the frame
-    visible_xyxy: FloatArray  # (M, 4) boxes around the parts that nothing hides
+    boxes_xyxy: FloatArray  # (M, 4) boxes of the whole objects in pixels, clipped to the frame
+    visible_xyxy: FloatArray  # (M, 4) boxes around the parts of the objects that nothing hides, in pixels
     visible: FloatArray  # (M,) visible part of each object; the part outside the frame counts as hidden
 
 
 def observe(scene: Scene, times_s: FloatArray) -> list[TrueFrame]:
-    """Return the visible objects in the frames at `times_s`, (T,).
+    """Return the visible objects in the frames at the times `times_s` (T,).
 
     Omit an object if less than the part `LEAST_VISIBLE` of its box is visible, or if both sides of its clipped box are
     shorter than `_LEAST_SIDE_PX`.
@@ -65,9 +65,9 @@ class Solids:
         self.clipped = self.clipped.reshape(self.boxes.shape)
 
     def nearest_first(self, index: int) -> NDArray[np.intp]:
-        """Return the 0-based indices of the solids in frame `index`, nearest first.
+        """Return the indices of the solids in the frame with the 0-based index `index`, nearest first.
 
-        Omit a solid unless both sides of its clipped box are longer than one pixel.
+        Omit a solid if a side of its clipped box is at most one pixel long.
         """
         sides = self.clipped[:, index, 2:] - self.clipped[:, index, :2]
         present = np.flatnonzero((sides > 1.0).all(axis=1))  # comparisons with NaN are false

@@ -1,1 +1,1 @@
-"""`vision whatif`: the past, judged again with a different configuration."""
+"""Implementation of `vision whatif` and `vision replay`, which judge archived tracks again."""

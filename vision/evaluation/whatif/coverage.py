@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PAUSE_US: Final = 300_000_000  # a longer time without frames is reported
-_SET_BACK_US: Final = 1_000_000  # capture times of a source can go back by less
+_SET_BACK_US: Final = 1_000_000  # a smaller step back can come from the source, not from the clock
 
 
 class Coverage:
@@ -21,12 +21,12 @@ class Coverage:
         self.missing: list[tuple[int, int]] = []
         """Start and end of each time without frames that is longer than five minutes."""
         self.set_back: list[tuple[int, int]] = []
-        """Times of two successive frames of which the second one is earlier, by at least a second."""
+        """Times of each pair of successive frames in which the second time is earlier by more than a second."""
         self._since_us, self._until_us = since_us, until_us
         self._last_us = since_us
 
     def add(self, at_us: NDArray[np.int64]) -> None:
-        """Add the capture times (F,) of the next frames. Frames before the range are ignored."""
+        """Add the capture times (F,) of the next frames. Ignore frames before the range."""
         times_us = np.concatenate([[self._last_us], at_us[at_us >= self._since_us]])
         steps_us = np.diff(times_us)
         for steps, found in ((steps_us > _PAUSE_US, self.missing), (steps_us < -_SET_BACK_US, self.set_back)):
@@ -35,5 +35,5 @@ class Coverage:
         self._last_us = int(times_us[-1])
 
     def finish(self) -> None:
-        """Add the end of the range."""
+        """Add the end of the range, so that `missing` also contains the time after the last frame."""
         self.add(np.array([self._until_us]))

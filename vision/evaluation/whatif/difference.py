@@ -1,4 +1,4 @@
-"""The difference between the events that were published and those of a different configuration."""
+"""The difference between the published events and the events of a different configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vision.outputs.archive.reader import ArchivedEvent
 Kind: TypeAlias = Literal["gained", "lost", "moved", "changed"]
 
 MOVED_US: Final = 10_000_000
-"""Largest time between two events of the same kind and object that count as one event that moved."""
+"""Largest time in microseconds between two events of the same kind and object that count as one event that moved."""
 
 _END_US: Final = 1 << 62  # later than all events
 _TOTALS: Final = ("total_in", "total_out")
@@ -50,12 +50,16 @@ class Difference:
 
 
 class Comparison:
-    """Comparison of the published events of one camera with the new ones, part by part.
+    """Comparison of the published events of one camera with the new events, part by part.
 
-    Two events are the same event if their kind, name, object, phase, direction, time, and, for rules, their underlying
-    kind of event are equal. If other data differ, the event has changed. If only the time differs, by at most
-    `MOVED_US`, the event has moved. Running totals are not compared. Ends of states that were interrupted, for example
-    by the end of the program, are ignored, because they do not follow from the tracks.
+    Two events are the same event if their kind, name, object, phase, direction, and time are equal. For rules, the
+    underlying kinds of events must also be equal.
+
+    * If other data differ, the event has changed.
+    * If only the time differs, by at most `MOVED_US`, the event has moved.
+
+    Running totals are not compared. Ends of states that were interrupted, for example by the end of the program, are
+    ignored, because they do not follow from the tracks.
     """
 
     def __init__(self, camera: str, *, same_tracks: bool = True) -> None:
@@ -63,23 +67,25 @@ class Comparison:
 
         Args:
             camera: name of the camera.
-            same_tracks: if True, both have the same track ids. Otherwise, objects and data are not compared.
+            same_tracks: True if both lists of events have the same track ids. Otherwise, objects and data are not
+                compared.
         """
         self._camera = camera
         self._same_tracks = same_tracks
         self._changes: list[Change] = []
         self._same, self._equal = 0, True
-        self._lost: list[_Known] = []  # those whose partner can be in a later part
+        # Lost and gained events whose partner can be in a later part.
+        self._lost: list[_Known] = []
         self._gained: list[_Known] = []
 
     def add(self, before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], settled_us: int) -> None:
         """Add the events of a part of the time.
 
         Args:
-            before: the published events.
-            after: the new events.
-            settled_us: the events of later parts are later than this time, in microseconds since 1970 (UTC). The events
-                of earlier parts were not later than the `settled_us` of these parts.
+            before: the published events of this part.
+            after: the new events of this part.
+            settled_us: end of the part, in microseconds since 1970 (UTC). All events of this part are at this time or
+                earlier, and all events of later parts are later.
         """
         changes = list[Change]()
         before = [each for each in before if not each.event.data.get("interrupted")]
@@ -105,7 +111,7 @@ class Comparison:
         return [_Known(_about(each, self._same_tracks), each) for each in events]
 
     def finish(self) -> Difference:
-        """Return the differences between all events."""
+        """Return the differences between all events that were added."""
         self.add((), (), _END_US)
         changes = sorted(self._changes, key=lambda change: change.shown.at_us)
         return Difference(tuple(changes), self._same, self._equal and not changes)
@@ -114,16 +120,16 @@ class Comparison:
 def compare(
     camera: str, before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], *, same_tracks: bool = True
 ) -> Difference:
-    """Compare the published events of one camera with the new ones, as `Comparison` does with parts of them."""
+    """Compare the published events `before` of one camera with the new events `after`, as `Comparison` does."""
     comparison = Comparison(camera, same_tracks=same_tracks)
     comparison.add(before, after, _END_US)
     return comparison.finish()
 
 
 class _Known(NamedTuple):
-    """An event, and what is equal for two events that can be the same event at different times."""
+    """An event, and the properties that identify it apart from its time."""
 
-    about: Hashable
+    about: Hashable  # result of `_about`; equal for two events that can be the same event at different times
     event: ArchivedEvent
 
 
@@ -142,12 +148,12 @@ def _open_events(lost: Sequence[_Known], gained: Sequence[_Known], settled_us: i
             if at_us < next_us - MOVED_US:
                 break
             found.add(number)
-            next_us = at_us if has_both else settled_us  # events of the same list are no partners of each other
+            next_us = at_us if has_both else settled_us  # two events of the same list cannot be partners
     return found
 
 
 def _judged(archived: ArchivedEvent) -> tuple[object, ...]:
-    """Return the event without the data that only a live run adds: the path of a snapshot, and the id of a question."""
+    """Return the properties of an event, except those that only a live run adds: the snapshot and the question."""
     event = archived.event
     return event.kind, event.name, event.track_id, event.at_ns, event.data
 
@@ -156,7 +162,7 @@ _Pairs: TypeAlias = list[tuple[ArchivedEvent, ArchivedEvent]]
 
 
 def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
-    """Pair the same events at the same time, in order. Return the pairs, and the rest of each list."""
+    """Pair the same events at the same time, in order. Return the pairs, and the events without a partner."""
     waiting: dict[Hashable, list[_Known]] = {}
     for each in reversed(after):
         waiting.setdefault((each.about, each.event.at_us), []).append(each)
@@ -173,7 +179,7 @@ def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, 
 
 
 def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
-    """Pair the candidates, those nearest in time first. Return the pairs, and the rest of each list."""
+    """Pair the candidates that are nearest in time first. Return the pairs, and the events without a partner."""
     candidates = sorted(_candidates(lost, gained))
     used_before: set[int] = set()
     used_after: set[int] = set()
@@ -188,9 +194,10 @@ def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, 
 
 
 def _candidates(lost: Sequence[_Known], gained: Sequence[_Known]) -> Iterator[tuple[int, int, int]]:
-    """Yield pairs of events that differ in time by at most `MOVED_US`: the difference in µs, and their list indexes.
+    """Yield the pairs of events with the same `about` that differ in time by at most `MOVED_US`.
 
-    `about` is the same for both events of a pair. Both lists must be in the order of time.
+    Each pair is the difference in microseconds, the index in `lost`, and the index in `gained`. Both lists must be in
+    the order of time.
     """
     of_kind: dict[Hashable, list[int]] = {}
     for number, each in enumerate(gained if lost else ()):

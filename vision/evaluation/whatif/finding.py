@@ -1,8 +1,8 @@
-"""Find the events of single objects in archived frames, in this process or in another one.
+"""Find the events of single objects in archived frames, in this process or in a second process.
 
-The state of an object at lines and zones depends on no other object. What depends on all objects, such as counts,
-crowds, and rules, is judged from the found events (`Rejudgment`). This takes about as long, so two processes judge a
-camera in nearly half the time.
+The state of an object at lines and zones depends on no other object. Counts, crowds, and rules depend on all objects.
+`Rejudgment` judges them from the events that this module finds. Both steps take about the same time, so two processes
+judge a camera in nearly half the time of one process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vision.outputs.archive.rows import ArchivedBlock
 
 
 class Finder:
-    """Finds the events of the objects, block by block."""
+    """Function that finds the events of the objects of one camera, block by block."""
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
@@ -32,7 +32,7 @@ class Finder:
         self._analytics: ObjectAnalytics | None = None
 
     def __call__(self, block: ArchivedBlock) -> FoundEvents:
-        """Return the events in the next block."""
+        """Return the events in the next block. Start a new epoch if the block belongs to a new epoch."""
         ended: Sequence[ObjectEvent] = ()
         if self._started is None or self._started[0] != block.instance:
             self._analytics = self._judge.object_analytics(block.frame_size_px)
@@ -54,10 +54,10 @@ class Search(NamedTuple):
     """The frames to search for events, and the configuration."""
 
     archive: Archive
-    judge: Judge
+    judge: Judge  # the configuration
     camera: str
-    since_us: int  # microseconds since 1970 (UTC)
-    until_us: int
+    since_us: int  # start of the range, in microseconds since 1970 (UTC)
+    until_us: int  # end of the range, in microseconds since 1970 (UTC)
 
     def found(self) -> Iterator[FoundBlock]:
         """Yield the frames and the events of their objects, in the order of publication."""
@@ -69,9 +69,10 @@ class Search(NamedTuple):
 
 @contextmanager
 def found_by_process(search: Search) -> Iterator[Iterator[FoundBlock]]:
-    """Start a process that searches. Yield an iterator of what it finds, as `Search.found` does.
+    """Run a search in a second process. Yield an iterator over the same blocks that `Search.found` yields.
 
-    The iterator raises the `ConfigError` that ended the search, and `Unavailable` if the process was killed.
+    The iterator raises the `ConfigError` that ended the search, or `Unavailable` if the process was killed. The process
+    ends when the context ends.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -87,7 +88,7 @@ def found_by_process(search: Search) -> Iterator[Iterator[FoundBlock]]:
 
 
 def _search(search: Search, sender: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this process
     with suppress(BrokenPipeError):
         try:
             for each in search.found():

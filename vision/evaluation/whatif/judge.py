@@ -38,7 +38,7 @@ class FoundEvents:
 
 
 class Judge:
-    """Runs the analytics and the rules of a configuration on the frames of one camera."""
+    """Factory of the stages that apply the analytics and the rules of a configuration to the frames of one camera."""
 
     def __init__(self, config: AppConfig, camera: str, class_names: Sequence[str]) -> None:
         self._config = config
@@ -49,9 +49,9 @@ class Judge:
         }
 
     def stages(self, earlier: Counts | None = None) -> Callable[[Result], Result]:
-        """Return the stages for one start of the program, as one function.
+        """Return the stages for one run of the program, as one function.
 
-        The counters continue after `earlier`. If it is None, they start at 0.
+        The counters continue from the counts `earlier`. If `earlier` is None, the counters start at 0.
         """
         state = None if earlier is None else _EarlierCounters(self._camera, earlier)
         forget_s = self._config.track.lost_s
@@ -60,7 +60,7 @@ class Judge:
         return lambda result: rules(analytics(result))
 
     def recorded_stages(self, earlier: Counts | None = None) -> RecordedStages:
-        """Return the stages for one start of the program, as `stages` does, for blocks of frames."""
+        """Return the stages for one run of the program, as `stages` does, but for blocks of frames."""
         state = None if earlier is None else _EarlierCounters(self._camera, earlier)
         forget_s = self._config.track.lost_s
         analytics = RecordedStage(self._sections, self._class_names, forget_s=forget_s, state=state)
@@ -84,10 +84,13 @@ class RecordedStage(AnalyticsStage):
     def begin(
         self, meta: FrameMeta, ended: Sequence[ObjectEvent]
     ) -> tuple[RecordedAnalytics, ResetSchedule, tuple[Event, ...]] | None:
-        """Start the epoch of the frame of `meta`, unless it has started already.
+        """Start the epoch of the frame of `meta`, unless this epoch has already started.
 
-        `ended` contains the events of objects that end the previous epoch. Return the analytics of the camera, the
-        schedule of its counters, and the events that end the previous epoch; None if the camera has no lines or zones.
+        `ended` contains the events of objects that end the previous epoch.
+
+        Returns:
+            The analytics of the camera, the schedule of its counters, and the events that end the previous epoch. None
+            if the camera has no lines or zones.
         """
         if meta.camera_id not in self._sections:
             return None
@@ -105,7 +108,7 @@ class RecordedStage(AnalyticsStage):
 
 
 class RecordedStages:
-    """The analytics and the rules of one camera and one start of the program, for blocks of archived frames."""
+    """The analytics and the rules of one camera and one run of the program, for blocks of archived frames."""
 
     def __init__(self, camera: str, analytics: RecordedStage, rules: RuleStage) -> None:
         self._camera = camera
@@ -152,19 +155,19 @@ class _Reports:
 
     def __init__(self, rules: RuleStage, camera: str, block: ArchivedBlock) -> None:
         self.due = 0
-        """The next frame that can have a report although it has no event that causes one."""
+        """Index of the next frame that can have a report without an event that causes the report."""
         self._rules, self._camera, self._block = rules, camera, block
         self._causes, self._clock = rules.causes(camera), rules.clock(camera)
         self._times = None if self._clock is None else FrameTimes(self._clock, block.tracks.captured_ns)
 
     def are_possible(self, at: int, events: Sequence[Event]) -> bool:
-        """Return True if rules can have a report in the frame `at`, which has these events."""
+        """Return True if the rules can have a report in the frame with the index `at` and the events `events`."""
         if self._times is None:
             return False
         return at >= self.due or any((event.kind, event.name) in self._causes for event in events)
 
     def of_frame(self, at: int, events: Sequence[Event], occupancy: Mapping[str, int]) -> tuple[Event, ...]:
-        """Return the reports of the frame `at`. `occupancy` is the number of objects in each zone."""
+        """Return the reports of the frame with the index `at`. `occupancy` is the number of objects in each zone."""
         assert self._clock is not None and self._times is not None
         self._times.seek(self._clock, at)
         block, camera = self._block, self._camera
@@ -173,13 +176,13 @@ class _Reports:
         return reports
 
     def finish(self) -> None:
-        """Go to the end of the block."""
+        """Set the clock of the rules to the end of the block."""
         if self._clock is not None and self._times is not None:
             self._times.seek(self._clock, len(self._block.frames))
 
 
 def _meta(camera: str, block: ArchivedBlock, at: int) -> FrameMeta:
-    """Return the description of a frame of a block."""
+    """Return the description of the frame with the index `at` in a block."""
     captured_ns, captured_utc_ns = block.tracks.captured_ns[at], int(block.at_us[at]) * 1000
     return FrameMeta(camera, block.frames[at], block.epoch, captured_ns, captured_utc_ns, *block.frame_size_px)
 

@@ -1,4 +1,4 @@
-"""Judge archived tracks again: find the events that a configuration gives, and those that were published."""
+"""Judge archived tracks again: find the events of a configuration, and the events that were published."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from vision.outputs.archive.rows import ArchivedBlock
 from vision.types import Counts, Result, Tracks
 
 WARM_UP_US: Final = 6 * 3_600_000_000
-"""Time before the requested range that is judged too, so that the objects in zones and the states of rules are known
-at the start of the range."""
+"""Time in microseconds before the requested range that is judged, too.
+
+At the start of the range, the objects in zones and the states of rules are therefore known.
+"""
 
 _JUDGED: Final = frozenset({*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE, "counters_reset"})
-"""Kinds of events that come from lines, zones, and rules. Others, such as `camera_lost`, are not judged again."""
+"""Kinds of events that come from lines, zones, and rules. Other events, such as `camera_lost`, are not judged again."""
 
 Box: TypeAlias = tuple[float, float, float, float]
+"""A box x1, y1, x2, y2 in pixels."""
 Place: TypeAlias = tuple[str, int, int, int]
 """Instance, epoch, frame, and track id of an object that has an event."""
 
@@ -35,27 +38,32 @@ class Judgment:
     """The results of a configuration for one camera in the requested range, without the events themselves."""
 
     tallies: Counter[tuple[str, str, str | None]] = field(default_factory=Counter)
-    """Number of events by kind, name, and direction. The direction is None for events without one."""
+    """Number of events by kind, name, and direction. The direction is None for events without a direction."""
     counts: Counts | None = None
-    """The last counts."""
+    """The last counts; None if there are no frames in the range, or no lines and zones."""
     frame_size_px: tuple[int, int] | None = None
-    frames: int = 0  # number of judged frames, including those before the range
+    """Width and height of the last frame; None if there are no frames in the range."""
+    frames: int = 0
+    """Number of judged frames, including frames before the range."""
 
     def add(self, events: Iterable[ArchivedEvent]) -> None:
-        """Count events."""
+        """Add events to `tallies`."""
         self.tallies.update((each.event.kind, each.event.name, each.event.data.get("direction")) for each in events)
 
 
 class Part(NamedTuple):
     """The events of a part of the requested range. All events of later parts are later than `settled_us`."""
 
-    published: Sequence[ArchivedEvent]
+    published: Sequence[ArchivedEvent]  # the published events
     events: Sequence[ArchivedEvent]  # the new events
     settled_us: int  # microseconds since 1970 (UTC)
 
 
 class Rejudgment:
-    """Judges the frames of a camera from `since_us` to before `until_us` again, part by part."""
+    """Repeated judgment of the frames of a camera from `since_us` to before `until_us`, part by part.
+
+    `coverage` and `judgment` are complete when the iterator of `parts` has ended.
+    """
 
     def __init__(self, archive: Archive, judge: Judge, camera: str, since_us: int, until_us: int) -> None:
         """Prepare the judgment.
@@ -64,9 +72,9 @@ class Rejudgment:
             archive: the archive.
             judge: the configuration.
             camera: name of the camera.
-            since_us: start of the range, in microseconds since 1970 (UTC). The frames up to `WARM_UP_US` before it are
-                judged too, but are not in the result.
-            until_us: end of the range.
+            since_us: start of the range, in microseconds since 1970 (UTC). The frames up to `WARM_UP_US` before the
+                range are judged, too, but are not in the result.
+            until_us: end of the range, in microseconds since 1970 (UTC).
         """
         self._archive, self._judge, self._camera = archive, judge, camera
         self._since_us, self._until_us = since_us, until_us
@@ -75,11 +83,11 @@ class Rejudgment:
 
     @property
     def search(self) -> Search:
-        """The search whose results `parts` needs."""
+        """The search whose results are the argument of `parts`."""
         return Search(self._archive, self._judge, self._camera, self._since_us - WARM_UP_US, self._until_us)
 
     def parts(self, found: Iterable[FoundBlock]) -> Iterator[Part]:
-        """Judge the blocks that `search` has found. Yield the events, in parts of about an hour."""
+        """Judge the blocks that `search` finds. Yield the events, in parts of about an hour."""
         initial = initial_counts(self._archive, self._camera, self._since_us - WARM_UP_US, self._until_us)
         stages, instance, settled_us = self._judge.recorded_stages(), "", -1
         published, events = self._published(), list[ArchivedEvent]()
@@ -117,9 +125,9 @@ class Rejudgment:
                     yield ArchivedEvent(event, block.instance, block.epoch, block.frames[at], event_us)
 
     def _published(self) -> Generator[list[ArchivedEvent], int, None]:
-        """Receive times in ascending order. Yield the published events up to each of them that were not yielded yet.
+        """Receive times in ascending order. Yield the published events after the previous time and up to each time.
 
-        The first value is empty.
+        The first value, before any time, is an empty list.
         """
         waiting = list[ArchivedEvent]()
         until_us = yield waiting
@@ -139,7 +147,7 @@ _END_US: Final = 1 << 62  # later than all events
 
 
 def boxes_of_events(archive: Archive, camera: str, events: Sequence[ArchivedEvent]) -> dict[Place, Box]:
-    """Return the boxes x1, y1, x2, y2, in pixels, of the objects that have an event, in its frame."""
+    """Return the box of the object of each event, in the frame of the event. Omit boxes that the archive lacks."""
     wanted: dict[tuple[str, int, int], list[int]] = {}
     for each in events:
         if each.event.track_id is not None:
@@ -157,7 +165,7 @@ def boxes_of_events(archive: Archive, camera: str, events: Sequence[ArchivedEven
 def _boxes_in_block(block: ArchivedBlock, objects: Sequence[tuple[int, int]]) -> Iterator[tuple[Place, Box]]:
     """Yield the place and the box of each of `objects` that the block contains.
 
-    An object is given by the index of its frame in the block, and its track id.
+    Each object consists of the index of its frame in the block, and its track id.
     """
     if not objects:
         return
@@ -186,10 +194,10 @@ def boxes_of_tracks(result: Result, instance: str, track_ids: Sequence[int | Non
 
 
 def initial_counts(archive: Archive, camera: str, since_us: int, until_us: int) -> dict[str, Counts]:
-    """Return the counts before the first frame of each start of the program in a time range, by instance.
+    """Return the counts before the first frame of each run of the program in a time range, by instance.
 
-    The first archived counts of a start include the events before them, so these events are subtracted. The totals of a
-    line come from its first event instead, which contains exact totals.
+    The first archived counts of a run include the events before them, so this function subtracts these events. The
+    totals of a line come from the first event of the line instead, because this event contains exact totals.
     """
     first = archive.first_counts(camera, since_us, until_us)
     until_ns = {instance: counted.at_ns for instance, counted in first.items()}
@@ -225,7 +233,10 @@ def _before(counted: ArchivedCounts, events: Sequence[ArchivedEvent]) -> Counts:
 
 
 def _counted_keys(kind: str, direction: str) -> Iterator[tuple[str, str]]:
-    """Yield the key of the counter that an event of this kind increases, and its owner, ``line`` or ``zone``."""
+    """Yield the key of the counter that an event increases, and its owner, ``line`` or ``zone``.
+
+    Yield nothing for kinds of events that increase no counter. `direction` is the direction of a crossing.
+    """
     if kind == "line_crossed":
         yield direction, "line"
     elif kind in ("zone_entered", "zone_left"):

@@ -1,4 +1,4 @@
-"""Implementation of `vision replay`: archived tracks pass through the analytics again, and are published again."""
+"""Implementation of `vision replay`, which publishes archived tracks again, with the events of a configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vision.outputs.archive.process import require_pyarrow
 from vision.outputs.archive.reader import Archive
 from vision.types import Counts, Result, Timing
 
-_JOIN_S: Final = 1.0  # time that subscribers have to connect before the first message
+_JOIN_S: Final = 1.0  # time in seconds for subscribers to connect before the first message
 
 
 def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.0, bind: str | None = None) -> int:
@@ -33,9 +33,9 @@ def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.
 
     Args:
         selection: the configuration and the range.
-        stop: set to end the replay.
-        speed: factor of real time; 0 means as fast as possible.
-        bind: address to publish at. If None, it is `publish.bind` in the configuration.
+        stop: event that ends the replay when it is set.
+        speed: speed relative to real time; 0 means as fast as possible.
+        bind: address to publish at; None means `publish.bind` of the configuration.
 
     Raises:
         ConfigError: the configuration or an argument is invalid, pyarrow is missing, there is no archive, or the range
@@ -65,9 +65,9 @@ def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.
 
 
 def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_us: int) -> Iterator[Result]:
-    """Yield the results of a camera with the events and counts of `judge`.
+    """Yield the archived results of a camera, with the events and counts of the configuration of `judge`.
 
-    Frames up to `WARM_UP_US` before `since_us` are judged too, but are not in the results.
+    Frames up to `WARM_UP_US` before `since_us` are judged, too, but are not in the results.
     """
     instance, stages = "", judge.stages()
     since = since_us - WARM_UP_US
@@ -83,7 +83,7 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
 
 
 def _publish(publisher: Publisher, result: Result, last: dict[str, Counts]) -> None:
-    """Publish a result, and the counts of its camera if they have changed."""
+    """Publish a result, and the counts of its camera if they differ from the counts in `last`, which is updated."""
     publisher.publish(result)
     meta, counts = result.meta, result.counts
     if counts is not None and last.get(meta.camera_id) is not counts:
@@ -105,7 +105,7 @@ def _publisher(config: AppConfig, class_names: Sequence[str], bind: str | None) 
 
 
 class _Pacer:
-    """Waits until each frame is due."""
+    """Clock that waits until each frame is due."""
 
     def __init__(self, speed: float, stop: threading.Event) -> None:
         self._speed = speed
@@ -114,7 +114,7 @@ class _Pacer:
         self._began_ns = 0
 
     def wait(self, captured_ns: int) -> bool:
-        """Wait until a frame is due. Return False if the replay was stopped."""
+        """Wait until the frame captured at `captured_ns` is due. Return False if the replay was stopped."""
         if self._first_ns is None:
             self._first_ns, self._began_ns = captured_ns, time.monotonic_ns()
         if not self._speed:

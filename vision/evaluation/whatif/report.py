@@ -44,15 +44,16 @@ class CameraReport:
     camera: str
     section: CameraAnalytics  # the new lines and zones
     before: int  # number of published events
-    judgment: Judgment
+    judgment: Judgment  # the results of the new configuration
     difference: Difference
     boxes: Mapping[Place, Box] = field(default_factory=dict)
-    """Boxes x1, y1, x2, y2 in pixels of the objects of the differences, where known."""
+    """Boxes of the objects of the differences, where known."""
     gaps: tuple[ArchivedGap, ...] = ()
+    """Messages that the archive could not store."""
     missing: tuple[tuple[int, int], ...] = ()
     """Start and end of each longer time for which the archive has no frames, in microseconds since 1970 (UTC)."""
     set_back: tuple[tuple[int, int], ...] = ()
-    """Times of successive frames between which the clock of the machine was set back."""
+    """Times of each pair of successive frames between which the clock of the machine was set back, in microseconds."""
 
     @property
     def now(self) -> int:
@@ -64,12 +65,12 @@ class CameraReport:
 class WhatIf:
     """The differences of all cameras."""
 
-    config: str
-    since_us: int
-    until_us: int
+    config: str  # name of the new configuration, as the user has written it
+    since_us: int  # start of the range, in microseconds since 1970 (UTC), or in the video
+    until_us: int  # end of the range
     cameras: tuple[CameraReport, ...]
     not_judged: Mapping[str, str] = field(default_factory=dict)
-    """Why a camera was not judged, by its name."""
+    """Reason for each camera that was not judged, by the name of the camera."""
 
     @property
     def changes(self) -> list[Change]:
@@ -79,7 +80,7 @@ class WhatIf:
 
 
 def time_text(at_us: int) -> str:
-    """Return a time in UTC, to the millisecond. For a position in a video, leave out the date."""
+    """Return a time in UTC, to the millisecond, as text. For a position in a video, leave out the date."""
     moment = datetime.fromtimestamp(at_us // 1_000_000, timezone.utc)
     form = "%H:%M:%S" if at_us < _LONGEST_VIDEO_US else "%Y-%m-%d %H:%M:%S"
     return f"{moment:{form}}.{at_us % 1_000_000 // 1000:03d}"
@@ -94,7 +95,12 @@ class Files:
 
 
 def publish_report(report: WhatIf, console: Console, files: Files) -> None:
-    """Print a report, and write the requested files. Raise `ConfigError` or `Unavailable` if a file is not writable."""
+    """Print a report, and write the requested files.
+
+    Raises:
+        ConfigError: a file cannot be written.
+        Unavailable: a file cannot be written at present, for example because the disk is full.
+    """
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     print_report(report, console)
@@ -115,7 +121,7 @@ def _write(text: str, path: Path, option: str) -> None:
 
 
 def print_report(report: WhatIf, console: Console) -> None:
-    """Print the numbers of each camera, and the first differences."""
+    """Print the numbers of each camera, the notes, and the first differences."""
     console.print(f"{time_text(report.since_us)} to {time_text(report.until_us)} (UTC), {escape_markup(report.config)}")
     table = Table(*_SUMMARY, box=None, pad_edge=False)
     for camera in report.cameras:
@@ -163,7 +169,7 @@ def _all_notes(report: WhatIf) -> Iterator[str]:
 
 
 def _notes(camera: CameraReport) -> Iterator[str]:
-    """Yield what the archive lacks, and why the events can differ for this reason."""
+    """Yield a note on everything that the archive lacks, because events can differ for this reason."""
     for kinds, what in ((("detections", "disk"), "frames"), (("events",), "published events")):
         missing = sum(gap.messages for gap in camera.gaps if gap.kind in kinds)
         if missing:
@@ -184,7 +190,7 @@ def _notes(camera: CameraReport) -> Iterator[str]:
 
 
 def as_json(report: WhatIf) -> dict[str, Any]:
-    """Return the report as JSON values."""
+    """Return the report as data that JSON can represent."""
     return {
         "schema": SCHEMA,
         "version": version(),
@@ -234,7 +240,7 @@ def _counts(judgment: Judgment) -> dict[str, Any] | None:
 
 
 def _tallies(judgment: Judgment) -> list[dict[str, Any]]:
-    """Return the number of new events by kind, name, and direction. `direction` is None for events without one."""
+    """Return the number of new events by kind, name, and direction (None for events without a direction)."""
     return [
         {"kind": kind, "name": name, "direction": direction, "events": count}
         for (kind, name, direction), count in sorted(
@@ -293,7 +299,7 @@ def _colored(cell: str) -> str:
 
 
 def _drawing(camera: CameraReport) -> Iterator[str]:
-    """Yield an SVG drawing of the new lines and zones, and of the place of each difference."""
+    """Yield the parts of an SVG drawing of the new lines and zones, and of the place of each difference."""
     size = camera.judgment.frame_size_px
     if size is None:
         return
@@ -319,7 +325,7 @@ def _drawing(camera: CameraReport) -> Iterator[str]:
 
 
 def _feet(event: ArchivedEvent, boxes: Mapping[Place, Box]) -> tuple[float, float] | None:
-    """Return the center of the lower side of the object's box; None if there is no object, or its box is not known."""
+    """Return the bottom center of the object's box in pixels; None if there is no object, or its box is not known."""
     track_id = event.event.track_id
     box = None if track_id is None else boxes.get((event.instance, event.epoch, event.frame, track_id))
     return None if box is None else ((box[0] + box[2]) / 2, box[3])

@@ -30,16 +30,16 @@ from vision.outputs.archive.writer import ALL_CAMERAS
 from vision.runtime.builder import find_model
 
 _MANY_ROWS: Final = 1_000_000
-"""Number of archived tracks and frames from which a second process saves more time than its start takes."""
+"""Number of archived rows (one per track and frame) from which a second process saves more time than it costs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """A configuration, and the part of an archive to which it is applied."""
 
-    config: str
-    since_us: int  # microseconds since 1970 (UTC)
-    until_us: int
+    config: str  # name or path of the configuration
+    since_us: int  # start of the range, in microseconds since 1970 (UTC)
+    until_us: int  # end of the range, in microseconds since 1970 (UTC)
     cameras: tuple[str, ...] = ()  # empty means all cameras that both the configuration and the archive have
     archive: Path | None = None  # None means the folder in the configuration
 
@@ -49,9 +49,9 @@ class Selected:
     """The checked inputs that a `Selection` refers to."""
 
     config: AppConfig
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # class names of the model, by class id
     archive: Archive
-    cameras: Sequence[str]
+    cameras: Sequence[str]  # names of the cameras to judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ class _Task:
     """The work for each camera."""
 
     selected: Selected
-    since_us: int  # microseconds since 1970 (UTC)
-    until_us: int
+    since_us: int  # start of the range, in microseconds since 1970 (UTC)
+    until_us: int  # end of the range, in microseconds since 1970 (UTC)
     with_boxes: bool  # True if the report needs the boxes of the objects
 
 
@@ -68,7 +68,8 @@ def select(selection: Selection) -> Selected:
     """Read the configuration, and open the archive.
 
     Raises:
-        ConfigError: the configuration is invalid, it or the archive lacks a camera, or there is no archive.
+        ConfigError: the configuration is invalid, the configuration or the archive lacks a camera, or there is no
+            archive.
         ModelError: the model is missing, or its model.yaml is invalid.
     """
     path = resolve_config(selection.config)
@@ -99,7 +100,7 @@ def run(selection: Selection, files: Files, stop: threading.Event) -> int:
 
 
 def _not_judged(selection: Selection, selected: Selected) -> dict[str, str]:
-    """Return why each camera that the user did not exclude was not judged, by its name."""
+    """Return the reason for each camera that was not judged, by its name. Omit cameras that the user has excluded."""
     archived, configured = selected.archive.cameras(), [camera.id for camera in selected.config.cameras]
     if selection.cameras:
         return {}
@@ -108,10 +109,10 @@ def _not_judged(selection: Selection, selected: Selected) -> dict[str, str]:
 
 
 def open_archive(folder: Path | None, config: AppConfig) -> Archive:
-    """Return the archive in `folder`, or in that of the configuration if `folder` is None.
+    """Open the archive in `folder`, or in the folder of the configuration if `folder` is None.
 
     Raises:
-        ConfigError: neither is set, or the folder contains no archive.
+        ConfigError: no folder is known, or the folder contains no archive.
     """
     if folder is None and config.archive is not None:
         folder = Path(config.archive.folder)
@@ -122,7 +123,10 @@ def open_archive(folder: Path | None, config: AppConfig) -> Archive:
 
 
 def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -> list[str]:
-    """Return the cameras to judge: `wanted`, or, if it is empty, all that both the configuration and the archive have.
+    """Return the names of the cameras to judge, in the order of the configuration.
+
+    These are the cameras `wanted`. If `wanted` is empty, these are all cameras that both the configuration and the
+    archive have.
 
     Raises:
         ConfigError: the archive or the configuration lacks a wanted camera, or they have no camera in common.
@@ -142,7 +146,7 @@ def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -
 
 
 def _judge_all(task: _Task, stop: threading.Event) -> list[CameraReport]:
-    """Judge each camera, in parallel if there are several cores. Raise `Closed` if `stop` is set."""
+    """Judge each camera, in parallel if there are several cameras and cores. Raise `Closed` if `stop` is set."""
     cameras, cores = task.selected.cameras, len(os.sched_getaffinity(0))
     workers, spare = min(len(cameras), cores), cores >= 2 * len(cameras)
     with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:

@@ -1,6 +1,7 @@
-"""Implementation of `vision whatif --against`: two configurations, such as two models, on the same stored video.
+"""Implementation of `vision whatif --against`, which compares two configurations on the same stored video.
 
-The video is a file, or the recordings of a camera, which the index of recordings lists.
+The two configurations can have different models. The video is a file, or the recordings of a camera, which the index of
+recordings lists.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ _ANY_FILE: Final = "/video.mp4"  # takes the place of each camera's source until
 class Comparison:
     """Two configurations to compare on stored video."""
 
-    config: str
+    config: str  # the new configuration
     against: str  # the configuration to compare with
-    camera: str | None  # None if each configuration has only one camera
+    camera: str | None  # name of the camera; can be None if each configuration has only one camera
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class Video:
     """A piece of stored video."""
 
     path: Path  # a video file, or a folder of images
-    name: str = ""  # identifies the video if there are several
-    start_us: int = 0  # of the first frame, microseconds since 1970 (UTC); 0 means that times are positions
+    name: str = ""  # identifies the video if there are several videos
+    start_us: int = 0  # time of the first frame in microseconds since 1970 (UTC); 0 if all times are positions in it
 
 
 def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.Event) -> int:
@@ -65,10 +66,10 @@ def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.
 
 
 def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: Files, stop: threading.Event) -> int:
-    """Run both pipelines on the recordings of the camera from a time range, as `run_on_video` does on one video.
+    """Run both pipelines on the recordings of a camera in a time range, as `run_on_video` does on one video.
 
-    The recordings are those of the configuration `request.against`, as its index lists them. `selected_files` selects
-    the files. Return the exit code.
+    The recordings are those that the index of the configuration `request.against` lists. `selected_files` selects the
+    files. Return the exit code.
 
     Args:
         request: the two configurations, and the camera.
@@ -103,10 +104,15 @@ def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: 
 
 
 def selected_files(recordings: Sequence[Recording], since_us: int, until_us: int) -> list[RecordedFile]:
-    """Return the complete files that overlap a time range, in microseconds since 1970 (UTC), oldest first.
+    """Return the complete files in a time range, oldest first.
 
-    No two of the returned files overlap. A clip can show the same time as a continuous recording. In this case, the
-    continuous recording is selected.
+    No two of the returned files overlap. If a clip shows the same time as a continuous recording, the result contains
+    only the continuous recording.
+
+    Args:
+        recordings: all recordings of the camera.
+        since_us: start of the range, in microseconds since 1970 (UTC).
+        until_us: end of the range, in microseconds since 1970 (UTC).
     """
     selected: list[RecordedFile] = []
     for recording in sorted(recordings, key=lambda each: each.kind == "clip"):
@@ -141,9 +147,9 @@ def _compare(
 
 
 def _configuration(name: str, request: Comparison) -> AppConfig:
-    """Load a configuration, and return it with only the requested camera and without the outputs of a live run.
+    """Load a configuration. Return it with only the requested camera, and without the outputs of a live run.
 
-    `select_camera` removes them, but the rules and `state_dir` are kept. The source of the camera is a placeholder.
+    The result keeps the rules and `state_dir`. The source of its camera is a placeholder.
     """
     config = load_config(resolve_config(name), os.environ)
     cameras = tuple(
@@ -155,7 +161,7 @@ def _configuration(name: str, request: Comparison) -> AppConfig:
 
 @dataclass(slots=True)
 class _Found:
-    """The events of a configuration, and the boxes of their objects."""
+    """The events of a configuration, the boxes of their objects, and the judgment."""
 
     events: list[ArchivedEvent] = field(default_factory=list)
     boxes: dict[Place, Box] = field(default_factory=dict)
@@ -163,7 +169,7 @@ class _Found:
 
 
 def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) -> _Found:
-    """Run the pipeline on each video. Return all events, and the counts of the last video."""
+    """Run the pipeline on each video. Return all events. `judgment.counts` are the counts of the last video."""
     found = _Found()
     for video in videos:
         camera = config.cameras[0].model_copy(update={"source": str(video.path.absolute())})
@@ -179,7 +185,7 @@ def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) ->
 
 
 class _Sink:
-    """Sink that adds the events, the boxes of their objects, and the last counts to a judgment."""
+    """Sink that adds the events, the boxes of their objects, and the last counts to `found`."""
 
     def __init__(self, video: Video, found: _Found, progress: Callable[[int], None]) -> None:
         self._video = video
