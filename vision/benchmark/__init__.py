@@ -1,1 +1,1 @@
-"""Measurements of models, deployments, and language models, and `vision chaos`."""
+"""Measurements of models, deployments, and language models, and the implementation of `vision chaos`."""

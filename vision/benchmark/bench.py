@@ -1,4 +1,4 @@
-"""Measurements of `vision bench MODEL`: speed of the network alone, the detection stage, and the whole program."""
+"""Measurements of `vision bench MODEL`: the speed of the network alone, of the detection stage, and of the program."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from vision.errors import ConfigError, DeviceMissing, ModelError, redact
 from vision.runtime.status import resident_bytes
 from vision.types import Frame, PixelFormat
 
-_STREAMS: Final = (1, 2)
-_MAX_CAMERAS: Final = 32
+_STREAMS: Final = (1, 2)  # numbers of streams to measure
+_MAX_CAMERAS: Final = 32  # maximum number of cameras in a run of the program
 _OVERLOAD: Final = 1.5  # first rate of the cameras at full load, as a multiple of the stage's rate
-_PARTS_OF_MAX: Final = (1.0, 0.5, 0.25, 0.12)  # parts of that rate to try, for GPUs that are faster than the program
-_NEAR: Final = 0.9  # part of the stage's rate from which no other load is tried
-_FEW: Final = 0.01  # part of the frames; if fewer are dropped, a lower rate would publish less
-_HALF: Final = 0.5
+_PARTS_OF_MAX: Final = (1.0, 0.5, 0.25, 0.12)  # parts of the first rate to try, for GPUs faster than the program
+_NEAR: Final = 0.9  # part of the stage's rate from which no other rate is tried
+_FEW: Final = 0.01  # if a smaller part of the frames is dropped, a lower rate would publish less
+_HALF: Final = 0.5  # part of the highest throughput that the cameras deliver at half load
 _MAX_FPS: Final = 1000.0  # highest rate of a synthetic camera
-_MIN_PIPELINE_S: Final = 1.0
-_MAX_PIPELINE_S: Final = 60.0  # even if the cameras are slow
-_MIN_FRAMES: Final = 4  # per camera
+_MIN_PIPELINE_S: Final = 1.0  # minimum duration of a run of the program
+_MAX_PIPELINE_S: Final = 60.0  # longest duration to which slow cameras extend a run of the program
+_MIN_FRAMES: Final = 4  # minimum number of frames per camera in a run of the program
 _FRAMES: Final = 32  # number of different frames
 
 
@@ -49,11 +49,11 @@ class BenchSettings:
     batches: tuple[int, ...] = (1, 2, 4, 8)
     precisions: tuple[str, ...] = ("fp16",)
     batches_in_flight: tuple[int, ...] = ()  # empty means from 1 to the number of slots of the detector
-    seconds: float = 2.0
+    seconds: float = 2.0  # duration of each measurement
     parts: tuple[Part, ...] = ("engine", "stage", "pipeline")
-    source: str = ""  # the video or the synthetic camera that the frames are from; empty means the shipped clip
+    source: str = ""  # video or synthetic camera that supplies the frames; empty means the shipped clip
     pixel_format: PixelFormat = "bgr"
-    score: float = 0.35  # threshold
+    score: float = 0.35  # score threshold
 
 
 def measure(
@@ -62,8 +62,8 @@ def measure(
     """Measure all parts in `settings`, and return the results. `say` receives a description of each step.
 
     Raises:
-        VisionError: the model, the back-end, or the frames are missing, the frames cannot be converted, or nothing
-            could be measured.
+        VisionError: the model, the back-end, or the frames are missing, the frames cannot be converted, or nothing can
+            be measured.
     """
     source = settings.source or shipped_clip()
     frames = load_frames(source, _FRAMES)
@@ -98,10 +98,10 @@ def measure(
 
 
 def load_gpu(backend: str) -> tuple[Any, str]:
-    """Return the module `vision.benchmark.gpu`, and a note for the report.
+    """Return the module `vision.benchmark.gpu` and an empty note, if the back-end uses the GPU.
 
-    If `backend` is "auto" but the GPU, its driver, or TensorRT is missing, return None and a note that states the
-    reason. If `backend` is neither "tensorrt" nor "auto", return None. In all other cases, the note is empty.
+    If `backend` is "auto", but the GPU, its driver, or TensorRT is missing, return None and a note that states the
+    reason. If `backend` is neither "tensorrt" nor "auto", return None and an empty note.
 
     Raises:
         DeviceMissing: `backend` is "tensorrt", but the GPU, its driver, or TensorRT is missing.
@@ -191,7 +191,7 @@ class _Benchmark:
         return [ThreadLane(OnnxNetwork(path, self._spec, case.batch, threads=threads).run) for _ in range(case.lanes)]
 
     def _engine(self, case: Case, open_lanes: Callable[[Case], list[Lane]]) -> None:
-        """Measure one case and add its row. If the model cannot run the case, add a note instead of a row."""
+        """Measure one case of the network, and add its row. If the model cannot run the case, add a note instead."""
         self._say(str(case))
         try:
             with ExitStack() as resources:
@@ -207,10 +207,10 @@ class _Benchmark:
     # --- the stage ---
 
     def _stages(self, precision: str) -> DetectorSpec:
-        """Measure the stage and the pipeline. Return the spec of the detector that was opened last.
+        """Measure the stage and the program. Return the spec of the detector that was opened last.
 
-        On a GPU, slots are independent, so one detector is used for all numbers of slots. On a CPU, slots share the
-        cores, so each number of slots needs its own detector.
+        On a GPU, slots are independent, so one detector serves all numbers of slots. On a CPU, slots share the cores,
+        so each number of slots needs its own detector.
         """
         counts: Sequence[int] = self._settings.batches_in_flight
         if self._gpu:
@@ -245,7 +245,7 @@ class _Benchmark:
     def _stage_rows(self, detector: Detector, precision: str, counts: Sequence[int]) -> Mapping[int, float]:
         """Measure the stage, and add rows if they are requested.
 
-        Return the frames/s of each batch size with ``counts[-1]`` batches in flight.
+        Return the throughput in frames/s by batch size, with ``counts[-1]`` batches in flight.
         """
         rates = {}
         possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
@@ -314,9 +314,9 @@ class _Benchmark:
     ) -> Row:
         """Measure the program at several camera rates, `max_per_s` first. Return the row with the highest throughput.
 
-        If the cameras deliver more frames than the program can process, it publishes fewer results, because the camera
-        threads compete with other threads for the GIL. So lower rates are tried until the throughput reaches
-        `enough_per_s`, or almost no frames are dropped.
+        If the cameras deliver more frames than the program can process, the program publishes fewer results, because
+        the camera threads compete with other threads for the GIL. Therefore, try lower rates until the throughput
+        reaches `enough_per_s`, or almost no frames are dropped.
         """
         rows: list[Row] = []
         for part in _PARTS_OF_MAX:
@@ -334,14 +334,20 @@ class _Benchmark:
         config = synthetic_deployment(case.lanes, fps, width_px, height_px, self._settings.pixel_format)
         now = self._sampler.submit(clocks)
         ran = run_deployment(config, seconds, lambda *_: NonClosingDetector(detector, case.batch, shown))
-        gc.collect()  # buffers of cameras are in reference cycles, and must not count as memory of the next row
+        gc.collect()  # the buffers of cameras are in reference cycles, and must not count as memory of the next row
         measured = Measured(ran.latency, ran.published_per_s, ran.cpu, ran.rate_error, ran.objects_per_frame)
         dropped_per_s = sum(ran.dropped_per_s.values())
         return replace(self._row(case, measured, now), offered_per_s=ran.grabbed_per_s, dropped_per_s=dropped_per_s)
 
 
 def pace(offered_per_s: float, cameras: int, seconds: float) -> tuple[float, float]:
-    """Return the frames/s of each camera, and the duration of a run in seconds, including its warm-up."""
+    """Return the rate of each camera in frames/s, and the duration of a run in seconds, including its warm-up.
+
+    Args:
+        offered_per_s: frames per second that all cameras together must deliver.
+        cameras: number of cameras.
+        seconds: requested duration of a measurement.
+    """
     fps = min(_MAX_FPS, offered_per_s / cameras)
     slow_s = min(_MAX_PIPELINE_S, _MIN_FRAMES / fps)
     return fps, max(_MIN_PIPELINE_S, 2 * seconds, slow_s)

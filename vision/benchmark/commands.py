@@ -1,4 +1,4 @@
-"""Functions that generate commands of Nsight Systems and trtexec, which show more details than `vision profile`."""
+"""Commands of Nsight Systems and trtexec, which show more details than `vision profile`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vision.engine.trtexec import Tool, build_line, installed_tool, nsys_text, t
 from vision.errors import DeviceError, ModelError
 
 _NO_GPU: Final = GpuDescription("the GPU", (8, 7))
-"""Placeholder for the GPU on a machine without one. The file name of the engine is then only an example."""
+"""Placeholder for the GPU on a machine without a GPU. The file name of the engine is then only an example."""
 
 
 def nsys(model: str, batch: int, precision: str) -> str:
@@ -38,6 +38,9 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
     If the engine is not in the cache, the commands that build the engine come first.
 
     Args:
+        folder: folder of the model.
+        spec: spec of the model.
+        batch: batch size to measure.
         detect: settings of the engine; its `max_batch` is at least `batch`.
         named: arguments of `vision build` that select the model.
 
@@ -70,7 +73,8 @@ def _how_to_build(
 ) -> str:
     """Return the `vision build` command and, if the tool would build the same engine, the tool's command.
 
-    The tool builds a different engine if the ONNX file defines the types, because `vision build` rewrites that file.
+    If the ONNX file defines the types, the tool would build a different engine, because `vision build` rewrites the
+    file first.
     """
     options = ["--max-batch", str(settings.max_batch), "--precision", settings.precision]
     ours = f"`{shlex.join(['vision', 'build', *named, *options])}`"
@@ -88,7 +92,7 @@ def _how_to_build(
 
 
 def _network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
-    """Return the inputs of an ONNX file as TensorRT's parser reads them."""
+    """Return the inputs of an ONNX file as TensorRT's parser reads them. Raise `ModelError` if it cannot read them."""
     with collect_log() as log:
         builder = start(trt.Builder)
         network = builder.create_network(network_flags(strongly_typed=True))

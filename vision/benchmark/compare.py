@@ -1,7 +1,7 @@
-"""Comparison of two benchmarks, and a check of whether they are comparable.
+"""Comparison of two benchmarks, and a check whether they are comparable.
 
-A ratio of measurements from different machines, clocks, or models does not describe the code, so all such differences
-are reported with the ratios.
+A ratio of measurements from different machines, clocks, or models does not describe the code. Therefore, all such
+differences are reported with the ratios.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from vision.benchmark.document import Bench, Case, Row
 
 _SAME_RATE: Final = 0.03  # throughputs that differ by less count as equal, even with many samples
 _SAME_TAIL: Final = 0.15  # p99 times that differ by less count as equal
-_SURE: Final = 3.0  # tolerated standard errors; with 2, chance would change the verdict of 2 rows in 50
+_SURE: Final = 3.0  # tolerated number of standard errors; with 2, chance would change the verdict of 2 rows in 50
 _OTHER_CLOCK: Final = 0.05  # relative difference from which clocks are reported as different
 _BUSY: Final = 0.85  # if a smaller part of the cores was available, other programs used the CPU
-_NOT_COMPARED: Final = frozenset({"vision"})  # versions that may differ, because they are what is compared
+_NOT_COMPARED: Final = frozenset({"vision"})  # versions that may differ, because a comparison is about them
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def count(self) -> int:
-        """Number of samples of this case in whichever file has fewer of them."""
+        """Number of samples of this case in the file with fewer samples."""
         return min(self.a.durations.count, self.b.durations.count)
 
 
@@ -94,7 +94,10 @@ def _doubts(a: Bench, b: Bench) -> Iterator[str]:
 
 
 def compare(a: Bench, b: Bench) -> tuple[tuple[Comparison, ...], tuple[Case, ...], tuple[Case, ...]]:
-    """Compare two files. Return the comparisons in the order of `a`, the cases only in `a`, and those only in `b`."""
+    """Compare two files. Return the comparisons in the order of `a`, the cases only in `a`, and the cases only in `b`.
+
+    A comparison pairs the rows with the same case.
+    """
     a_rows, b_rows = ({row.case: row for row in bench.rows} for bench in (a, b))
     both = tuple(
         _comparison(row, b_rows[case], busy=a.busy(row) or b.busy(b_rows[case]))
@@ -125,7 +128,11 @@ def noise(a: Row, b: Row) -> float:
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
     """Return the verdict in words, such as "slower, p99 worse"; empty if there is none.
 
-    A ratio that is None is ignored. If `by_chance` is True, `p99_ratio` is ignored too.
+    Args:
+        rate_ratio: ratio of the throughputs; None if the throughputs are not compared.
+        tolerance: deviation from 1 up to which `rate_ratio` counts as equal.
+        p99_ratio: ratio of the p99 times; None if they are not compared.
+        by_chance: True if the p99 times can differ by chance, so that `p99_ratio` is ignored.
     """
     words = []
     if rate_ratio is not None:
@@ -136,5 +143,5 @@ def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None,
 
 
 def _side(ratio: float, tolerance: float) -> int:
-    """Return 1 if a ratio is above 1 + `tolerance`, -1 if it is below the inverse of that value, otherwise 0."""
+    """Return 1 if a ratio is above 1 + `tolerance`, -1 if it is below 1 / (1 + `tolerance`), otherwise 0."""
     return (ratio > 1 + tolerance) - (ratio < 1 / (1 + tolerance))

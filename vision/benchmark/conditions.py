@@ -1,9 +1,10 @@
 """Conditions of a measurement: the machine, the versions, the clocks under load, and the CPU use.
 
 A different GPU clock, a different power mode of a Jetson, or other programs on the CPU change measurements more than
-most improvements of the code do. So every row of a benchmark includes the state of the machine under load.
+most improvements of the code do. Therefore, every row of a benchmark includes the state of the machine under load.
 
-NVML reports the state of an NVIDIA GPU, and tegrastats that of a Jetson. See docs/decisions/070-machine-conditions.md.
+NVML reports the state of an NVIDIA GPU, and tegrastats reports the state of a Jetson. See
+docs/decisions/070-machine-conditions.md.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _jetson() -> str:
 
 
 def parse_power_mode(text: str) -> str:
-    """Return the power mode in the output of `nvpmodel -q`, such as ``MAXN (0)``; empty if there is none."""
+    """Return the power mode in the output of `nvpmodel -q`, such as ``MAXN (0)``; empty if `text` has no mode."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     name = next((line.partition(":")[2].strip() for line in lines if "Power Mode" in line), "")
     number = next((line for line in lines if line.isdigit()), "")
@@ -117,9 +118,9 @@ def parse_power_mode(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of the packages in `_PACKAGES` that are installed, and of the GPU driver, if any.
+    """Return the versions of Python, of the installed packages in `_PACKAGES`, and of the GPU driver, by name.
 
-    If JetPack installed TensorRT, its version is missing here. The name of the back-end contains it.
+    If JetPack installed TensorRT, the result lacks the version of TensorRT. The name of the back-end contains it.
     """
     packages = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -142,7 +143,7 @@ class Clocks:
     gpu_power_w: float | None = None  # of the whole module on a Jetson
     gpu_temperature_c: float | None = None
     power_state: str = ""  # P0 to P15
-    throttled: str = ""  # reasons why the GPU clock is reduced; empty if it is not reduced
+    throttled: str = ""  # reasons for a reduced GPU clock; empty if the clock is not reduced
     load: float | None = None  # load average of the last minute
 
 
@@ -172,11 +173,11 @@ _REASONS: Final[Mapping[int, str]] = {
     0x80: "power brake",
     0x100: "display clocks",
 }
-"""Bits of NVML's nvmlClocksEventReasons in words. Bit 0x1 is left out because it means an idle GPU."""
+"""Bits of NVML's nvmlClocksEventReasons in words. Bit 0x1, which means an idle GPU, is left out."""
 
 
 def throttle_reasons(bits: int) -> str:
-    """Return the reasons in NVML's bit mask in words, separated by commas; empty if there are none."""
+    """Return the reasons in NVML's bit mask in words, separated by commas; empty if the mask contains no reason."""
     return ", ".join(name for bit, name in _REASONS.items() if bits & bit)
 
 
@@ -250,9 +251,10 @@ class CpuMeter:
 
 
 def _cpu_times() -> tuple[float, float, float]:
-    """Return the monotonic time, the CPU time of this process and its workers, and that of the machine, in seconds.
+    """Return the monotonic time, the CPU time of this process and its children, and the CPU time of the machine.
 
-    The CPU time of the machine includes the time that a hypervisor gave to other virtual machines.
+    All times are in seconds. The CPU time of the machine includes the time that a hypervisor gave to other virtual
+    machines.
     """
     times = psutil.cpu_times()
     machine_s = times.user + times.nice + times.system + times.irq + times.softirq + times.steal

@@ -1,6 +1,6 @@
 """File format of a benchmark: measurements, hardware, and conditions.
 
-`vision bench --json` writes such files. Its options `--compare` and `--read` read them, for example results in the
+`vision bench --json` writes such files. The options `--compare` and `--read` read them, for example the results in the
 repository.
 """
 
@@ -21,7 +21,7 @@ from vision.config.user_files import read_input
 from vision.errors import ConfigError
 
 BUSY_PART: Final = 0.1
-"""Part of the machine's cores. A row is marked if other programs used more than this part during its measurement."""
+"""Part of the machine's cores that other programs may use. If they used more, the row is marked."""
 
 Part: TypeAlias = Literal["engine", "stage", "pipeline"]
 """`engine`: the network alone; `stage`: from frames to boxes; `pipeline`: from cameras to published results."""
@@ -33,7 +33,7 @@ _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Description of what one row measures. A comparison pairs the rows of two files that have equal cases."""
+    """The setup that one row measures. A comparison pairs the rows of two files that have equal cases."""
 
     part: Part
     mode: str  # engine: "eager" or "graph"; stage: "slots" or "alone"; pipeline: "full" or "half" load
@@ -64,9 +64,9 @@ class Row:
     case: Case
     durations: Durations  # engine and stage: start of a batch to its result; pipeline: capture to publication
     frames_per_s: float
-    cores_busy: float  # CPU cores that this process used
-    cores_others: float  # CPU cores that other programs used
-    rss_mib: float
+    cores_busy: float  # mean number of CPU cores that this process used
+    cores_others: float  # mean number of CPU cores that other programs used
+    rss_mib: float  # resident memory of this process
     device_mib: float | None  # GPU memory of this process; None without a GPU
     clocks: Clocks
     offered_per_s: float = 0.0  # pipeline: frames that the cameras delivered
@@ -81,18 +81,18 @@ class Bench:
 
     schema: Literal["vision.bench/1"] = field(default="vision.bench/1", kw_only=True)
     model: str
-    model_sha256: str
-    input: str  # such as "416x416"
+    model_sha256: str  # of the model file; empty without a file
+    input: str  # size of the network's input, such as "416x416"
     backend: str  # name of the detector that was opened last, including its precision
     slots: int  # maximum number of batches in flight in that detector
     parallel: int  # batches that the detector computes at the same time
     frame: Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d*x[1-9]\d* (bgr|bgrx|nv12|i420)$")]
     seconds: float  # duration of each measurement
-    measured_at: str
+    measured_at: str  # UTC, such as "2026-01-31T12:00:00Z"
     machine: Machine
     versions: Mapping[str, str]
     cores_available: float  # cores that the program could use; fewer than `machine.cores` if other programs ran
-    source: str  # the video or the synthetic camera that the frames are from
+    source: str  # video or synthetic camera that supplied the frames
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -138,7 +138,7 @@ def load_bench(path: Path) -> Bench:
 def check_writable(path: Path) -> None:
     """Check that the file `path` can be written. Call this before a long measurement.
 
-    The path ``-`` means standard output, and is always accepted.
+    Accept the path ``-``, which means standard output.
 
     Raises:
         ConfigError: the file cannot be written.

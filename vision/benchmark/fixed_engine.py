@@ -1,4 +1,4 @@
-"""TensorRT engines of any network with fixed input shapes, for `vision bench --precisions`. They need a GPU."""
+"""TensorRT engines of any network with fixed input shapes, for `vision bench --precisions`. This needs a GPU."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from vision.optimize.onnx_graph import Graph
 from vision.optimize.samples import Samples
 
 _SPARSE: Final = "int8-sparse"
-_FALLBACK_SIDE: Final = 32  # of models without an input for frames; the engine does not use it
+_FALLBACK_SIDE: Final = 32  # width and height in the spec of a model without an input for frames; the engine ignores it
 
 
 def open_on_gpu(graph: Graph, precision: str, samples: Samples) -> Network:
-    """Build and open the engine of a model with fixed shapes.
+    """Build and open the engine of a model with fixed shapes, and run it on all samples.
+
+    The caller closes the result. `precision` is a `Precision` or "int8-sparse".
 
     Raises:
         ModelError: the GPU, TensorRT, or the model does not support the precision, or the values of an input determine
@@ -55,7 +57,10 @@ def open_on_gpu(graph: Graph, precision: str, samples: Samples) -> Network:
 
 
 def build_plan(precision: str, batch: int, spec: ModelSpec) -> BuildPlan:
-    """Return the plan of an engine whose inputs and outputs have the types of the file."""
+    """Return the build plan of an engine whose inputs and outputs have the types of the ONNX file.
+
+    `precision` is a `Precision` or "int8-sparse". `batch` is the maximum batch size.
+    """
     name = "int8" if precision == _SPARSE else precision
     assert name in get_args(Precision)
     detect = DetectConfig.model_validate({"precision": name, "max_batch": batch})
@@ -71,10 +76,10 @@ def build_plan(precision: str, batch: int, spec: ModelSpec) -> BuildPlan:
 
 
 def _spec(samples: Samples) -> ModelSpec:
-    """Return the spec of the model. If it has none, return one of which only the size of the input is meaningful.
+    """Return the spec of the model, or a placeholder if the model has no spec.
 
-    The size is that of the first input with four axes, or `_FALLBACK_SIDE` if there is none. The other values only make
-    the spec valid.
+    In the placeholder, only the input size is meaningful: the size of the first input with four axes, or
+    `_FALLBACK_SIDE` if there is no such input. The other values only make the placeholder valid.
     """
     if samples.spec is not None:
         return samples.spec

@@ -1,4 +1,4 @@
-"""Functions that load real frames for benchmarks, so that NMS and the results thread have realistic work."""
+"""Real frames for benchmarks, so that NMS and the results thread have realistic work."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from vision.errors import SourceError
 from vision.types import Frame, FrameMeta, PixelFormat, frame_shape
 
 CLIP: Final = "vtest.mp4"
+"""File name of the shipped clip."""
 _AV_FORMATS: Final = {"bgrx": "bgra", "nv12": "nv12", "i420": "yuv420p"}
 
 Image = NDArray[np.uint8]
+"""Pixels of a frame in a format of `PixelFormat`."""
 
 
 def shipped_clip() -> str:
@@ -60,7 +62,7 @@ def make_batches(
 ) -> list[list[Frame]]:
     """Copy images to buffers of the detector. Return `slots` batches of `batch` frames each.
 
-    The images must have the format `pixel_format`. If there are fewer images than frames, they are repeated in order.
+    The images must have the format `pixel_format`. If there are fewer images than frames, repeat the images in order.
     """
     frames: list[Frame] = []
     for index in range(slots * batch):
@@ -73,6 +75,6 @@ def make_batches(
 
 
 def size_of(image: Image, pixel_format: PixelFormat) -> tuple[int, int]:
-    """Return the height and width of a frame, in pixels."""
+    """Return the height and width of the frame in `image`, in pixels."""
     height, width = image.shape[:2]
     return (height * 2 // 3, width) if pixel_format in ("nv12", "i420") else (height, width)

@@ -1,4 +1,4 @@
-"""Tools that measure the network alone on TensorRT, and trace the steps of a batch on the GPU. They need a GPU."""
+"""Measurement of the network alone with TensorRT, and a trace of the steps of a batch on the GPU. This needs a GPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def require() -> None:
 
 
 class GpuLane:
-    """Lane that runs the network on a GPU, with or without a CUDA graph. It has its own stream, context, and input."""
+    """Lane that runs the network on a GPU, with or without a CUDA graph, and owns a stream, a context, and inputs."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class GpuLane:
         Args:
             engine: the engine to run.
             shapes: shapes of the inputs for frames, by name.
-            graph: if True, the network runs as a CUDA graph.
-            values: values of the inputs, by name. None means random values.
+            graph: True to run the network as a CUDA graph.
+            values: values of the inputs, by name; None means random values.
 
         Raises:
             ModelError: no profile includes these shapes, or the size of an output depends on the data.
@@ -84,7 +84,7 @@ class GpuLane:
             self._resources = resources.pop_all()
 
     def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the network on the given inputs, and return its outputs."""
+        """Run the network on the inputs `values`, and return its outputs. Inputs and outputs are arrays by name."""
         for name, array in values.items():
             self._inputs[name].write(np.ascontiguousarray(array.astype(self._engine.tensor(name).dtype)))
         self.start()
@@ -116,7 +116,10 @@ def _give_memory(
     given: Mapping[str, NDArray[Any]],
     resources: contextlib.ExitStack,
 ) -> tuple[dict[str, DeviceBuffer], dict[str, DeviceBuffer]]:
-    """Allocate the memory of a context, and write its inputs. Return the buffers of the inputs and the outputs."""
+    """Allocate the memory of a context, and write its inputs. Return the buffers of the inputs and of the outputs.
+
+    `given` contains values of inputs, by name. Other inputs receive random values. `resources` owns the memory.
+    """
 
     def buffer(size: int, purpose: str) -> DeviceBuffer:
         return resources.enter_context(DeviceBuffer(size, purpose))
@@ -148,7 +151,7 @@ def network_shapes(engine: Engine, spec: ModelSpec, batch: int) -> Mapping[str, 
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
     """Open the engine of a model, with its own memory pool, for a `with` block.
 
-    If the engine is not in the cache, it is built first.
+    If the engine is not in the cache, build the engine first.
     """
     device = open_device()
     use_device(device)
@@ -167,21 +170,22 @@ def library_name() -> str:
 
 
 def device_mib() -> float:
-    """Return the GPU memory of this process in MiB, including that of TensorRT."""
+    """Return the GPU memory of this process in MiB, including the memory of TensorRT."""
     return allocated().device_bytes / 2**20
 
 
 class DeviceTimeline:
-    """Tracer of the steps of a batch on the GPU. It records an event before and after each step.
+    """Tracer that records CUDA events before and after each step of a batch on the GPU.
 
-    It replaces the graphs of a detector until `close` is called. Before that call, nothing else must use the detector.
-    Events cannot be recorded inside a CUDA graph. So a trace without `steps` shows each graph as one span, at full
-    speed. A trace with `steps` shows the separate steps, with gaps between them because each step is launched
+    The tracer replaces the graphs of a detector until `close` is called. Nothing else may use the detector until then.
+
+    Events cannot be recorded inside a CUDA graph. Therefore, a trace without `steps` shows each graph as one span, at
+    full speed. A trace with `steps` shows the separate steps, with gaps between them, because each step is launched
     separately.
     """
 
     def __init__(self, detector: TensorRTDetector, *, steps: bool) -> None:
-        """Wrap a detector. If `steps` is True, each step is launched separately; if False, the whole graph at once."""
+        """Wrap a detector. If `steps` is True, launch each step separately. Otherwise, launch whole graphs."""
         self._detector = detector
         self._resources = contextlib.ExitStack()
         self._marks: list[tuple[str, str, Event, Event]] = []
@@ -210,7 +214,7 @@ class DeviceTimeline:
         self._detector.submit(slot, frames)
 
     def _run(self, lane: str, stream: Stream, steps: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        """Queue the steps, with an event before and after each step. The slot calls this after queuing the copies."""
+        """Queue the steps, with an event before and after each step. The slot calls this after it queues the copies."""
         if self._copying is not None:
             self._marks.append((f"{lane} copies", "copy", self._copying, self._event(self._copies)))
             self._copying = None
@@ -220,13 +224,13 @@ class DeviceTimeline:
             self._marks.append((f"{lane} on the GPU", name, begin, self._event(stream)))
 
     def write_to(self, recorder: SpanRecorder) -> None:
-        """Add the spans to `recorder`, with times of the host clock. Call this after all batches have finished."""
+        """Add the spans to `recorder`, with times of the host's monotonic clock. All batches must have finished."""
         for lane, name, begin, end in self._marks:
             start_ns, end_ns = (self._origin_ns + round(at.ms_since(self._origin) * 1e6) for at in (begin, end))
             recorder.add(Span(name, lane, start_ns, end_ns))
 
     def close(self) -> None:
-        """Restore the original graphs of the detector, and free the recorded events. Call `write_to` before this."""
+        """Restore the original graphs of the detector, and free the recorded events. Call `write_to` first."""
         for slot, graphs in zip(self._slots, self._graphs, strict=False):
             slot.graphs.update(graphs)
         self._graphs.clear()  # contexts must be freed before their engine

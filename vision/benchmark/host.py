@@ -1,4 +1,4 @@
-"""The machine as a host of a language model: its platform, its GPU, and the memory that `vision` leaves free."""
+"""A machine as the host of a language model: its platform, its GPU, and the memory that `vision` leaves free."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ _MODEL = Path("/proc/device-tree/model")
 
 
 def other_host(machine: str, jetpack: str | None, plan: Path | None) -> Host:
-    """Return a Jetson as a host. If `plan` is not None, its memory is from the plan, which was made on such a Jetson.
+    """Return a Jetson other than this machine as a host.
 
     Args:
         machine: name in `MACHINES`.
-        jetpack: version of JetPack, one of those of the machine; None means its default.
-        plan: file of `vision plan --json`; None means that the memory is assumed.
+        jetpack: version of JetPack that the machine supports; None means the default of the machine.
+        plan: file of `vision plan --json` from such a Jetson, which contains the memory; None means that the memory is
+            assumed.
 
     Raises:
         ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.
@@ -54,10 +55,10 @@ def other_host(machine: str, jetpack: str | None, plan: Path | None) -> Host:
 
 
 def find_host(plan: Path | None) -> Host:
-    """Return the platform, the GPU, and the memory of this machine. If `plan` is not None, the memory is from the plan.
+    """Return the platform, the GPU, and the memory of this machine.
 
     Args:
-        plan: file of `vision plan --json`; None means that the memory is measured now.
+        plan: file of `vision plan --json`, which contains the memory; None means that this call measures the memory.
 
     Raises:
         ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.
@@ -73,11 +74,11 @@ def find_host(plan: Path | None) -> Host:
 def parse_jetson(release: str, model: str) -> tuple[Platform, int, str]:
     """Return the platform, the compute capability, and the version of JetPack of a Jetson.
 
-    The version is empty if it is not known. A release of L4T 39 after JetPack 7.2.1 counts as JetPack 7.2.2.
+    The version is empty if it is unknown. A release of L4T 39 after JetPack 7.2.1 counts as JetPack 7.2.2.
 
     Args:
-        release: the content of /etc/nv_tegra_release, which starts like ``# R36 (release), REVISION: 4.7``.
-        model: the name of the module, such as ``NVIDIA Jetson AGX Thor Developer Kit``.
+        release: contents of /etc/nv_tegra_release, which start like ``# R36 (release), REVISION: 4.7``.
+        model: name of the module, such as ``NVIDIA Jetson AGX Thor Developer Kit``.
     """
     found = re.search(r"R(\d+)(?:.*REVISION: ([\d.]+))?", release)
     major = int(found[1]) if found else 0
@@ -106,7 +107,7 @@ def _capability() -> int:
 
 
 def read_memory(plan: Path) -> ModelMemory:
-    """Return the memory that was free during a run of `vision plan`, from its JSON file.
+    """Return the memory that a run of `vision plan` measured, from the JSON file `plan`.
 
     Raises:
         ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.

@@ -1,4 +1,4 @@
-"""Measurements of `vision llm check`: whether a language model sees images, and how fast it answers."""
+"""Measurements of `vision llm check`, which show whether a language model sees images, and how fast it answers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ _QUALITY: Final = 4  # of a JPEG by FFmpeg, from 2 (best) to 31
 class Answers:
     """The answers to one kind of question. Each question is about an image with people or an empty image."""
 
-    durations: Durations  # of the valid answers
-    right: int
-    wrong: int
-    invalid: Mapping[str, int]  # questions without a valid answer, by the code of the error
+    durations: Durations  # latencies of the valid answers
+    right: int  # number of valid and right answers
+    wrong: int  # number of valid but wrong answers
+    invalid: Mapping[str, int]  # number of questions without a valid answer, by the code of the error
 
     @property
     def asked(self) -> int:
+        """Number of questions."""
         return self.right + self.wrong + sum(self.invalid.values())
 
 
@@ -56,12 +57,12 @@ class LanguageCheck:
     """Result of `vision llm check`."""
 
     url: str
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # the models that the server lists
     model: str  # the model that answered
-    words: Answers  # one word
-    json: Answers  # JSON that follows a schema
-    reports_confidence: bool  # whether the server reports the probabilities of words
-    tokens_per_s: float | None  # of a long answer, after its first token; None if it could not be measured
+    words: Answers  # answers of one word
+    json: Answers  # answers as JSON that follows a schema
+    reports_confidence: bool  # True if the server reports the probabilities of words
+    tokens_per_s: float | None  # rate of a long answer, after its first token; None if it could not be measured
     notes: tuple[str, ...]
 
     @property
@@ -77,12 +78,12 @@ class LanguageCheck:
 def check_server(
     config: LanguageServer, requests: int, progress: Callable[[str], None] = lambda _: None
 ) -> LanguageCheck:
-    """Ask a server for its models, and ask its model questions about images.
+    """Ask a server for its models, and ask one model questions about images.
 
     Args:
-        config: the server. Up to `config.parallel` requests are sent at the same time.
+        config: the server. This function sends up to `config.parallel` requests at the same time.
         requests: number of questions of each kind.
-        progress: receives a description of each step.
+        progress: function that receives a description of each step.
 
     Raises:
         ServerRefusal: the server refuses the key, the name of the model, or images.
@@ -131,8 +132,8 @@ class Sample(NamedTuple):
 def sample_images(count: int, max_px: int) -> Iterator[Sample]:
     """Yield `count` images: alternately a frame with people and an empty image of the same size.
 
-    All images differ, because a server can reuse what it computed for the same image before. The longer side has at
-    most `max_px` pixels.
+    All images differ, because a server can reuse earlier results for the same image. The longer side of each image has
+    at most `max_px` pixels.
     """
     frames = load_frames(shipped_clip(), (count + 1) // 2)
     for number in range(count):
@@ -142,7 +143,7 @@ def sample_images(count: int, max_px: int) -> Iterator[Sample]:
 
 
 def _jpeg(pixels: NDArray[np.uint8], max_px: int) -> bytes:
-    """Encode (H, W, 3) uint8 pixels in BGR as a JPEG file. Its longer side has at most `max_px` pixels."""
+    """Encode pixels (H, W, 3) in BGR as a JPEG file whose longer side has at most `max_px` pixels."""
     height_px, width_px = pixels.shape[:2]
     scale = min(1.0, max_px / max(height_px, width_px))
     frame = av.VideoFrame.from_ndarray(pixels, format="bgr24").reformat(
@@ -158,7 +159,7 @@ def _jpeg(pixels: NDArray[np.uint8], max_px: int) -> bytes:
 def _ask(
     config: LanguageServer, images: Iterator[Sample], requests: int, complete: Callable[..., Answer]
 ) -> tuple[Answers, bool]:
-    """Ask about the next `requests` images. Return the answers, and True if one of them has a confidence."""
+    """Ask about the next `requests` images. Return the answers, and whether any answer has a confidence."""
     samples = list(islice(images, requests))
 
     def ask(sample: Sample) -> Answer | str:
@@ -182,10 +183,10 @@ def _word(answer: Answer) -> str:
 
 
 def _generation_rate(server: ChatServer, images: Iterator[Sample]) -> float | None:
-    """Request a short and a long answer. Return the tokens per second after the first token.
+    """Request a short and a long answer. Return the tokens per second of the long answer after its first token.
 
-    Return None if a request fails, if the server does not count tokens, or if the long answer has no more tokens or
-    takes no longer than the short one.
+    Return None if a request fails, if the server does not count tokens, or if the long answer does not have more
+    tokens, or does not take longer, than the short answer.
     """
     try:
         short, long = (server.complete(_DESCRIBE, [next(images).jpeg], max_tokens=most) for most in (1, _TEXT_TOKENS))

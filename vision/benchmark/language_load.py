@@ -1,4 +1,4 @@
-"""Load on a language model during a plan, if the model shares the GPU, the CPU, and the memory with the pipeline."""
+"""Load on a language model during `vision plan`, if the model runs on the same machine as the pipeline."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from vision.config.language import LanguageServer
 from vision.errors import LanguageError
 from vision.language.client import ChatServer
 
-_IMAGES: Final = 60
-_PAUSE_S: Final = 1.0  # after a failure
-_STOP_S: Final = 1.0
+_IMAGES: Final = 60  # number of different images
+_PAUSE_S: Final = 1.0  # pause after a failure
+_STOP_S: Final = 1.0  # longest wait for the end of a thread
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageRun:
     """Answers of the language model during the runs of a plan."""
 
-    durations: Durations
-    failures: Mapping[str, int]  # by the code of the error
+    durations: Durations  # latencies of the answers
+    failures: Mapping[str, int]  # number of failures by the code of the error
 
 
 class LanguageLoad:
-    """Threads that keep a server busy: each asks the next question at once, or 1 s after a failure."""
+    """Threads that keep a server busy. Each thread asks the next question at once, or 1 s after a failure."""
 
     def __init__(self, config: LanguageServer) -> None:
         self._config = config
@@ -54,7 +54,7 @@ class LanguageLoad:
             thread.start()
 
     def close(self) -> None:
-        """Stop asking. Wait at most 1 s for each thread, because the server may not answer. Idempotent."""
+        """Stop the threads. Wait at most 1 s for each thread, because the server may not answer. Idempotent."""
         self._stop.set()
         for thread in self._threads:
             thread.join(_STOP_S)
@@ -81,7 +81,7 @@ class LanguageLoad:
 
 @contextmanager
 def language_load(config: LanguageServer | None) -> Iterator[LanguageLoad | None]:
-    """Keep a server busy during a `with` block. If it does not run on this machine, do nothing, and yield None."""
+    """Keep a server busy during a `with` block. If the server does not run on this machine, only yield None."""
     if config is None or not is_local(config.url):
         yield None
         return

@@ -1,7 +1,8 @@
 """Loops that measure the network alone, and the whole detection stage.
 
 The stage is measured through the `Detector` protocol, from frames in host memory to boxes in host memory. The loop
-works like the program: it waits for the oldest batch, then submits the next one. So the results apply to the program.
+works like the program: it waits for the oldest batch, and then submits the next batch. Therefore, the results apply to
+the program.
 
 The network alone limits the speed of the stage. It runs in lanes: each lane is a stream with its own batch. Latency and
 throughput are measured separately, because neither can be computed from the other.
@@ -24,18 +25,19 @@ from vision.detect.detector import Detector
 from vision.types import Frame
 
 WAIT_S: Final = 60.0  # timeout of a batch; only a lost batch takes longer
-PAUSE_S: Final = 0.02  # between batches of `measure_alone`
+PAUSE_S: Final = 0.02  # pause between batches of `measure_alone`
 
-_MIN_BATCHES: Final = 5  # even if they take longer than the measurement
-_MAX_QUEUED: Final = 1024  # batches per lane, because the queue of a device is limited
-_MIN_BURSTS: Final = 5  # needed to estimate the error of their rate
+_MIN_BATCHES: Final = 5  # minimum number of batches, even if they take longer than the requested time
+_MAX_QUEUED: Final = 1024  # maximum number of queued batches per lane, because the queue of a device is limited
+_MIN_BURSTS: Final = 5  # minimum number of bursts, from which the error of the rate is estimated
 
 Ready = Callable[[], bool]
+"""Function that returns True when a warm-up may end."""
 
 FEWEST_FOR_P99: Final = 200
-"""Minimum number of samples for a p99. With fewer samples, p99 is almost the slowest sample and not repeatable."""
+"""Minimum number of samples for a p99. With fewer samples, p99 is almost the slowest sample, and not repeatable."""
 
-_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # for one sample: 2.5 standard errors of the rank of p99
+_P99_SPREAD: Final = 2.5 * math.sqrt(0.99 * 0.01)  # 2.5 standard errors of the rank of p99, for one sample
 _PARTS: Final = 10  # number of groups from which a standard error is computed
 
 
@@ -54,14 +56,14 @@ class Durations:
     p95_ms: float
     p99_ms: float
     max_ms: float
-    p99_low_ms: float  # confidence limits of p99
-    p99_high_ms: float
+    p99_low_ms: float  # lower confidence limit of p99
+    p99_high_ms: float  # upper confidence limit of p99
 
     @staticmethod
     def of(durations_ns: Sequence[int], independent: int | None = None) -> Durations:
         """Return the statistics of durations. Each percentile is one of the samples.
 
-        `independent` is the number of samples that are independent, for the confidence limits; None means all.
+        `independent` is the number of independent samples, from which the confidence limits follow; None means all.
         """
         if not durations_ns:
             return Durations(0, *(0.0,) * 9)
@@ -80,13 +82,14 @@ class Durations:
 
 
 def relative_error(parts: Sequence[float]) -> float | None:
-    """Return the relative standard error of the mean of `parts`, which is also that of the inverse of the mean.
+    """Return the relative standard error of the mean of `parts`, or None if it is unknown.
 
-    Return None if there are fewer than two parts, or if all parts are 0.
+    The inverse of the mean has the same relative error. The error is unknown if there are fewer than two parts, or if
+    all parts are 0.
 
     Args:
-        parts: durations of equal amounts of work, or amounts of work in equal durations, in order. If there are 20 or
-            more, neighbors are first added up, because a disturbance often affects several parts in a row.
+        parts: durations of equal amounts of work, or amounts of work in equal durations, in order. From 20 parts on,
+            neighbors are added up first, because a disturbance often affects several successive parts.
     """
     together = max(1, len(parts) // _PARTS)
     whole = len(parts) // together
@@ -103,7 +106,7 @@ class Measured:
     durations: Durations  # from the start of a batch to its result
     frames_per_s: float
     cpu: CpuUse
-    rate_error: float | None  # relative standard error of `frames_per_s`
+    rate_error: float | None  # relative standard error of `frames_per_s`; None if unknown
     objects_per_frame: float = 0.0
 
 
@@ -122,9 +125,11 @@ def measure_stage(
     """Measure a detector with one batch in flight per slot, for at least `seconds` and at least five batches.
 
     Args:
-        batches: one per slot, all of the same size. Slot k always receives batch k.
+        detector: the detector, with all slots free.
+        batches: one batch per slot, all of the same size. Slot k always receives batch k.
+        seconds: minimum duration of the measurement.
         warm: function that is called after each warm-up batch, once every slot has finished two batches. The
-            measurement starts when it returns True.
+            measurement starts when the function returns True.
     """
     measured = _measure(_keep_in_flight(detector, batches), len(batches[0]), seconds, warm)
     for slot in range(len(batches)):
@@ -136,6 +141,8 @@ def measure_alone(
     detector: Detector, batch: Sequence[Frame], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
     """Measure single batches with pauses, as in a lightly loaded deployment. `frames_per_s` excludes the pauses.
+
+    `warm` is called after each warm-up batch. The measurement starts when it returns True.
 
     Without pauses, batches run faster than with a real camera: on one core, nanodet-g-416 takes 37 ms back to back and
     45 ms with pauses of 60 ms, because the weights leave the CPU caches during a pause.
@@ -154,7 +161,7 @@ def measure_alone(
 
 
 def _keep_in_flight(detector: Detector, batches: Sequence[Sequence[Frame]]) -> Iterator[_Batch]:
-    """Keep a batch in flight in each of N slots. Yield every finished batch after the first 2 N - 1."""
+    """Keep a batch in flight in each of N slots. Yield every finished batch, except the first 2 N - 1 batches."""
     submitted_ns = [0] * len(batches)
     for slot, batch in enumerate(batches):
         submitted_ns[slot] = time.monotonic_ns()
@@ -188,7 +195,7 @@ def _measure(batches: Iterator[_Batch], batch_size: int, seconds: float, warm: R
 
 
 class Lane(Protocol):
-    """Queue of batches that run the network on separate memory, with random input."""
+    """Queue of batches that run the network, with its own memory."""
 
     def start(self) -> None:
         """Queue one more batch."""
@@ -225,8 +232,8 @@ def measure_engine(
 ) -> Measured:
     """Measure the latency and then the throughput of the network, for half of `seconds` each.
 
-    Latency is measured with one batch in flight per lane, and throughput with batches always queued. A warm-up comes
-    first, and lasts until `warm` returns True.
+    Measure the latency with one batch in flight per lane, and the throughput with batches always queued. A warm-up
+    comes first, and lasts until `warm` returns True. `batch_size` is the number of frames per batch.
     """
     _burst(lanes, 2)
     while not warm():

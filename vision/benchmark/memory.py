@@ -1,6 +1,6 @@
 """The memory in which models run, and how much of it is free.
 
-A model on a GPU needs memory of that GPU. A Jetson or a DGX Spark has one memory for the CPU and the GPU.
+A model on a GPU needs memory of this GPU. A Jetson or a DGX Spark has one memory for the CPU and the GPU.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _MIB: Final = 2**20
 class ModelMemory:
     """The size of the memory in which models run, and how much of it no program used at one moment."""
 
-    owner: Literal["GPU", "CPU and GPU", "CPU"]
+    owner: Literal["GPU", "CPU and GPU", "CPU"]  # the processor whose memory this is
     total_mib: float
     free_mib: float
 
 
 def model_memory() -> ModelMemory:
-    """Measure the memory of the first GPU, or the main memory if there is no GPU or the GPU shares that memory."""
+    """Measure the memory of the first GPU, or the main memory if there is no GPU or the GPU uses the main memory."""
     has_gpu = TEGRA_RELEASE.exists()
     if not has_gpu:
         with suppress(nvml.NVMLError):  # no driver, or no GPU

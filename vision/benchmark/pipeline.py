@@ -1,6 +1,6 @@
-"""Short runs of the pipeline of a deployment, with a sink that counts the results and can also publish them.
+"""Short, measured runs of the pipeline of a deployment.
 
-`vision plan` runs a configuration this way, and `vision bench` runs synthetic cameras.
+`vision plan` runs the cameras of a configuration this way, and `vision bench` runs synthetic cameras.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from vision.runtime.worker_process import worker_name
 from vision.stages.stage import Report, Sink
 from vision.types import Detections, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Timing
 
-_WARM_UP_PART: Final = 0.25  # part of a run that is not measured, because cameras connect and first batches are slow
-_WORKER_START_S: Final = 3.0  # time in which the workers start, which is not measured
-_REPORTS: Final = 20  # per run; a measurement starts and ends with a report
+_WARM_UP_PART: Final = 0.25  # part of a run that is not measured, because cameras connect, and first batches are slow
+_WORKER_START_S: Final = 3.0  # time for the start of the workers, which is not measured
+_REPORTS: Final = 20  # minimum number of reports per run; a measurement starts and ends with a report
 _WITHOUT_EFFECTS: Final = {
     "state_dir": None,
     "sinks": (),
@@ -46,40 +46,41 @@ _WITHOUT_EFFECTS: Final = {
     "verify": (),
     "describe": (),
 }
-_SLICES: Final = 10  # of a run, from which the error of the rate is estimated
+_SLICES: Final = 10  # number of parts of a run from which the error of the rate is estimated
 
 
 class Published(NamedTuple):
     """Times of one published result, in nanoseconds of the monotonic clock."""
 
-    at_ns: int
+    at_ns: int  # publication
     captured_ns: int
-    submitted_ns: int
-    inferred_ns: int
+    submitted_ns: int  # submission of the batch to the detector
+    inferred_ns: int  # end of the inference
 
 
 class CountingSink:
-    """Sink that records when each result is published, and forwards results and reports to `behind`, if given."""
+    """Sink that records when each result is published, and forwards results and reports to another sink, if any."""
 
     def __init__(self, behind: Sink | None = None) -> None:
+        """Create the sink. `behind` is the other sink; None if there is none."""
         self.published: dict[str, list[Published]] = {}  # by camera
-        self.objects = 0
+        self.objects = 0  # number of objects in all results
         self._behind = behind
 
     def publish(self, result: Result) -> None:
-        """Record one result, and forward it to `behind`, if given. The results thread calls this method."""
+        """Record one result, and forward it to the other sink, if any. The results thread calls this method."""
         if self._behind is not None:
             self._behind.publish(result)
         self.observe(result.meta, result.timing, len(result.objects), time.monotonic_ns())
 
     def observe(self, meta: FrameMeta, timing: Timing, objects: int, published_ns: int) -> None:
-        """Record one result that was published at `published_ns`."""
+        """Record one result with `objects` objects that was published at `published_ns` (monotonic clock)."""
         times = Published(published_ns, meta.captured_ns, timing.submitted_ns, timing.inferred_ns)
         self.published.setdefault(meta.camera_id, []).append(times)
         self.objects += objects
 
     def report(self, report: Report) -> None:
-        """Forward the report to `behind`, if given. The main thread calls this method."""
+        """Forward the report to the other sink, if any. The main thread calls this method."""
         if self._behind is not None:
             self._behind.report(report)
 
@@ -98,17 +99,17 @@ class CameraRun:
 class DeploymentRun:
     """Measurements of one run, except its warm-up."""
 
-    seconds: float
+    seconds: float  # duration of the measurement
     cameras: Mapping[str, CameraRun]
-    latency: Durations  # of all cameras
+    latency: Durations  # from capture to publication, of all cameras
     cpu: CpuUse
-    threads: Mapping[str, float]  # part of the time that a Python thread or a worker used a core, by name
+    threads: Mapping[str, float]  # part of the time in which a Python thread or a worker used a core, by name
     in_flight: tuple[float, ...]  # part of the time with at least 1, 2, ... batches in the detector
     objects_per_frame: float
     rate_error: float | None = None  # relative standard error of `published_per_s`
     device_bytes: int | None = None  # GPU memory of the detector; None without a GPU
-    memory: ModelMemory | None = None  # when least of it was free; None if the run was too short to measure it
-    used_bytes: int = 0  # most memory of all processes together; 0 if the run was too short to measure it
+    memory: ModelMemory | None = None  # when the least memory was free; None if the run was too short to measure it
+    used_bytes: int = 0  # maximum memory of all processes together; 0 if the run was too short to measure it
 
     @property
     def published_per_s(self) -> float:
@@ -154,13 +155,14 @@ def run_deployment(
 ) -> DeploymentRun:
     """Run the pipeline of a deployment for `seconds`, and measure about the last three quarters of this time.
 
-    If the deployment has worker processes, the run also contains the time for their start.
-    The run neither reads nor writes saved counters, writes no snapshots, sends nothing to sinks, and asks no language
-    model.
+    If the deployment has worker processes, the run takes longer by the time for their start. The run neither reads nor
+    writes saved counters, writes no snapshots, sends nothing to sinks, and asks no language model.
 
     Args:
+        config: configuration of the deployment.
+        seconds: duration of the run, including its warm-up.
         open_detector: a function like `vision.detect.open.open_detector`. The pipeline closes the detectors.
-        publish: if True, every result is also published on a private socket.
+        publish: True to publish every result on a private socket.
         open_source: a replacement for `vision.capture.open.open_source`; None means no replacement.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
@@ -188,10 +190,11 @@ def run_deployment(
 
 
 class NonClosingDetector:
-    """Wrapper that keeps a detector open when a pipeline closes it, and can lower its maximum batch size.
+    """Wrapper that keeps a detector open when a pipeline closes it, and can lower the maximum batch size.
 
-    It can process `images` instead of the frames of synthetic cameras, in which a network finds almost nothing. NMS and
-    the results thread then have as much work as with real cameras, and the work of the camera threads does not change.
+    The wrapper can pass `images` to the detector instead of the frames of synthetic cameras, in which a network finds
+    almost nothing. NMS and the results thread then have as much work as with real cameras, and the work of the camera
+    threads does not change.
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:
@@ -199,7 +202,7 @@ class NonClosingDetector:
 
         Args:
             detector: the detector, which stays open.
-            max_batch: maximum batch size, if it is smaller than that of the detector.
+            max_batch: maximum batch size, unless the maximum batch size of the detector is smaller.
             images: for each slot, at least `max_batch` frames in the format of the cameras. If `images` is empty, the
                 detector processes the frames of the cameras.
         """
@@ -217,7 +220,7 @@ class NonClosingDetector:
         return self._detector.wait(slot, timeout_s)
 
     def close(self) -> None:
-        """Wait for the batches that are still in flight, so that every slot is free for the next pipeline."""
+        """Wait for the batches in flight, so that every slot is free for the next pipeline. Keep the detector open."""
         for slot in range(self._detector.spec.batches_in_flight):
             with suppress(ValueError):  # the slot is free
                 self._detector.wait(slot, WAIT_S)
@@ -240,8 +243,8 @@ class _Window:
         self._from_ns = time.monotonic_ns() + int(after_s * 1e9)
         self._meter: CpuMeter | None = None
         self._ends: list[_End] = []
-        self.memory: ModelMemory | None = None  # when least of it was free
-        self.used_bytes = 0  # most memory of all processes together
+        self.memory: ModelMemory | None = None  # when the least memory was free
+        self.used_bytes = 0  # maximum memory of all processes together
 
     def observe(self, report: Report) -> None:
         now_ns = time.monotonic_ns()
@@ -258,9 +261,9 @@ class _Window:
             self.memory = memory
 
     def ends(self) -> tuple[_End, _End]:
-        """Return the counters at the start and at the end of the measurement; empty ones if it never started.
+        """Return the counters at the start and at the end of the measurement. Call this after the run.
 
-        Call this after the run.
+        If the measurement never started, return empty counters.
         """
         if not self._ends:
             nothing = _End(time.monotonic_ns(), {}, {}, CpuUse(0.0, 0.0), {})
@@ -269,7 +272,7 @@ class _Window:
 
 
 def _thread_times() -> dict[str, float]:
-    """Return the CPU time of each Python thread of this process, and of each worker process, in seconds by name."""
+    """Return the CPU time in seconds of each Python thread of this process, and of each worker process, by name."""
     process = psutil.Process()
     seconds = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
     times = {
@@ -285,7 +288,7 @@ def _thread_times() -> dict[str, float]:
 
 
 def _private(config: AppConfig, resources: ExitStack) -> AppConfig:
-    """Return the configuration with a private address for messages."""
+    """Return the configuration with a private address for messages. `resources` owns the folder of the address."""
     folder = resources.enter_context(tempfile.TemporaryDirectory(prefix="vision-"))
     publish = config.publish.model_copy(update={"bind": f"ipc://{folder}/results", "replay": None})
     return config.model_copy(update={"publish": publish})
@@ -327,7 +330,7 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
     """Return the parts of the time from `begin_ns` to `end_ns` with at least 1, 2, ... batches in flight.
 
-    Each batch is a pair (start, end) in nanoseconds.
+    Each of `batches` is a pair (start, end) in nanoseconds.
     """
     changes = sorted(
         change

@@ -27,7 +27,9 @@ Part: TypeAlias = Literal[
 
 SCHEMA: Final = "vision.plan/1"
 MAX_CAMERAS: Final = 256
+"""Largest number of cameras that the search tries."""
 MAX_STEPS: Final = 6
+"""Maximum number of runs of the search."""
 
 _FULL: Final = 0.9  # load from which frames queue
 
@@ -42,10 +44,10 @@ _ADVICE: Final[dict[Part, str]] = {
 }
 _NO_PART: Final = "No single part is at its limit. The threads wait for each other, because one runs Python at a time. "
 _FITS: Final = 0.97  # part of the requested frames that must be published
-_AT_RANDOM: Final = 0.1  # maximum part of a rate that can depend on when a short run starts
+_AT_RANDOM: Final = 0.1  # maximum part of a rate that can depend on the start time of a short run
 _BUSY_ELSEWHERE: Final = 0.1  # part of the cores used by other programs from which a note is added
 _SEARCH_PART: Final = 0.5  # duration of a run of the search, as a part of `seconds`
-_SEARCH_LIMIT: Final = 6.0  # latest start of a run of the search, as a multiple of `seconds`
+_SEARCH_LIMIT: Final = 6.0  # time limit for the start of a run of the search, as a multiple of `seconds`
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Load:
 
     part: Part
     share: float
-    detail: str
+    detail: str  # explanation for the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Capacity:
     """Result of the search for the number of cameras that fit."""
 
     fit: int  # largest tried number of cameras that fits; 0 if none fits
-    too_many: int | None  # smallest tried number that does not fit; None if all fit
+    too_many: int | None  # smallest tried number of cameras that does not fit; None if all tried numbers fit
 
     def __str__(self) -> str:
         if self.too_many is None:
@@ -75,11 +77,11 @@ class CameraPlan:
     """Measurements of one camera. Rates are in frames per second. Latency is from capture to publication."""
 
     camera: str
-    stand_in: str
+    stand_in: str  # description of the stand-in
     width_px: int
     height_px: int
-    source_fps: float
-    asked_fps: float
+    source_fps: float  # rate that the camera delivers
+    asked_fps: float  # requested rate: `source_fps`, limited by `max_fps`
     published_fps: float
     dropped_fps: dict[str, float]  # by reason
     latency: Durations
@@ -89,23 +91,23 @@ class CameraPlan:
 class Plan:
     """Result of `vision plan`."""
 
-    detector: str
+    detector: str  # name of the detector
     seconds: float  # duration of the measurement
     cameras: tuple[CameraPlan, ...]
-    asked_fps: float
-    published_fps: float
-    dropped_fps: dict[str, float]
-    latency: Durations
-    cpu_cores: float
-    cpu_cores_others: float
-    cores: int
-    rss_mib: float  # most memory of all processes together
+    asked_fps: float  # requested rate of all cameras
+    published_fps: float  # published rate of all cameras
+    dropped_fps: dict[str, float]  # by reason
+    latency: Durations  # from capture to publication, of all cameras
+    cpu_cores: float  # mean number of CPU cores that the program used
+    cpu_cores_others: float  # mean number of CPU cores that other programs used
+    cores: int  # number of CPU cores that the program can use
+    rss_mib: float  # maximum memory of all processes together
     device_mib: float | None  # GPU memory of the process; None without a GPU
-    memory: ModelMemory | None  # during the run, when least of it was free; None if the run was too short
-    language: LanguageRun | None  # of all runs; None without a language model on this machine
+    memory: ModelMemory | None  # during the run, when the least memory was free; None if the run was too short
+    language: LanguageRun | None  # answers during all runs; None without a language model on this machine
     objects_per_frame: float
-    loads: tuple[Load, ...]
-    fits: bool
+    loads: tuple[Load, ...]  # highest load first
+    fits: bool  # True if the configured cameras fit
     verdict: str
     capacity: Capacity
     notes: tuple[str, ...]
@@ -116,13 +118,14 @@ class Plan:
 
 
 def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], None] = lambda _: None) -> Plan:
-    """Run the deployment with stand-in cameras, then find out how many cameras of this kind fit.
+    """Run the deployment with stand-in cameras, and then find out how many cameras of this kind fit.
 
-    If `language` in the configuration names a server on this machine, the server is kept busy during all runs.
+    If `language` in the configuration names a server on this machine, keep the server busy during all runs.
 
     Args:
+        config: configuration of the deployment.
         seconds: duration of the run. The search takes at most about six times as long.
-        progress: receives a description of each step.
+        progress: function that receives a description of each step.
 
     Raises:
         VisionError: the model, the back-end, the pipeline, or a local source cannot be opened.
@@ -163,8 +166,8 @@ class _Runs:
     def fits(self, run: DeploymentRun, count: int) -> bool:
         """Return True if `count` cameras together published at least the part `_FITS` of the requested rate.
 
-        Depending on when a run starts, it can contain one frame more or less of each camera. This difference is
-        tolerated, up to the part `_AT_RANDOM` of the requested rate.
+        Depending on its start time, a run can contain one frame more or less of each camera. Tolerate this difference,
+        up to the part `_AT_RANDOM` of the requested rate.
         """
         requested_per_s = sum(self._cameras[index % len(self._cameras)].asked_fps for index in range(count))
         tolerance_per_s = min(count / max(run.seconds, 1e-9), _AT_RANDOM * requested_per_s)
@@ -241,9 +244,10 @@ def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int, language:
 def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, ...]:
     """Return the load of every part of the program during a run, the highest first.
 
-    If there are several threads or workers of one kind, the load is that of the busiest one.
+    The load of threads or workers of one kind is the load of the busiest of them.
 
     Args:
+        run: measurements of the run.
         parallel: number of batches that the detector computes at the same time.
         cores: number of CPU cores that the process can use.
     """
@@ -269,9 +273,9 @@ def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, 
 
 
 def busiest_part(loads: Sequence[Load]) -> Load:
-    """Return the part with the highest load, or the detector if its load is almost as high.
+    """Return the load of the busiest part. Prefer the detector if its load is almost as high.
 
-    A detector on the CPU also loads the CPU, so the loads of the two parts are often similar.
+    A detector on the CPU also loads the CPU, so the loads of these two parts are often similar.
     """
     fullest = max(load.share for load in loads)
     detector = next(load for load in loads if load.part == "detector")
@@ -299,16 +303,16 @@ def find_capacity(
     max_steps: int = MAX_STEPS,
     time_left: Callable[[], bool] = lambda: True,
 ) -> Capacity:
-    """Find the largest number of cameras that fits: double or halve the number to bracket the limit, then bisect.
+    """Find the largest number of cameras that fits: double or halve the number to bracket the limit, and then bisect.
 
     Doubling stops at `MAX_CAMERAS`.
 
     Args:
-        fits: runs the given number of cameras, and returns True if the cameras reach their requested rates.
-        tried: a number of cameras that was already tried.
+        fits: function that runs a number of cameras, and returns True if the cameras reach their requested rates.
+        tried: number of cameras that a run has already tried.
         tried_fits: True if `tried` cameras fit.
         max_steps: maximum number of calls of `fits`.
-        time_left: returns True if another run may start.
+        time_left: function that returns True if another run may start.
     """
     fit, too_many = (tried, None) if tried_fits else (0, tried)
     for _ in range(max_steps):
@@ -323,7 +327,10 @@ def find_capacity(
 
 
 def _next(fit: int, too_many: int | None) -> int | None:
-    """Return the number of cameras to try next; None if the search is complete."""
+    """Return the number of cameras to try next; None if the search is complete.
+
+    `fit` cameras fit, and `too_many` cameras do not; None means that all tried numbers fit.
+    """
     if too_many is None:
         return min(2 * fit, MAX_CAMERAS) if fit < MAX_CAMERAS else None
     if too_many - fit < 2:

@@ -1,7 +1,7 @@
 """Plot of the throughput and the p99 time against the batch size. Requires matplotlib.
 
 Each case has a color, and each precision has a line style. The whole program has separate axes, because its times are
-per frame, and those of the network and the stage are per batch. Parts with a single batch size are drawn as bars.
+per frame, whereas the times of the network and of the stage are per batch. Bars show parts with a single batch size.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from vision.version import install_hint, require_package
 SUFFIXES: Final = (".svg", ".png", ".pdf")
 
 _STYLES: Final = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (1, 3)), "v"), ((0, (8, 2)), "P"))
-"""Line style and marker of each precision. A curve of one point consists of its marker only."""
+"""Line style and marker of each precision. A curve of one point consists only of its marker."""
 
 _WIDTH_IN, _LINES_IN, _BAR_IN, _BARS_IN = 13.0, 5.0, 0.35, 1.2
-_WIDE: Final = 20.0  # the axis is logarithmic if the largest time exceeds this many times the smallest
+_WIDE: Final = 20.0  # the axis is logarithmic if the ratio of the largest time to the smallest exceeds this value
 
 Lines: TypeAlias = Mapping[tuple[str, str], tuple[Row, ...]]
 """Rows of each curve, by the name of the case and the precision."""
 
 
 def series(rows: Sequence[Row]) -> Lines:
-    """Group the rows by case and precision, without the mode "alone", and sort each group by batch size."""
+    """Group the rows by case and precision, and sort each group by batch size. Omit rows with the mode "alone"."""
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         case = row.case

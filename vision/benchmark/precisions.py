@@ -1,7 +1,7 @@
 """Measurements of `vision bench MODEL --precisions`: speed, size, memory, and accuracy of a network.
 
-The int8 model and the sparse model are made for the measurement, with the frames or random inputs that are also used to
-compare the outputs. Without a GPU, ONNX Runtime runs the float32 and the int8 model.
+The int8 model and the sparse model are made for the measurement. The same frames or random inputs calibrate these
+models and compare the outputs. Without a GPU, ONNX Runtime runs the float32 model and the int8 models.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ class PrecisionSettings:
     precisions: tuple[str, ...]
     batches: tuple[int, ...] = (1,)
     seconds: float = 2.0
+    """Duration of each measurement."""
     backend: str = "auto"
     source: str = ""
-    """Source of the frames; the shipped clip if empty."""
+    """Source of the frames; empty means the shipped clip."""
     shapes: Shapes | None = None
     """Shapes of inputs that are not fixed in the file."""
 
@@ -80,8 +81,9 @@ class PrecisionRow:
     size_bytes: int = 0
     """Size of the engine, or of the model for ONNX Runtime."""
     memory_mib: float = 0.0
-    """Memory of the GPU, or of the process for ONNX Runtime, that the network added."""
+    """GPU memory that the network added, or memory of the process for ONNX Runtime."""
     difference: Difference | None = None
+    """Difference of the outputs from those of the float32 model in ONNX Runtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class PrecisionReport:
     model: str
     backend: str
     inputs: str
+    """Origin of the inputs."""
     rows: tuple[PrecisionRow, ...]
     notes: tuple[str, ...] = ()
 
@@ -111,14 +114,17 @@ class Network:
     """A network that is ready to run."""
 
     size_bytes: int
+    """Size of the engine, or of the model for ONNX Runtime."""
     memory_mib: float
+    """Memory that the network added."""
     outputs: list[Outputs]
     """Outputs for each batch of the samples."""
     lane: Any
     """`Lane` that runs the network on the first batch."""
     without_graph: Any
-    """The same without a CUDA graph. None on the CPU."""
+    """The same lane without a CUDA graph. None on the CPU."""
     close: Callable[[], None]
+    """Function that frees all resources."""
 
 
 Open = Callable[[Graph, str, Samples], Network]
@@ -128,10 +134,13 @@ Open = Callable[[Graph, str, Samples], Network]
 def measure_precisions(
     path: Path, spec: ModelSpec | None, settings: PrecisionSettings, say: Callable[[str], None] = lambda _: None
 ) -> PrecisionReport:
-    """Measure a network in all precisions of `settings`. `say` receives a description of each step.
+    """Measure a network in all precisions and batch sizes of `settings`.
 
     Args:
+        path: the ONNX file.
         spec: spec of a detection model. None means any other network, which receives random inputs.
+        settings: the options.
+        say: function that receives a description of each step.
 
     Raises:
         VisionError: the model, the back-end, or the frames cannot be used.
@@ -197,7 +206,11 @@ def _measured(
 
 
 def _variant(graph: Graph, precision: str, samples: Samples) -> Graph:
-    """Return the model to run in a precision. Raise `ModelError` if it cannot be made."""
+    """Return the model to run in a precision: quantized, sparse, or unchanged.
+
+    Raises:
+        ModelError: the model cannot be quantized, or has no layer that can be sparse.
+    """
     if precision not in ("int8", "int8-sparse"):
         return graph
     if precision == "int8-sparse":

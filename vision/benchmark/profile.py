@@ -1,4 +1,4 @@
-"""Measurements of `vision profile MODEL`: time of each layer, and a timeline of batches in the detector."""
+"""Measurements of `vision profile MODEL`: the time of each layer, and a timeline of batches in the detector."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from vision.types import Frame
 
 _log = logging.getLogger(__name__)
 
-_WARM_UP: Final = 5
-_TRACE_ROUNDS: Final = 6
-_TRACE_SLOTS: Final = 2
+_WARM_UP: Final = 5  # number of runs before the measured runs
+_TRACE_ROUNDS: Final = 6  # number of batches per slot in the timeline
+_TRACE_SLOTS: Final = 2  # maximum number of slots in the timeline
 
 _KERNEL: Final = "_kernel_time"
 _RUN: Final = "model_run"
@@ -40,16 +40,19 @@ _RUN: Final = "model_run"
 class ProfileSettings:
     """Options of `vision profile`."""
 
-    batch: int = 1
+    batch: int = 1  # batch size
     detect: DetectConfig = field(default_factory=DetectConfig)  # its `max_batch` is at least `batch`
-    runs: int = 50
-    trace: Path | None = None  # file for a Chrome trace; None for no trace
+    runs: int = 50  # number of measured runs
+    trace: Path | None = None  # file for a timeline in Chrome's trace format; None for no timeline
 
 
 def profile_model(
     folder: Path, spec: ModelSpec, settings: ProfileSettings, say: Callable[[str], None] = lambda _: None
 ) -> Profile:
-    """Measure and describe every layer. If `settings.trace` is set, write a timeline of batches in flight to that file.
+    """Measure and describe every layer of a model. Return the profile.
+
+    If `settings.trace` is not None, write a timeline of batches in flight to this file. `say` receives a description of
+    each step.
 
     Raises:
         ConfigError: the back-end is `fake`, which has no network.
@@ -115,10 +118,12 @@ def profile_json(profile: Profile) -> str:
 
 
 def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, ...]]:
-    """Parse the output of ONNX Runtime's profiler. Return the times of the runs after the first `skip`, and the layers.
+    """Parse the output of ONNX Runtime's profiler. Return the times of the runs, and the layers.
+
+    The times omit the first `skip` runs.
 
     Raises:
-        ModelError: the text has a different format, or no runs are left.
+        ModelError: the text has a different format, or contains no run after the first `skip` runs.
     """
     try:
         events = [event for event in json.loads(text) if event.get("ph") == "X"]
@@ -216,9 +221,14 @@ def trace_slots(
     *,
     submit: Callable[[int, Sequence[Frame]], None] | None = None,
 ) -> None:
-    """Run `rounds` batches in each slot as the program does. Record the spans of each slot and each thread.
+    """Run `rounds` batches in each slot, as the program does. Record the spans of each slot and each thread.
 
-    If `submit` is not None, it is called instead of `detector.submit`.
+    Args:
+        detector: the detector, with all slots free.
+        batches: one batch per slot.
+        rounds: number of batches per slot.
+        recorder: receives the spans.
+        submit: function to call instead of `detector.submit`; None means no replacement.
     """
     submit = submit or detector.submit
     submitted_ns = [0] * len(batches)

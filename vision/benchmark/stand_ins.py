@@ -1,8 +1,8 @@
 """Stand-ins for the cameras of a deployment: local videos of the same size and rate.
 
 Files, folders of images, and synthetic cameras are used directly, because they are on this machine. For a network, USB,
-or CSI camera, the shipped clip is encoded once as H.264 at the camera's size and rate. Decoding then costs about as
-much as for the camera's stream, and the detector and the stages process real scenes.
+or CSI camera, the shipped clip is encoded once as H.264 at the camera's size and rate. Therefore, decoding costs about
+as much as for the camera's stream, and the detector and the stages process real scenes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from vision.errors import SourceError
 
 _WIDTH_PX, _HEIGHT_PX, _FPS = 1920, 1080, 25.0  # if a camera does not answer and the keys are not set
 _FORMATS: Final = ("nv12", "i420", "bgrx", "bgr")
-_PROBES: Final = 8  # cameras that are opened at the same time
+_PROBES: Final = 8  # number of cameras that are opened at the same time
 _CLIP_FRAMES: Final = 60  # number of different frames
-_SPARE_S: Final = 1.0  # by which a clip is longer than a run
+_SPARE_S: Final = 1.0  # time by which a clip is longer than a run
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly spread
 
 
@@ -45,8 +45,8 @@ class StandIn:
     width_px: int
     height_px: int
     fps: float  # rate that the camera delivers
-    config: CameraConfig  # of the stand-in
-    phase: bool  # True if its start is delayed, so that its frames do not arrive together with those of other cameras
+    config: CameraConfig  # configuration of the stand-in
+    phase: bool  # True if the start is delayed, so that the frames of different cameras do not arrive together
     note: str = ""  # an assumption about the camera, for the user; empty if there is none
 
     @property
@@ -56,7 +56,7 @@ class StandIn:
 
 
 def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn, ...]:
-    """Probe every camera and return its stand-in. `folder` receives clips for runs of up to `seconds`.
+    """Probe every camera, and return its stand-in. `folder` receives clips for runs of up to `seconds`.
 
     Raises:
         ConfigError: the library that a camera needs is missing.
@@ -70,7 +70,7 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
 def probe_cameras(config: AppConfig) -> list[StandIn]:
     """Open every camera once to find out its frame size and rate. Return stand-ins without clips.
 
-    If a live camera does not answer, its size and rate are assumed, and the note of its stand-in contains them.
+    If a live camera does not answer, assume its frame size and rate, and add them to the note of its stand-in.
 
     Raises:
         ConfigError: the library that a camera needs is missing.
@@ -81,9 +81,10 @@ def probe_cameras(config: AppConfig) -> list[StandIn]:
 
 
 def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppConfig:
-    """Return the configuration with the first `count` stand-ins. If there are fewer, copies of them are added.
+    """Return the configuration with `count` stand-ins as its cameras.
 
-    A copy has the lines and zones of its camera. Rules and the second model are unchanged.
+    These are the first `count` of `cameras`. If there are fewer, add copies of them, with the lines and zones of the
+    original cameras. Rules and the second model stay unchanged.
     """
     configs, analytics = [], {}
     for index in range(count):
@@ -106,9 +107,9 @@ def phased_sources(cameras: Sequence[StandIn]) -> NamedOpener:
 
 
 def _open_phased(config: CameraConfig, *, periods: Mapping[str, float], **options: Any) -> Source:
-    """Open a source. If it is a clip, first wait for a part of a frame interval, different for each camera."""
+    """Open a source. If it is a clip, first wait for a part of a frame interval, which is different for each camera."""
     if config.source in periods:
-        phase = zlib.crc32(config.id.encode()) / 2**32  # every process computes the same
+        phase = zlib.crc32(config.id.encode()) / 2**32  # the same in every process
         time.sleep(phase * periods[config.source])
     return open_source(config, **options)
 

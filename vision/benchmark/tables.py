@@ -39,7 +39,7 @@ def format_number(value: float) -> str:
 
 
 def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Return an empty table without borders: text columns with the headings `words`, then number columns `numbers`."""
+    """Return an empty table without borders: text columns with the headings `words`, and number columns `numbers`."""
     table = Table(header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in words:
         table.add_column(name, no_wrap=name == "case")
@@ -61,7 +61,7 @@ def _print_plain(console: Console, *lines: str, style: str = "") -> None:
 
 
 def _by_part(rows: Iterable[_Row]) -> Mapping[tuple[Part, str], Sequence[_Row]]:
-    """Group the rows by part and precision. The groups are in the order of `Part`."""
+    """Group the rows by part and precision. Sort the groups in the order of `Part`."""
     groups: dict[tuple[Part, str], list[_Row]] = {}
     for row in rows:
         groups.setdefault((row.case.part, row.case.precision), []).append(row)
@@ -70,7 +70,7 @@ def _by_part(rows: Iterable[_Row]) -> Mapping[tuple[Part, str], Sequence[_Row]]:
 
 
 def print_bench(bench: Bench, console: Console) -> None:
-    """Print the tables and notes of a benchmark. If there are rows, the last line is `result_text`."""
+    """Print the tables and notes of a benchmark and, if there are rows, `result_text` as the last line."""
     _print_plain(console, *heading(bench))
     groups = _by_part(bench.rows)
     for (part, precision), group in groups.items():
@@ -88,9 +88,10 @@ def print_bench(bench: Bench, console: Console) -> None:
 
 
 def result_text(bench: Bench) -> str:
-    """Return the throughput of the stage as one line.
+    """Return the throughput of the stage as one line. `bench` must have rows.
 
-    If the stage was not measured, use the throughput of the program or, without that, of the network.
+    If the stage was not measured, use the throughput of the program. If the program was not measured either, use the
+    throughput of the network.
     """
     rows = next(rows for part in ("stage", "pipeline", "engine") if (rows := bench.rows_of(part)))
     rows = tuple(row for row in rows if row.case.mode not in ("alone", "half")) or rows
@@ -147,7 +148,7 @@ def _rows_table(bench: Bench, rows: Sequence[Row], cells: _Cells) -> Table:
 
 
 def _conditions(rows: Sequence[Row]) -> _Cells:
-    """Return the columns for the CPU use, memory, and objects of one part."""
+    """Return the columns for the CPU use, the memory, and the objects of one part. `rows` must not be empty."""
     cells: dict[str, Callable[[Row], str]] = {
         "cores": lambda row: f"{row.cores_busy:.2f}",
         "others": lambda row: f"{row.cores_others:.2f}",
@@ -164,7 +165,7 @@ def _conditions(rows: Sequence[Row]) -> _Cells:
 
 
 def clock_text(rows: Sequence[Row]) -> str:
-    """Return the clocks as one line, with a range for each value that changed; empty if no clock is known."""
+    """Return the clocks during the rows as one line, with a range for each value that changed; empty if unknown."""
     clocks = [row.clocks for row in rows]
     reasons = [clock.throttled for clock in clocks if clock.throttled]
     parts = (
@@ -191,7 +192,7 @@ def print_comparison(
     names: tuple[str, str],
     console: Console,
 ) -> None:
-    """Print the ratios (b divided by a), their verdicts, and the reasons that prevent or limit a comparison.
+    """Print the ratios (b divided by a), the verdicts, and the reasons that prevent or limit a comparison.
 
     `compared` is the result of `compare`. `names` are the names of the files a and b.
     """
@@ -231,7 +232,7 @@ _OWNERS: Final = {"GPU": " of the GPU", "CPU and GPU": ", shared by CPU and GPU"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print the rates and latencies of each camera, the load of each part, the verdict, and how many cameras fit."""
+    """Print the rates and latencies of each camera, the load of each part, the verdict, and the number that fits."""
     table = _table(("camera", "frames"), ("requested", "published", "dropped", "p50 ms", "p99 ms"))
     for camera in plan.cameras:
         table.add_row(camera.camera, f"{camera.width_px}x{camera.height_px}", *_rates(camera))
@@ -252,7 +253,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     for load in plan.loads:
         shares.add_row(load.part, f"{load.share:.0%}", load.detail)
     _print_table(console, "load by part", shares)
-    cameras: dict[str, list[str]] = {}  # IDs of the cameras that have the same stand-in
+    cameras: dict[str, list[str]] = {}  # ids of the cameras with the same stand-in, by its description
     for camera in plan.cameras:
         cameras.setdefault(camera.stand_in, []).append(camera.camera)
     console.print()

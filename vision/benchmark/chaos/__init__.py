@@ -1,1 +1,1 @@
-"""`vision chaos`: faults of cameras, processes, disks, and subscribers, and checks that the program survives them."""
+"""Implementation of `vision chaos`, which causes faults, and checks that the program survives them."""

@@ -1,4 +1,4 @@
-"""A disk that is full or slow for the program under test only: a small library that `LD_PRELOAD` loads."""
+"""Faults of the disk that affect only the program under test, by a small library that `LD_PRELOAD` loads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 _SOURCE: Final = Path(__file__).with_name("disk.c")
-_FORM: Final = struct.Struct("ii")  # is full, and the delay of fsync in ms
+_FORM: Final = struct.Struct("ii")  # 1 if the disk is full, and the delay of fsync in ms
 _SLOW_MS: Final = 2000
 _COMPILE_S: Final = 60
 
 
 class Disk:
-    """Control of faults of the disk below one folder, in the processes that are started with `environment`."""
+    """Control of the faults of the disk below one folder, for processes that are started with `environment`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
         """Compile the library into the folder `work`. The disk works normally until `set_full` or `set_slow` is called.
@@ -43,12 +43,12 @@ class Disk:
         self._full = self._slow = False
 
     def set_full(self, full: bool) -> None:
-        """Make all writes below the folder fail with ENOSPC if `full` is True; let them succeed if it is False."""
+        """Let all writes below the folder fail with ENOSPC if `full` is True. Otherwise, let them succeed."""
         self._full = full
         self._write()
 
     def set_slow(self, slow: bool) -> None:
-        """Make fsync and fdatasync take 2 s longer if `slow` is True; their normal time if it is False."""
+        """Let fsync and fdatasync take 2 s longer if `slow` is True. Otherwise, let them take their normal time."""
         self._slow = slow
         self._write()
 

@@ -17,9 +17,9 @@ from vision.capture.zoo.rtp import enlarged_clip_of
 from vision.capture.zoo.scenes import Scene
 from vision.capture.zoo.zoo import Zoo, running_zoo
 
-_DAMAGED: Final = 0.05  # fraction of the packets
-_JITTER_S: Final = 0.4
-_JUMP_S: Final = 3600
+_DAMAGED: Final = 0.05  # fraction of the packets that `corrupt` changes, or `loss` leaves out
+_JITTER_S: Final = 0.4  # longest delay of a frame
+_JUMP_S: Final = 3600  # time by which the camera's clock is ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class FarmCamera:
 
 
 class Farm:
-    """Serves the cameras, and switches their faults on and off."""
+    """The running cameras, whose faults can be switched on and off."""
 
     def __init__(self, zoo: Zoo, cameras: Sequence[FarmCamera], control: Path) -> None:
-        """Encode the clips and start the cameras. `control` is the folder of the files that let calls hang."""
+        """Encode the clips, and start the cameras. `control` is the folder of the files that let calls hang."""
         self._zoo = zoo
         self._ids = [camera.camera_id for camera in cameras]
         self._control = control
@@ -55,15 +55,15 @@ class Farm:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """The address of each camera by its id."""
+        """The RTSP address of each camera, by the id of the camera."""
         return {camera_id: camera.address for camera_id, camera in zip(self._ids, self._cameras, strict=True)}
 
     def start(self, kind: Kind, index: int) -> None:
-        """Start a fault of the camera with this index."""
+        """Start a fault of the camera with the index `index`."""
         self._switch(kind, index, on=True)
 
     def stop(self, kind: Kind, index: int) -> None:
-        """End a fault of the camera with this index.
+        """End a fault of the camera with the index `index`.
 
         Raises:
             OSError: another program has taken the port of a camera that was down.
@@ -103,6 +103,9 @@ def _disturb(disturbance: Disturbance, kind: Kind, *, on: bool) -> None:
 
 @contextmanager
 def running_farm(cameras: Sequence[FarmCamera], control: Path) -> Iterator[Farm]:
-    """Yield a running farm, and stop it at the end."""
+    """Yield a farm with running cameras, and stop them at the end of the `with` block.
+
+    `control` is the folder of the files that let calls hang.
+    """
     with running_zoo() as zoo:
         yield Farm(zoo, cameras, control)

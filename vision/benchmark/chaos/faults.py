@@ -1,4 +1,4 @@
-"""`Injector`, which starts and ends the faults of a schedule. No fault reaches beyond the run."""
+"""`Injector` starts and ends the faults of a schedule. No fault outlasts the run, or affects other programs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from vision.benchmark.chaos.record import Injected, Record
 from vision.benchmark.chaos.schedule import KINDS, Fault
 from vision.benchmark.chaos.subscribers import Flood, StoppedSubscriber
 
-_LONGEST_HANG_NS: Final = 60_000_000_000
-_GUARD_S: Final = 1.0  # by which the guard ends a fault later than the schedule
+_LONGEST_HANG_NS: Final = 60_000_000_000  # limit of a detector's hang if the program does not end
+_GUARD_S: Final = 1.0  # time after the scheduled end of a fault at which the guard ends the fault
 
 End = Callable[[], None]
+"""Function that ends a fault."""
 
 
 class LeftOut(Exception):
@@ -29,7 +30,7 @@ class LeftOut(Exception):
 
 
 class Injector:
-    """Starts faults, and ends those that are due. One thread uses it."""
+    """Injector of faults, which also ends the faults that are due. It is not thread-safe."""
 
     def __init__(
         self, farm: Farm, program: Program, disk: Disk | None, *, address: str, control: Path, record: Record
@@ -39,10 +40,10 @@ class Injector:
         Args:
             farm: the cameras.
             program: the program under test.
-            disk: None if the disk of the program cannot be controlled.
+            disk: faults of the disk; None if they are not possible.
             address: `publish.bind` of the program.
             control: folder of the files that let calls hang.
-            record: receives every fault.
+            record: the record, to which every fault is added.
         """
         self._farm = farm
         self._program = program
@@ -53,7 +54,7 @@ class Injector:
         self._active: list[tuple[Injected, End]] = []
 
     def start(self, fault: Fault) -> Injected:
-        """Start and record a fault. If this is not possible, record the reason in `left_out`."""
+        """Start and record a fault. If the fault cannot be started at present, record the reason in `left_out`."""
         injected = Injected(fault, "" if fault.camera is None else self._record.cameras[fault.camera])
         injected.started_ns = time.monotonic_ns()
         self._record.faults.append(injected)
@@ -91,12 +92,12 @@ class Injector:
 
     def _is_over(self, injected: Injected) -> bool:
         since_ns = time.monotonic_ns() - injected.started_ns
-        if injected.fault.kind == "detector-hang":  # until the program has ended
+        if injected.fault.kind == "detector-hang":  # lasts until the program has ended
             return str(self._program.pid) != injected.target or since_ns > _LONGEST_HANG_NS
         return since_ns >= injected.fault.duration_s * 1e9
 
     def _begin(self, injected: Injected) -> End:
-        """Start a fault, and return the function that ends it. Raise `LeftOut` if it cannot be started."""
+        """Start a fault, and return the function that ends it. Raise `LeftOut` if the fault cannot be started."""
         fault, kind = injected.fault, injected.fault.kind
         if KINDS[kind].has_camera:
             camera = fault.camera
@@ -161,7 +162,10 @@ class Injector:
 
     @staticmethod
     def _choose(processes: dict[int, str], choice: float) -> tuple[int, str]:
-        """Return the id and the name of one of the processes. Raise `LeftOut` if there is none."""
+        """Return the id and the name of the process that `choice` (from 0 to 1) selects.
+
+        `processes` contains names by process id. Raise `LeftOut` if it is empty.
+        """
         if not processes:
             raise LeftOut("the program has no other process")
         pid = sorted(processes)[int(choice * len(processes)) % len(processes)]

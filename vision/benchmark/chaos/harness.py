@@ -1,7 +1,7 @@
-"""The part that runs inside the program under test: calls of a camera's library and of the detector that do not return.
+"""Faults inside the program under test: calls to a camera's library or to the detector that do not return.
 
-`write_pipeline` writes a pipeline file for `vision run`, which loads the configured pipeline with these faults. A fault
-lasts as long as a file exists.
+`write_pipeline` writes a pipeline file for `vision run`, which loads the configured pipeline with these faults. Each
+fault lasts as long as a file exists.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def write_pipeline(folder: Path, name: str) -> Path:
 def disturbed(name: str, folder: str, parent: int) -> Build:
     """Return the `build` function of the pipeline `name`, with the faults that files in `folder` control.
 
-    The program is killed when the process `parent` ends, also while the program is suspended.
+    Linux kills the program when the process `parent` ends, even if the program is suspended.
     """
 
     def build(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
@@ -74,7 +74,7 @@ def disturbed(name: str, folder: str, parent: int) -> Build:
 
 
 def source_that_hangs(folder: Path) -> NamedOpener:
-    """Return an opener of sources whose `grab` does not return while the file of the camera in `folder` exists."""
+    """Return an opener of sources whose `grab` does not return while the `stuck_file` of the camera exists."""
     return NamedOpener(f"{__name__}:_open_source", {"folder": str(folder)})
 
 
@@ -85,14 +85,14 @@ def _open_source(config: CameraConfig, *, folder: str, **options: Any) -> Source
 
 
 def _open_detector(folder: Path, stop: threading.Event, model: Path, spec: ModelSpec, config: DetectConfig) -> Detector:
-    """Return a detector whose `wait` does not return while the file of `hang_file` exists."""
+    """Open a detector whose `wait` does not return while the `hang_file` in `folder` exists."""
     detector = open_detector(model, spec, config, stop=stop)
     detector.wait = _hanging(detector.wait, hang_file(folder))  # type: ignore[method-assign]
     return detector
 
 
 def _hanging(call: Callable[_P, _T], file: Path) -> Callable[_P, _T]:
-    """Return a function that waits until `file` does not exist, and then makes the call."""
+    """Return a function that waits while `file` exists, and then makes the call."""
 
     @functools.wraps(call)
     def hang(*arguments: _P.args, **keywords: _P.kwargs) -> _T:
@@ -104,7 +104,7 @@ def _hanging(call: Callable[_P, _T], file: Path) -> Callable[_P, _T]:
 
 
 def _end_with(parent: int) -> None:
-    """Let Linux kill this process when its parent ends."""
+    """Let Linux kill this process when its parent ends. Kill it now if its parent is not the process `parent`."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)

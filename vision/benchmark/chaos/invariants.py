@@ -1,4 +1,4 @@
-"""The checks of a run. Each is a function of the record, and returns a `Verdict`."""
+"""The checks of a run. Each check is a function that reads only the record, and returns a `Verdict`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vision.benchmark.chaos.recovery import check_recoveries
 from vision.benchmark.chaos.verdict import Verdict, judge
 from vision.errors import EXIT_TEMPORARY
 
-_IN_FLIGHT: Final = 16  # frames of one camera that can be between capture and publication
+_IN_FLIGHT: Final = 16  # maximum number of frames of one camera between capture and publication
 _RESULT_S: Final = 0.5  # maximum time for the stages and the socket
-_AFTER_STOP_NS: Final = 1_000_000_000
-_EXPLAINED_NS: Final = 5_000_000_000  # time after a fault in which a process can still end because of it
-_WARM_UP_NS: Final = 20_000_000_000
-_LONG_ENOUGH_NS: Final = 60_000_000_000  # of a process after its warm-up
-_MEMORY_GROWTH, _MEMORY_BYTES = 1.1, 16 * 2**20
-_THREADS, _DESCRIPTORS = 2, 4
+_AFTER_STOP_NS: Final = 1_000_000_000  # time after a suspension in which ages are not checked
+_EXPLAINED_NS: Final = 5_000_000_000  # time after a fault in which a process can still end because of the fault
+_WARM_UP_NS: Final = 20_000_000_000  # time after the start of a process in which its resources may grow
+_LONG_ENOUGH_NS: Final = 60_000_000_000  # minimum lifetime of a judged process after its warm-up
+_MEMORY_GROWTH, _MEMORY_BYTES = 1.1, 16 * 2**20  # allowed growth of memory: a factor, and bytes in addition
+_THREADS, _DESCRIPTORS = 2, 4  # allowed growth of these numbers
 
-_UNCONFIRMED: Final = 2  # frames of one camera that a killed worker can have published without a confirmation
+_UNCONFIRMED: Final = 2  # maximum number of frames of one camera that a killed worker published without a confirmation
 _KILLS_WORKERS: Final = ("worker-kill", "process-stop")
 _SUSPENDS: Final = ("process-stop", "detector-hang")
 _ENDS_PROCESSES: Final = ("process-stop", "worker-kill", "program-kill", "detector-hang", "stuck-call")
@@ -35,7 +35,7 @@ def check_all(record: Record) -> list[Verdict]:
 
 
 def check_crashes(record: Record) -> Verdict:
-    """Check that only faults ended the program and its processes, and that its log contains no traceback."""
+    """Check that only faults ended the program and its processes, and that the program's log contains no traceback."""
     problems = []
     for end in record.program_ends:
         waits = end.code == EXIT_TEMPORARY and _active(record, end.at_ns, ("disk-full", "disk-slow"))
@@ -61,7 +61,7 @@ def check_frames(record: Record) -> Verdict:
 
 
 def _missing_frames(frames: Sequence[FrameSeen]) -> Iterator[str]:
-    """Yield a problem for each message whose count of dropped frames is not the number of frames missing before it."""
+    """Yield a problem for each message whose count of dropped frames differs from the number of missing frames."""
     for (_, camera), group in _by_camera(frames):
         for before, after in pairwise(sorted(group, key=lambda seen: seen.seq)):
             if after.seq != before.seq + 1 or after.epoch != before.epoch:
@@ -87,7 +87,7 @@ def _unbalanced(statuses: Sequence[StatusSeen]) -> Iterator[str]:
 
 
 def _unbalanced_at_end(record: Record) -> Iterator[str]:
-    """Yield a problem for each camera whose last status after an orderly stop does not account for all frames."""
+    """Yield a problem for each camera whose last status does not account for all frames after an orderly stop."""
     last = {seen.camera: seen for seen in record.statuses}
     received = {(seen.instance, seen.camera): seen.seq for seen in record.frames}
     kills = sum(each.fault.kind in _KILLS_WORKERS and not each.left_out for each in record.faults)
@@ -106,7 +106,7 @@ def _unbalanced_at_end(record: Record) -> Iterator[str]:
 def check_events(record: Record) -> Verdict:
     """Check that each numbered event was received once and is stored, and that the counters agree with the events.
 
-    Events without a number are a problem, unless there were faults of the disk.
+    Events without a number, which were not stored, are a problem unless there were faults of the disk.
     """
     numbers = [event.number for event in record.events if event.number is not None]
     problems = list(record.reports)
@@ -132,7 +132,10 @@ def check_events(record: Record) -> Verdict:
 
 
 def _wrong_counters(record: Record, *, exact: bool) -> Iterator[str]:
-    """Yield a problem for each counter that is lower than its stored events or, if `exact`, not equal to them."""
+    """Yield a problem for each counter that is lower than the number of its stored events.
+
+    If `exact` is True, each counter must equal this number.
+    """
     assert record.stored is not None
     for crossing, events in record.stored.crossings.items():
         counter = record.stored.counters.get(crossing, 0)
@@ -143,8 +146,8 @@ def _wrong_counters(record: Record, *, exact: bool) -> Iterator[str]:
 def check_ages(record: Record) -> Verdict:
     """Check that the age of each published frame stays below its limits, except while a process is suspended.
 
-    At the start of inference, the limit is `max_frame_age_s`. At publication, without the time of inference, it is a
-    little higher.
+    At the start of inference, the limit is `max_frame_age_s`. At publication, the limit is 0.5 s higher, and the age
+    does not include the time of inference.
     """
     problems = []
     checked = 0
@@ -166,8 +169,8 @@ def check_ages(record: Record) -> Verdict:
 def check_resources(record: Record) -> Verdict:
     """Check that the memory, threads, and descriptors of each process grow at most by their limits.
 
-    A process is judged only if it ran for at least 60 s after its warm-up. A spare process that becomes a worker counts
-    as a different process.
+    Judge only processes that ran for at least 60 s after their warm-up. A spare process that becomes a worker counts as
+    a different process.
     """
     problems: list[str] = []
     judged: list[str] = []
@@ -186,7 +189,10 @@ def check_resources(record: Record) -> Verdict:
 
 
 def _growth(samples: Sequence[Sample]) -> Iterator[str]:
-    """Yield a problem for each resource whose median grows by more than its limit from the first half to the second."""
+    """Yield a problem for each resource whose median grows by more than its limit from the first half to the second.
+
+    `samples` are the samples of one process, in the order of time.
+    """
     half = len(samples) // 2
     limits: list[tuple[str, Callable[[Sample], int], float, float]] = [
         ("bytes of memory", lambda sample: sample.memory_bytes, _MEMORY_GROWTH, _MEMORY_BYTES),
@@ -201,7 +207,7 @@ def _growth(samples: Sequence[Sample]) -> Iterator[str]:
 
 
 def _active(record: Record, at_ns: int, kinds: Sequence[str]) -> list[Injected]:
-    """Return the faults of the kinds `kinds` that were active at `at_ns`, or ended at most 5 s before."""
+    """Return the faults of the kinds `kinds` that were active at `at_ns` or ended at most 5 s before `at_ns`."""
     return [
         each
         for each in record.faults

@@ -14,18 +14,19 @@ from vision.benchmark.chaos.schedule import KINDS
 from vision.benchmark.chaos.verdict import Verdict, judge
 
 MAX_RATIO: Final = 1.2
-_ENOUGH: Final = 2000  # frames in each group; a p99 of fewer is random
-_AFTER_NS: Final = 1_000_000_000  # after a recovery
+"""Maximum ratio of the p99 latency during faults of other cameras to the p99 latency without faults."""
+_ENOUGH: Final = 2000  # minimum number of frames in each group; a p99 of fewer frames is random
+_AFTER_NS: Final = 1_000_000_000  # time after a recovery that still belongs to the fault
 
 _PROGRAM_WIDE: Final = ("process-stop", "worker-kill", "program-kill", "detector-hang")
 
 
 def check_latency(record: Record) -> Verdict:
-    """Check that the p99 latency of cameras without a fault, while other cameras have faults, is not much higher.
+    """Check that faults do not delay the frames of cameras that they do not affect.
 
-    The latency is compared with that in times without faults. Both kinds of times alternate through the whole run, so
-    other programs on the machine disturb both. Faults that affect all cameras do not count. The check fails if the p99
-    is more than `MAX_RATIO` times as high, and gives no verdict if one of the groups has too few frames.
+    The check fails if the p99 latency of these frames is more than `MAX_RATIO` times the p99 latency in times without
+    faults. Both kinds of times alternate through the whole run, so other programs on the machine disturb both. Faults
+    that affect all cameras do not count. If one of the groups has too few frames, the verdict is "not judged".
     """
     undisturbed_ms, others_ms = split_latencies(record)
     if not len(undisturbed_ms) or not len(others_ms):
@@ -39,9 +40,9 @@ def check_latency(record: Record) -> Verdict:
 
 
 def split_latencies(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return two arrays of latencies of frames in ms: without faults, and of the other cameras during faults.
+    """Return two arrays of latencies in ms: of frames without faults, and of frames of other cameras during faults.
 
-    Times in which a fault of a process is active are in neither group.
+    Frames in times with an active fault of a process are in neither array.
     """
     received_ns = np.array([seen.received_ns for seen in record.frames], np.int64)
     total_ms = np.array([seen.total_ms for seen in record.frames], np.float64)

@@ -1,4 +1,4 @@
-"""A subscriber that records the published messages that the checks need."""
+"""A subscriber that records the messages of the program that the checks need."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _NS_PER_S: Final = 1e9
 
 
 class Observer:
-    """Records the messages of a publisher in a thread. Restarts of the publisher do not end the recording."""
+    """Recorder of the messages of a publisher, in a thread. Restarts of the publisher do not end the recording."""
 
     def __init__(self, address: str, replay: str, record: Record) -> None:
         self._record = record
         self._address, self._replay = address, replay
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
-        self.last_ns: dict[str, int] = {}  # time of the last detections message by camera
-        self.newest = 0  # number of the newest event
+        self.last_ns: dict[str, int] = {}  # monotonic time of the last detections message, by camera
+        self.newest = 0  # number of the newest event; 0 before the first event
 
     def start(self) -> None:
         """Start the thread."""
@@ -55,7 +55,7 @@ class Observer:
                     self.add(item, time.monotonic_ns())
 
     def add(self, item: Item, now_ns: int) -> None:
-        """Record one message or report that was received at `now_ns`."""
+        """Record one message or report that was received at `now_ns` (monotonic clock)."""
         record = self._record
         match item:
             case DetectionsMessage():

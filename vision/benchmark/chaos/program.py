@@ -1,4 +1,4 @@
-"""The program under test: `vision run` in a process of its own, which is started again when it ends."""
+"""The program under test: `vision run` in a separate process, which is started again when it ends."""
 
 from __future__ import annotations
 
@@ -18,16 +18,26 @@ from vision.benchmark.chaos.record import ProcessEnd, ProgramEnd, Record, Sample
 from vision.messaging import relay
 from vision.runtime.worker_process import worker_name
 
-_RESTART_S: Final = 0.2
-_STOP_S: Final = 20.0
+_RESTART_S: Final = 0.2  # pause before the program is started again
+_STOP_S: Final = 20.0  # time for an orderly stop
 _TRACEBACKS: Final = ("Traceback (most recent call last)", "Fatal Python error")
 
 
 class Program:
-    """Starts the program, and records its ends and the ends of its processes. One thread uses it."""
+    """Supervisor that starts the program, and records the ends of the program and of its processes.
+
+    It is not thread-safe.
+    """
 
     def __init__(self, config: Path, log: Path, environment: Mapping[str, str], record: Record) -> None:
-        """Prepare the program. `poll` starts it. `log` receives its output."""
+        """Prepare the program, which `poll` starts.
+
+        Args:
+            config: camera.yaml of the program.
+            log: file to which the output of the program is appended.
+            environment: environment variables of the program, in addition to those of this process.
+            record: the record, to which ends and samples are added.
+        """
         self._command = [sys.executable, "-m", "vision", "--log-level", "info", "run", str(config)]
         self._log = log
         self._environment = {**os.environ, **environment}
@@ -35,21 +45,21 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
         self._children: dict[int, str] = {}
         self._start_at_s = 0.0
-        self.expected = ""  # the fault that makes the program end
-        self.starts = 0
+        self.expected = ""  # the fault that makes the program end; empty if there is none
+        self.starts = 0  # number of starts
 
     @property
     def pid(self) -> int | None:
-        """Process id; None between two starts."""
+        """Process id of the program; None while it does not run."""
         return None if self._process is None else self._process.pid
 
     @property
     def children(self) -> dict[int, str]:
-        """The processes that the program has started: their names by process id."""
+        """The names of the processes that the program has started, by process id, at the last `poll`."""
         return dict(self._children)
 
     def poll(self) -> None:
-        """Start the program if it does not run and its pause is over. Record the ends of its processes."""
+        """Start the program if it does not run and its pause is over. Record the ends of the program's processes."""
         now_ns = time.monotonic_ns()
         if self._process is None:
             if time.monotonic() >= self._start_at_s:
@@ -83,7 +93,7 @@ class Program:
                 self._record.samples.append(sample)
 
     def kill(self, cause: str) -> None:
-        """Kill the program. `cause` explains its end."""
+        """Kill the program. `cause` explains its end in the record."""
         self.expected = cause
         if self._process is not None:
             self._process.kill()

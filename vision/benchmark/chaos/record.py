@@ -1,4 +1,4 @@
-"""The record of a run: its messages, faults, processes, and resources. The checks in `invariants.py` read only this."""
+"""The record of a run: messages, faults, processes, and resources. The checks in `invariants.py` read only a record."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class FrameSeen(NamedTuple):
     seq: int
     epoch: int
     frame: int
-    dropped: int  # frames dropped since the previous message
-    wait_ms: float
-    infer_ms: float
-    publish_ms: float
-    total_ms: float
+    dropped: int  # number of frames dropped since the previous message
+    wait_ms: float  # from capture until the frame is added to a batch
+    infer_ms: float  # from the submission of the batch until the detections are known
+    publish_ms: float  # from the detections until the message is sent
+    total_ms: float  # from capture until the message is sent
 
 
 class StatusSeen(NamedTuple):
@@ -34,20 +34,20 @@ class StatusSeen(NamedTuple):
     instance: str
     state: str
     since_ns: int  # time at which the camera entered this state
-    retry_ns: int | None  # time of the next attempt to connect
+    retry_ns: int | None  # time of the next attempt to connect; None if no attempt is planned
     grabbed: int
     published: int
     dropped: int
 
 
 class EventSeen(NamedTuple):
-    """One event."""
+    """One event message."""
 
     camera: str
     kind: str
     name: str
-    journal: str | None
-    number: int | None  # None if it was not stored
+    journal: str | None  # id of the journal; None if the event was not stored
+    number: int | None  # number of the event in the journal; None if the event was not stored
 
 
 class ProgramEnd(NamedTuple):
@@ -55,7 +55,7 @@ class ProgramEnd(NamedTuple):
 
     at_ns: int
     code: int  # exit code; negative for a signal
-    cause: str  # the fault that explains it, or "stop"; empty if nothing does
+    cause: str  # the fault that explains the end, or "stop"; empty if nothing explains it
 
 
 class ProcessEnd(NamedTuple):
@@ -81,11 +81,11 @@ class Injected:
     """A fault of the schedule that was started or left out."""
 
     fault: Fault
-    target: str  # the camera or process that it affected; empty if there is none
-    left_out: str = ""  # why it was not started
-    started_ns: int = 0
-    ended_ns: int = 0
-    restarts: bool = False  # the program, or the process of `target`, has to start again
+    target: str  # the camera or process that the fault affected; empty if there is none
+    left_out: str = ""  # reason why the fault was not started; empty if it was started
+    started_ns: int = 0  # monotonic time
+    ended_ns: int = 0  # monotonic time; 0 if the fault has not ended
+    restarts: bool = False  # True if the program, or the process `target`, has to start again
 
     @property
     def camera(self) -> str | None:
@@ -101,10 +101,10 @@ Crossing: TypeAlias = tuple[str, str, str]
 class Stored:
     """The content of the state database after the run."""
 
-    journal: str
-    numbers: list[int] = field(default_factory=list)
-    crossings: Counter[Crossing] = field(default_factory=Counter)  # number of stored events
-    counters: dict[Crossing, int] = field(default_factory=dict)
+    journal: str  # id of the journal
+    numbers: list[int] = field(default_factory=list)  # numbers of the stored events, ascending
+    crossings: Counter[Crossing] = field(default_factory=Counter)  # number of stored events of each kind of crossing
+    counters: dict[Crossing, int] = field(default_factory=dict)  # stored counters of crossings
 
 
 @dataclass(slots=True)
@@ -113,9 +113,9 @@ class Record:
 
     cameras: tuple[str, ...]
     max_age_s: dict[str, float]  # `max_frame_age_s` by camera
-    start_s: float = 0.0  # from the first start of the program until all cameras delivered frames
-    began_ns: int = 0  # start of the schedule
-    ended_ns: int = 0  # end of the schedule, before the program was stopped
+    start_s: float = 0.0  # time from the first start of the program until all cameras had delivered frames
+    began_ns: int = 0  # monotonic time of the start of the schedule
+    ended_ns: int = 0  # monotonic time of the end of the schedule, before the program was stopped
     frames: list[FrameSeen] = field(default_factory=list)
     statuses: list[StatusSeen] = field(default_factory=list)
     events: list[EventSeen] = field(default_factory=list)
@@ -124,5 +124,5 @@ class Record:
     program_ends: list[ProgramEnd] = field(default_factory=list)
     process_ends: list[ProcessEnd] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    tracebacks: int = 0  # in the program's log
+    tracebacks: int = 0  # number of tracebacks in the program's log
     stored: Stored | None = None  # None if the database could not be read

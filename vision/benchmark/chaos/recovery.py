@@ -1,12 +1,13 @@
-"""Check of how soon each camera delivers frames after a fault.
+"""Check that each camera soon delivers frames again after a fault.
 
-A camera must be back within 2 s after the end of the fault. The time in which the program cannot do better is added:
+A camera must be back within 2 s after the end of the fault. In these cases, the allowed time is longer:
 
-* the rest of the back-off that the camera is in when the fault ends, or that it starts within a second
-* twice the time of the first start of the program, if the fault ended a process, because the cameras and other faults
-  compete with the new process
+* If the camera is in a back-off when the fault ends, or enters a back-off within a second, the rest of the back-off is
+  added.
+* If the fault ended a process, twice the time of the first start of the program is added, because the cameras and other
+  faults compete with the new process.
 
-If another fault that affects the camera begins within the allowed time, the time starts again at its end.
+If another fault that affects the camera begins within the allowed time, the time starts again at the end of this fault.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from vision.benchmark.chaos.schedule import HANG_S
 from vision.benchmark.chaos.verdict import Verdict, judge
 
 GRACE_S: Final = 2.0
-_STARTS: Final = 2
-_HANG_FACTOR: Final = 1.5  # of `hang_s`, after which a detector that hangs must have been noticed
-_HANG_END_S: Final = 12.0  # longest time for the end of the program after that
-_STATUS_NS: Final = 1_000_000_000  # by which a back-off can have started after the end of the fault
+"""Allowed time from the end of a fault to the next frame of a camera, without the additions."""
+_STARTS: Final = 2  # allowed time for the start of a process, as a multiple of the first start of the program
+_HANG_FACTOR: Final = 1.5  # multiple of `hang_s` after which the program must have noticed a detector that hangs
+_HANG_END_S: Final = 12.0  # longest time from this moment to the end of the program
+_STATUS_NS: Final = 1_000_000_000  # time after the end of the fault in which a back-off can still start
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Recovery:
     fault: Injected
     camera: str
     took_s: float | None  # None if the camera never came back
-    allowed_s: float
+    allowed_s: float  # time in which the camera had to be back
 
     @property
     def is_late(self) -> bool:
@@ -55,7 +57,7 @@ def check_recoveries(record: Record) -> Verdict:
 def measure_recoveries(record: Record) -> list[Recovery]:
     """Return the recovery of each affected camera after each fault.
 
-    Omit a recovery if the run ended before the camera came back and before the time for its recovery was over.
+    Omit a recovery if the run ended before the camera came back, and before the allowed time was over.
     """
     captured: dict[str, list[int]] = {camera: [] for camera in record.cameras}
     received: dict[str, list[int]] = {camera: [] for camera in record.cameras}
@@ -78,14 +80,14 @@ def measure_recoveries(record: Record) -> list[Recovery]:
 
 
 def affected(each: Injected, cameras: Sequence[str]) -> Sequence[str]:
-    """Return the cameras that a fault can affect."""
+    """Return the ids of the cameras that a fault can affect. `cameras` are the ids of all cameras."""
     return cameras if each.camera is None else (each.camera,)
 
 
 def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
-    """Return, by the number of the fault, the monotonic time in ns at which the last camera was back.
+    """Return the monotonic time in nanoseconds at which the last camera was back after a fault, by the fault's number.
 
-    For a camera that never came back, this is the time at which it had to be back.
+    A camera that never came back counts with the time at which it had to be back.
     """
     back: dict[int, int] = {}
     for each in recoveries:
@@ -95,7 +97,11 @@ def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
 
 
 def _deadline_ns(each: Injected, others: Sequence[Injected], statuses: Sequence[StatusSeen], start_s: float) -> int:
-    """Return the time by which a camera must be back after a fault and after all faults that begin before that time."""
+    """Return the monotonic time at which a camera must be back after a fault.
+
+    Faults that begin before this time postpone it. `others` are all faults that affect the camera, and `statuses` are
+    the status messages of the camera.
+    """
     deadline_ns = _own_deadline_ns(each, statuses, start_s)
     for other in sorted(others, key=lambda other: other.started_ns):
         if other.started_ns <= deadline_ns:

@@ -1,4 +1,4 @@
-"""The report of a run as a table and as JSON."""
+"""Report of a run, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def all_held(verdicts: Sequence[Verdict]) -> bool:
 
 
 def print_report(record: Record, verdicts: Sequence[Verdict], console: Console) -> None:
-    """Print the faults by kind, the kinds that were left out, and the verdicts with their problems."""
+    """Print the faults by kind, the faults that were left out, and the verdicts with their problems."""
     console.print(_faults_table(record, measure_recoveries(record)))
     for kind, reasons in _left_out(record).items():
         for reason, count in reasons.items():
@@ -71,7 +71,7 @@ def _left_out(record: Record) -> Mapping[str, Mapping[str, int]]:
 
 
 def as_json(record: Record, verdicts: Sequence[Verdict], **arguments: Any) -> dict[str, Any]:
-    """Return the report as data that JSON can represent. `arguments` are the options that repeat the run."""
+    """Return the report as data that JSON can represent. `arguments` are the options with which to repeat the run."""
     recoveries = measure_recoveries(record)
     quiet_ms, others_ms = split_latencies(record)
     return {
@@ -110,7 +110,7 @@ def _percentiles(values_ms: Any) -> dict[str, float] | None:
 
 
 def _slowest(number: int, recoveries: Sequence[Recovery]) -> float | None:
-    """Return the time in s until the last camera was back after a fault; None if this is not known."""
+    """Return the time in seconds from the end of a fault until the last camera was back; None if unknown."""
     taken = [each.took_s for each in recoveries if each.fault.fault.number == number]
     known = [took_s for took_s in taken if took_s is not None]
     return round(max(known), 2) if known and len(known) == len(taken) else None

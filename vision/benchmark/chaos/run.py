@@ -1,4 +1,4 @@
-"""One run: the program with the cameras of the farm, the faults of a schedule, and the record of what happened."""
+"""One run of `vision chaos`: the program with the cameras of the farm, the faults of a schedule, and the record."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from vision.benchmark.chaos.settings import Subject, write_config
 from vision.benchmark.chaos.stored import read_stored
 from vision.errors import Closed, MessageError, VisionError
 
-_TICK_S: Final = 0.05
-_SAMPLE_S: Final = 2.0
+_TICK_S: Final = 0.05  # time between two looks at the program and the faults
+_SAMPLE_S: Final = 2.0  # time between two samples of the resources
 _START_S: Final = 180.0  # longest first start, in which an engine may be built
 _RECOVER_S: Final = 60.0  # longest wait for the cameras after the last fault
 _SETTLED_S: Final = 3.0  # time at the end in which the cameras deliver frames without faults
 _DELIVERED_S: Final = 10.0  # longest wait for the last events
-_LINES: Final = 15  # of the log, in an error
+_LINES: Final = 15  # number of lines of the log in an error
 
 OnFault = Callable[[Injected], None]
+"""Function that receives each fault after its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,11 @@ class Plan:
 
     subject: Subject
     schedule: Sequence[Fault]
-    seconds: float
+    seconds: float  # duration of the schedule
 
 
 class Run:
-    """A running program with its faults. One thread uses it."""
+    """A running program with its faults. It is not thread-safe."""
 
     def __init__(self, plan: Plan, program: Program, injector: Injector, observer: Observer, record: Record) -> None:
         self._plan = plan
@@ -58,10 +59,10 @@ class Run:
         self._sample_at_s = 0.0
 
     def wait_for_cameras(self, stop: threading.Event) -> None:
-        """Start the program, wait until every camera has delivered a frame, and record how long this took.
+        """Start the program, wait until every camera has delivered a frame, and record the duration of the start.
 
         Raises:
-            VisionError: this takes too long, or the program ends.
+            VisionError: the start takes too long, or the program ends.
             Closed: `stop` was set.
         """
         began_s = time.monotonic()
@@ -73,9 +74,10 @@ class Run:
         self._record.start_s = time.monotonic() - began_s
 
     def play(self, stop: threading.Event, on_fault: OnFault) -> None:
-        """Start the faults of the schedule at their times, then wait up to 60 s until all cameras deliver frames again.
+        """Start the faults of the schedule at their times. Then wait up to 60 s until all cameras deliver frames again.
 
         Raises:
+            OSError: a camera cannot get its port back.
             Closed: `stop` was set.
         """
         record = self._record
@@ -120,10 +122,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of a run: `work` for its private files, `data` for the files of the program, whose disk can fail."""
+    """The folders of a run."""
 
-    work: Path
-    data: Path
+    work: Path  # folder for the private files of the run
+    data: Path  # folder for the files of the program, whose disk can fail
 
     @property
     def log(self) -> Path:
@@ -133,7 +135,7 @@ class Folders:
 
 @contextlib.contextmanager
 def new_folders() -> Iterator[Folders]:
-    """Yield new private folders, and remove them at the end."""
+    """Yield new private folders, and remove them at the end of the `with` block."""
     work = Path(tempfile.mkdtemp(prefix="vision-chaos-"))
     data = work / "data"
     data.mkdir(mode=0o700)
@@ -144,9 +146,9 @@ def new_folders() -> Iterator[Folders]:
 
 
 def run(plan: Plan, folders: Folders, stop: threading.Event, on_fault: OnFault) -> Record:
-    """Run the program with all faults of the schedule. Return the record. Every fault has ended when this returns.
+    """Run the program with all faults of the schedule. Return the record.
 
-    If `stop` is set, the schedule ends early.
+    If `stop` is set, the schedule ends early. Every fault has ended when this function returns.
 
     Raises:
         VisionError: the program did not start.

@@ -1,4 +1,4 @@
-"""The kinds of faults, and the schedule, which depends only on its arguments."""
+"""The kinds of faults, and schedules of faults. Equal arguments give equal schedules."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ HANG_S: Final = 6.0
 """`hang_s` of the program during a run."""
 
 ROUND_S: Final = 24.0
-"""Minimum duration of a round: a time in which no fault starts, then faults at random times.
+"""Minimum duration of a round in seconds. A shorter run consists of one shorter round.
 
-A run that is shorter consists of one shorter round.
+In the first part of a round, no fault starts. In the next part, faults start at random times.
 """
 
 _QUIET: Final = 1 / 3  # first part of a round, in which no fault starts
 _STARTS: Final = 1 / 4  # next part of a round, in which faults start
-_FAULTS: Final = 3  # per round
+_FAULTS: Final = 3  # number of faults per round
 
 
 @dataclass(frozen=True, slots=True)
 class KindSpec:
     """The properties of a kind of fault."""
 
-    text: str
-    has_camera: bool  # the fault affects one camera
-    shortest_s: float  # 0 for a fault that ends by itself
-    longest_s: float
+    text: str  # description for the user
+    has_camera: bool  # True if the fault affects one camera
+    shortest_s: float  # minimum duration; 0 for a fault that ends by itself
+    longest_s: float  # maximum duration; 0 for a fault that ends by itself
     weight: int  # relative frequency
 
 
@@ -81,7 +81,7 @@ class Fault:
     """One fault of a schedule."""
 
     number: int  # from 1
-    at_s: float  # after the start of the schedule
+    at_s: float  # time after the start of the schedule
     kind: Kind
     camera: int | None  # index of the camera; None if the fault does not belong to a camera
     duration_s: float  # 0 if the fault ends by itself
@@ -95,11 +95,17 @@ class Fault:
 
 
 def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]) -> tuple[Fault, ...]:
-    """Return the faults of a run in the order of their start. Equal arguments give equal schedules.
+    """Return the faults of a run of `seconds`, in the order of their start. Equal arguments give equal schedules.
 
     A run consists of equal rounds of at least 24 s with three faults each. A run of less than 24 s has one round, with
-    shorter faults. Each kind is chosen once before any kind is repeated. No camera has two faults in one round; if a
-    round has no camera left for a fault, the fault is omitted.
+    shorter faults. Each of `kinds` is chosen once before any kind is repeated. No camera has two faults in one round.
+    If a round has no camera left for a fault, the fault is omitted.
+
+    Args:
+        seed: seed of the random choices.
+        seconds: duration of the run.
+        cameras: number of cameras.
+        kinds: kinds of faults to choose from.
     """
     choose = random.Random(f"{seed} {seconds} {cameras} {' '.join(kinds)}")
     rounds = max(1, int(seconds // ROUND_S))
@@ -125,7 +131,7 @@ def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]
 
 
 def _shuffled(kinds: Sequence[Kind], choose: random.Random, *, once: bool) -> list[Kind]:
-    """Return the kinds in random order: each once if `once` is True, otherwise as often as its weight."""
+    """Return the kinds in random order: each kind once if `once` is True, otherwise as often as its weight."""
     queue = [kind for kind in kinds for _ in range(1 if once else KINDS[kind].weight)]
     choose.shuffle(queue)
     return queue

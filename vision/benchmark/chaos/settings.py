@@ -16,6 +16,7 @@ from vision.benchmark.stand_ins import StandIn, repeated
 from vision.config import AppConfig, load_config_text
 
 STATUS_S: Final = 0.5
+"""`status.interval_s` of the program during a run."""
 _KEPT: Final = (
     "model",
     "detect",
@@ -27,10 +28,7 @@ _KEPT: Final = (
     "processes",
     "stop_timeout_s",
 )
-"""Sections that are copied from the user's configuration.
-
-The others name sockets, folders, and services outside the run.
-"""
+"""Keys to copy from the user's configuration. Other keys name sockets, folders, and services outside the run."""
 
 _CAMERA_KEYS: Final = (
     "id",
@@ -64,14 +62,14 @@ _DEMO_LINES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The configuration to run, and the description of its cameras."""
+    """The configuration to run, and the descriptions of its cameras."""
 
     config: AppConfig
     cameras: tuple[FarmCamera, ...]
 
 
 def demo(cameras: int) -> Subject:
-    """Return the subject of a run without a user's configuration, with the number of `cameras`.
+    """Return the subject of a run without a user's configuration. `cameras` is the number of cameras.
 
     Each camera has a line and a zone. The detector is `fake`, so the run needs little CPU time.
     """
@@ -83,10 +81,10 @@ def demo(cameras: int) -> Subject:
 
 
 def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Subject:
-    """Return a subject with the user's configuration and the number of `cameras`.
+    """Return a subject with the user's configuration. `cameras` is the number of cameras.
 
-    The cameras have the frame sizes and rates of `stand_ins`, in turn. The rate is at least 10 frames/s, and a size is
-    an even number of at least 16 pixels.
+    The cameras have the frame sizes and rates of `stand_ins`, in turn. Each rate is at least 10 frames/s, and each
+    width and height is an even number of at least 16 pixels.
     """
     chosen = [stand_ins[index % len(stand_ins)] for index in range(cameras)]
     config = _named(repeated(config, stand_ins, cameras))
@@ -100,7 +98,7 @@ def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Su
 
 
 def _named(config: AppConfig) -> AppConfig:
-    """Return the configuration with ids of copies that are valid in a file: gate-copy-2 instead of gate.2."""
+    """Return the configuration with camera ids that are valid in a file, such as gate-copy-2 instead of gate.2."""
     cameras = tuple(camera.model_copy(update={"id": _valid(camera.id)}) for camera in config.cameras)
     analytics = {_valid(camera_id): section for camera_id, section in config.analytics.items()}
     return config.model_copy(update={"cameras": cameras, "analytics": analytics})
@@ -117,7 +115,16 @@ def _even(size_px: int) -> int:
 def write_config(
     subject: Subject, addresses: Mapping[str, str], folder: Path, data: Path, *, bind: str, replay: str
 ) -> Path:
-    """Write the camera.yaml of the run into `folder`, and return its path. The program stores its files in `data`."""
+    """Write the camera.yaml of the run, and return its path.
+
+    Args:
+        subject: the configuration and its cameras.
+        addresses: RTSP address of each camera, by camera id.
+        folder: folder for the camera.yaml and the pipeline file.
+        data: folder in which the program stores its files.
+        bind: `publish.bind` of the program.
+        replay: `publish.replay` of the program.
+    """
     plain = subject.config.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     document: dict[str, Any] = {key: plain[key] for key in _KEPT if key in plain}
     for section in document.get("analytics", {}).values():

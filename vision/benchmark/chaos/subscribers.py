@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 
 import zmq
 
-_POLITE: Final = 10  # connections of real subscribers in one round of the flood
-_RUDE: Final = 10  # connections that send random bytes
-_TOPICS: Final = 50
-_ROUND_S: Final = 0.2
+_POLITE: Final = 10  # number of real subscribers in one round of the flood
+_RUDE: Final = 10  # number of connections in one round that send random bytes
+_TOPICS: Final = 50  # number of topics of each real subscriber
+_ROUND_S: Final = 0.2  # duration for which the connections of a round stay open
 
 
 class StoppedSubscriber:
-    """A subscriber to everything that never reads, like a suspended program."""
+    """A subscriber to all topics that never reads, like a suspended program."""
 
     def __init__(self, address: str) -> None:
         self._context = zmq.Context()
@@ -43,7 +43,7 @@ class Flood:
         self._thread.start()
 
     def close(self) -> None:
-        """End the flood, and close its connections."""
+        """End the flood, close its connections, and wait for the thread."""
         self._stop.set()
         self._thread.join()
 

@@ -13,14 +13,21 @@ Result: TypeAlias = Literal["held", "broken", "not judged"]
 class Verdict:
     """The result of one check, and the evidence for it."""
 
-    name: str
+    name: str  # name of the check
     result: Result
-    text: str
+    text: str  # the evidence
     problems: tuple[str, ...] = ()
 
 
 def judge(name: str, problems: Iterable[str], text: str, *, is_judged: bool = True) -> Verdict:
-    """Return the verdict: broken if there are problems, otherwise held if `is_judged` is True, otherwise not judged."""
+    """Return the verdict of a check: "broken" if there are problems, otherwise "held", or "not judged".
+
+    Args:
+        name: name of the check.
+        problems: descriptions of the problems that the check found.
+        text: the evidence.
+        is_judged: False if there is too little data for a verdict without problems.
+    """
     found = tuple(problems)
     result: Result = "broken" if found else "held" if is_judged else "not judged"
     return Verdict(name, result, text, found)
