@@ -24,33 +24,38 @@ from vision.errors import EXIT_OK, ConfigError, VisionError, from_os_error
 from vision.types import Detections, Frame, FrameMeta
 from vision.version import install_hint
 
-_IMAGE: Final = "sample.png"
-_WAIT_S: Final = 60.0
+_IMAGE: Final = "sample.png"  # file name of the image with the found objects
+_WAIT_S: Final = 60.0  # timeout of the detector
 
 
 @dataclass(frozen=True, slots=True)
 class AddOptions:
     """Options of `vision models add`."""
 
-    into: Path = Path("models")
-    name: str | None = None
-    licence: str | None = None
-    sample: str | None = None  # a source of frames; the shipped video if None
+    into: Path = Path("models")  # folder in which the folder of the model is created
+    name: str | None = None  # name of the model; None means the name that the file suggests
+    licence: str | None = None  # license of the weights; None means unknown
+    sample: str | None = None  # a source of frames; None means the shipped video
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
     """The result of adding a model."""
 
-    folder: Path
+    folder: Path  # folder of the model
     proposal: Proposal
     objects: tuple[str, ...]  # class and score of each object on the sample frame
-    image: Path | None
-    no_image: str  # reason if `image` is None
+    image: Path | None  # the sample frame with the objects; None if it could not be drawn
+    no_image: str  # command that installs the missing package if `image` is None; otherwise empty
 
 
 def add_model(file: Path, options: AddOptions, *, json: bool = False) -> int:
     """Add a model, and print which keys of model.yaml were determined and which were not. Return the exit code.
+
+    Args:
+        file: the ONNX file.
+        options: options of the command.
+        json: True to print JSON.
 
     Raises:
         VisionError: the file is not a detector that can be run, the name is invalid, the sample cannot be read, or the
@@ -136,7 +141,7 @@ def _labels(spec: ModelSpec, objects: Detections) -> list[str]:
 
 
 def _draw(path: Path, frame: NDArray[np.uint8], objects: Detections, labels: Sequence[str]) -> tuple[Path | None, str]:
-    """Draw the objects on the frame, and write it to `path`. Return the path and an empty text.
+    """Draw the objects on the frame, and write the image to `path`. Return the path and an empty text.
 
     If OpenCV is missing, return None and the command that installs OpenCV.
 

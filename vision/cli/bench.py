@@ -166,7 +166,10 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _compare_precisions(context: typer.Context) -> int:
-    """Compare precisions, print the table, and write the JSON file if requested. Return the exit code."""
+    """Compare precisions, print the table, and write the JSON file if requested. Return the exit code.
+
+    The exit code is 1 if no precision could be measured.
+    """
     excluded = ("precision", "batches_in_flight", "parts", "frame_format", "plot", "compared", "read")
     for name in excluded:
         if _is_given(context, name):
@@ -206,7 +209,11 @@ def _network(name: str) -> tuple[Path, ModelSpec | None]:
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Parse shapes such as ``input_ids=1x128``. Raise `typer.BadParameter` if the form is different."""
+    """Parse shapes such as ``input_ids=1x128``. Return the sizes by the name of the input.
+
+    Raises:
+        typer.BadParameter: a text has a different form.
+    """
     shapes = {}
     for text in texts:
         name, _, sizes = text.rpartition("=")
@@ -218,7 +225,7 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _write_results(document: Bench, json: Path | None, plot: Path | None, console: Console) -> None:
-    """Print the table, and write the JSON file and the plot if requested. If one step fails, still do the others."""
+    """Print the tables, and write the JSON file and the plot if requested. If one step fails, still do the others."""
     with ExitStack() as results:  # calls the callbacks in reverse order
         results.callback(print_bench, document, console)
         if plot is not None:

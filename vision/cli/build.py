@@ -1,4 +1,4 @@
-"""The command `vision build`, which builds TensorRT engines ahead of time, and lists or prunes those in the cache."""
+"""The command `vision build`, which builds TensorRT engines ahead of time, and lists or prunes the cached engines."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def build(
 
 
 def _find_checked(name: str) -> tuple[Path, ModelSpec]:
-    """Return the folder and the spec of a model, after a check of its plugin libraries, which does not need the GPU."""
+    """Find a model, and check its plugin libraries, which does not need the GPU. Return the folder and the spec."""
     folder, spec = find_model(name)
     check_plugins(folder, spec)
     return folder, spec
@@ -142,8 +142,8 @@ def _find_checked(name: str) -> tuple[Path, ModelSpec]:
 def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Console) -> None:
     """Open the detector once, as `vision run` does.
 
-    When an engine starts for the first time, TensorRT-RTX compiles and stores its kernels, which can take as long as
-    the build. The start also detects CUDA graphs that compute wrong results.
+    When an engine starts for the first time, TensorRT-RTX compiles and stores its kernels. This can take as long as the
+    build. The start also detects CUDA graphs that compute wrong results.
     """
     console.print("starting the detector once, to compile and store its kernels and to check its CUDA graphs")
     with closing(open_detector(folder, spec, detect.model_copy(update={"backend": "tensorrt"}))) as detector:
@@ -151,7 +151,7 @@ def _start_once(folder: Path, spec: ModelSpec, detect: DetectConfig, console: Co
 
 
 def _open_gpu(*, required: bool) -> Gpu | None:
-    """Return the GPU of this machine. If it cannot be opened, return None, or raise the error if `required` is True."""
+    """Open the GPU of this machine. If this fails, return None, or raise the `DeviceError` if `required` is True."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -163,7 +163,7 @@ def _open_gpu(*, required: bool) -> Gpu | None:
 
 
 class Bars:
-    """Shows the progress of a build, with one bar for each open phase, indented below the bar of its parent phase."""
+    """Progress display of a build, with a bar for each open phase, indented below the bar of its parent phase."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -219,11 +219,11 @@ def build_engine(
     *,
     force: bool = False,
 ) -> None:
-    """Build the engine of a model if the cache lacks it or `force` is True. Show the progress, and describe the engine.
+    """Build the engine of a model if the cache lacks it, or if `force` is True. Print the progress and the result.
 
     Raises:
         DeviceMissing: the GPU or TensorRT is missing.
-        VisionError: the engine could not be built or stored.
+        VisionError: the engine cannot be built or stored.
     """
     register_plugins(spec)
     _build(folder, spec, resolve(detect, spec), gpu, cache, console, force=force)
@@ -278,7 +278,7 @@ def _use_device(gpu: Any) -> None:
 
 
 def _sparsity(notes: Sequence[str]) -> str:
-    """Return a text that states how many layers run sparse kernels, according to the notes of a build."""
+    """Return a text about the number of layers that run sparse kernels, according to the notes of a build."""
     layers = sparse_layers(notes)
     if layers is None:
         return "sparsity: the library does not report which layers run sparse kernels"
@@ -316,7 +316,7 @@ def _print_loaded(loaded: Loaded, *, loads_here: bool, sparse: bool, console: Co
 
 
 def print_pruned(cache: EngineCache, gpu: Gpu | None, console: Console) -> None:
-    """Remove the engines that this machine cannot use, and print the name and the reason for each."""
+    """Remove the engines that this machine cannot use, and print the name and the reason for each of them."""
     removed = cache.prune(_library(), gpu)
     for name, reason in removed.items():
         console.print(f"removed {name}: {reason}", markup=False, soft_wrap=True)
@@ -332,7 +332,7 @@ def _library() -> Library | None:
 
 
 def print_engines_as_json(entries: Sequence[Entry], gpu: Gpu | None, _console: Console) -> None:
-    """Print the engines of the cache as JSON on standard output."""
+    """Print the engines of the cache as JSON to standard output. `gpu` is the GPU of this machine; None if unknown."""
     library = _library()
     engines = [
         {
@@ -350,7 +350,7 @@ def print_engines_as_json(entries: Sequence[Entry], gpu: Gpu | None, _console: C
 
 
 def print_engines(entries: Sequence[Entry], gpu: Gpu | None, console: Console) -> None:
-    """Print the engines of the cache as a table."""
+    """Print the engines of the cache as a table. `gpu` is the GPU of this machine; None if unknown."""
     if not entries:
         console.print("no engines in the cache")
         return

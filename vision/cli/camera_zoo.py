@@ -1,4 +1,4 @@
-"""The command `vision camera-zoo`, which serves synthetic cameras that imitate unusual real ones."""
+"""The command `vision camera-zoo`, which serves synthetic cameras that imitate unusual real cameras."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vision.capture.zoo.zoo import missing, running_zoo, selected
 from vision.cli.session import command
 from vision.errors import EXIT_OK
 
-_FAULT_EVERY_S = 10.0
+_FAULT_EVERY_S = 10.0  # streaming time before each fault
 
 
 @command(orderly=True)
@@ -64,6 +64,6 @@ def _can_serve(persona: Persona) -> bool:
 
 
 def _print(addresses: Iterable[tuple[Persona, str]]) -> None:
-    """Print one line per camera."""
+    """Print one line per camera: its name, its address, the expected behavior of the readers, and its oddity."""
     for persona, address in addresses:
         print(f"{persona.name:22} {address:58} {expectation(persona):48} {persona.odd}", flush=True)

@@ -36,7 +36,7 @@ PASSWORD_VARIABLE: Final = "ONVIF_PASSWORD"
 _PACKAGES: Final = ("httpx", "defusedxml")
 _TARGET: Final = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,252}))(?::([0-9]{1,5}))?")
 _TIMEOUT_S: Final = 5.0
-_SILENT: Final = frozenset({"onvif-unreachable", "onvif-slow"})  # problems of a device that does not answer
+_SILENT: Final = frozenset({"onvif-unreachable", "onvif-slow"})  # codes of problems of a device that does not answer
 _MAX_PORT: Final = 65535
 
 
@@ -121,8 +121,8 @@ def find(
     """Find ONVIF cameras in the network, and print their streams and the lines for camera.yaml.
 
     Among the streams of a camera, the command prefers the smallest stream that is at least as wide or as high as the
-    input of the model. Larger frames take more time to decode, and the detector scales them down.
-    If all streams are smaller, the command prefers the largest one.
+    input of the model. Larger frames take more time to decode, and the detector scales them down. If all streams are
+    smaller than the input, the command prefers the largest stream.
 
     Examples:
       vision cameras find
@@ -200,9 +200,9 @@ _Sections = dict[str, Mapping[str, Any]]
 
 
 def _sections(found: _Found, account: Account | None) -> _Sections:
-    """Return the keys for camera.yaml by id of the camera. Leave out cameras without a usable stream.
+    """Return the keys for camera.yaml, by the id of the camera. Leave out cameras without a usable stream.
 
-    If the address of a stream cannot be used as it is, add the reason to the problems of the device.
+    If the address of a stream cannot be used without a change, add the reason to the problems of the device.
     """
     from vision.capture.onvif.find import camera_section
 

@@ -48,10 +48,12 @@ def chaos(
 ) -> int:
     """Run the program with faults, and check that it survives them.
 
-    Cameras fail, processes are killed, and disks are full. RTSP cameras on this machine replace those of CONFIG, whose
-    model, pipeline, and analytics are used. Without CONFIG, a small demo is used. Faults follow a schedule that depends
-    only on the options. The exit code is 0 if no check is broken: for example, no crash, no lost event, all frames
-    accounted for, and every camera back in time.
+    Cameras fail, processes are killed, and disks are full. The program runs the model, the pipeline, and the analytics
+    of CONFIG, but RTSP cameras on this machine replace the cameras of CONFIG. Without CONFIG, the program runs a small
+    demo. Faults follow a schedule that depends only on the options.
+
+    The exit code is 0 if no check is broken: for example, no crash, no lost event, all frames accounted for, and every
+    camera back in time.
 
     Examples:
       vision chaos
@@ -91,13 +93,13 @@ def _subject(config: str | None, cameras: int) -> Subject:
 
 
 def _keep(log: Path, seed: int) -> Path:
-    """Copy a log out of the folder of the run, and return the copy."""
+    """Copy a log out of the folder of the run, which is removed at the end. Return the path of the copy."""
     kept = Path(tempfile.mkdtemp(prefix="vision-chaos-log-")) / f"seed-{seed}.log"
     shutil.copyfile(log, kept)
     return kept
 
 
 def _show(injected: Injected) -> None:
-    """Print a fault that was started or left out."""
+    """Print a fault of the schedule that was started, or the reason why it was left out."""
     text = f": left out, because {injected.left_out}" if injected.left_out else ""
     print(f"{injected.fault}{text}", file=sys.stderr, flush=True)

@@ -50,7 +50,7 @@ from vision.types import FrameBuffer
 _Result = TypeVar("_Result")
 
 NO_ANSWER = "no answer within the configured timeouts"
-_GRACE_S = 2.0  # added to the camera's timeouts, for libraries that exceed them
+_GRACE_S = 2.0  # time added to the timeouts of a camera, because some libraries exceed them
 
 
 @command(orderly=True)
@@ -97,6 +97,8 @@ def _check_as_json(name: str, stop: threading.Event) -> int:
 def check_configuration(name: str) -> tuple[Path, AppConfig]:
     """Validate a configuration, its pipeline, and its models. Return the path and the configuration.
 
+    `name` is the path or the shipped name of the configuration.
+
     Raises:
         VisionError: `vision run` would not start, and would report this error.
     """
@@ -130,12 +132,12 @@ def check_configuration(name: str) -> tuple[Path, AppConfig]:
 
 
 def _is_running(path: Path) -> bool:
-    """Return True if at least one program is running with the configuration, so its addresses are in use."""
+    """Return True if at least one program is running with the configuration `path`, so its addresses are in use."""
     try:
         find_socket(path)
     except Unavailable:
         return False
-    except ConfigError:  # several programs are running with it
+    except ConfigError:  # several programs are running with this configuration
         return True
     return True
 
@@ -144,10 +146,10 @@ def _is_running(path: Path) -> bool:
 def _faults_at(
     path: Path, *loc: int | str, of: tuple[type[VisionError], ...] = (ConfigError, ModelError, DeviceMissing)
 ) -> Iterator[None]:
-    """Add the location of a key to the errors that the body raises.
+    """Add the location of a key to the errors that the body of the `with` block raises.
 
-    An error of the types `of` without `faults` is raised again with the file, the line, and the key. Other errors are
-    not changed.
+    Raise errors of the types `of` that have no `faults` again, with the file, the line, and the key. Pass on other
+    errors unchanged.
 
     Args:
         path: the configuration file.
@@ -167,17 +169,17 @@ def _faults_at(
 
 @dataclass(frozen=True, slots=True)
 class CameraCheck:
-    """The result for one camera: the properties of its first frame, or the error if it delivered none."""
+    """The result for one camera: the properties of its first frame, or the error if it delivered no frame."""
 
     camera: str
     first_frame_s: float  # time until the first frame, or until the error
-    error: str | None = None
+    error: str | None = None  # text of the error; None if the camera delivered a frame
     code: str | None = None  # stable name of the error, such as "no-stream"
-    hint: str | None = None  # advice to the operator, which `error` contains too
-    width: int | None = None
-    height: int | None = None
-    fps: float | None = None
-    format: str = ""
+    hint: str | None = None  # advice to the operator, which `error` also contains
+    width: int | None = None  # in pixels
+    height: int | None = None  # in pixels
+    fps: float | None = None  # frame rate; None if the camera does not report it
+    format: str = ""  # pixel format
     decoder: str = ""
 
 
@@ -207,7 +209,8 @@ def look_at_each(
 ) -> list[_Result]:
     """Call `look` for all cameras in parallel. Return one result per camera, in the order of `cameras`.
 
-    If `look` has no result within the timeouts of the camera, or when `stop` is set, the result is that of `give_up`.
+    If `look` has no result within the timeouts of the camera, or when `stop` is set, use the result of `give_up`.
+    `look` runs in a separate thread for each camera.
     """
     results: dict[str, _Result] = {}
 
@@ -246,7 +249,7 @@ def _check_camera(camera: CameraConfig, *, recorded: bool) -> CameraCheck:
 
 
 def _require_recordable(info: StreamInfo) -> None:
-    """Raise `SourceError` if the codec of a camera that FFmpeg decodes cannot be recorded."""
+    """Raise `SourceError` if the codec of a camera, which FFmpeg decodes, cannot be recorded."""
     codec = info.decoder.rpartition("-")[2]
     if codec not in CODECS:
         text = f"expected H.264 or H.265, because the camera is recorded, got {codec}"
@@ -255,7 +258,7 @@ def _require_recordable(info: StreamInfo) -> None:
 
 
 def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
-    """Read frames until one is intact. Raise `SourceError` if there is none within `timeout_s`."""
+    """Read frames until a frame is intact. Raise `SourceError` if no frame is intact within `timeout_s`."""
     deadline_s, damaged = time.monotonic() + timeout_s, 0
     while (grab := source.grab(max(0.0, deadline_s - time.monotonic()))) is None or grab.corrupt:
         damaged += grab is not None
@@ -271,7 +274,7 @@ def _read_frame(source: Source, info: StreamInfo, timeout_s: float) -> None:
 
 
 def print_checks(checks: Sequence[CameraCheck], console: Console) -> int:
-    """Print a table of the results, and all errors. Return the exit code: 0 if all cameras delivered frames, else 1."""
+    """Print a table of the results, and all errors. Return the exit code: 1 if a camera delivered no frame, else 0."""
     table = Table("camera", "frame", "frames/s", "format", "decoder", "first frame", header_style="bold")
     for check in checks:
         if check.error is not None:

@@ -132,7 +132,7 @@ def _print_differences(found: list[Difference], *, json: bool, repaired: bool) -
 
 
 def _lock(state_dir: Path, opened: ExitStack) -> bool:
-    """Hold the lock of the recorder until `opened` is closed. Return False if a program holds it."""
+    """Hold the lock of the recorder until `opened` is closed. Return False if another program holds the lock."""
     try:
         opened.enter_context(locked(state_dir / LOCK, timeout_s=0))
     except Held:
@@ -141,7 +141,7 @@ def _lock(state_dir: Path, opened: ExitStack) -> bool:
 
 
 def _folders(name: str) -> tuple[Path, Path]:
-    """Return the folders of the index and of the recordings. Raise `ConfigError` if nothing is recorded."""
+    """Return the folders of the index and of the recordings. Raise `ConfigError` without a section `recording`."""
     config = read_config(name)
     if config.recording is None or config.state_dir is None:
         raise ConfigError(f"{name} has no section `recording`", code="no-recordings")

@@ -1,4 +1,4 @@
-"""The console on standard error. Log lines, live tables, and progress share it, so that none overwrites another."""
+"""The console on standard error, which log lines, live tables, and progress share so that they do not mix."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _CHATTY: Final = (
     "vision.detect.tensorrt.detector",
     "matplotlib",
 )
+"""Loggers that log only warnings during a measurement."""
 
-# Rich computes how far a drawing must move the cursor up before it writes the drawing. Another thread must not write in
-# between: if the height of the drawing changes, part of the old drawing would stay on the screen.
+# Rich first computes how far a drawing must move the cursor up, and then writes the drawing. Another thread must not
+# write in between: if the height of the drawing changes, part of the old drawing would stay on the screen.
 _WRITING: Final = threading.RLock()
 
 _Value = TypeVar("_Value")
@@ -36,7 +37,7 @@ _Value = TypeVar("_Value")
 
 @cache
 def error_console() -> Console:
-    """Return the process's console on standard error. It is also rich's global console, which libraries use."""
+    """Return the console of this process on standard error. It is also the global console of rich."""
     rich.reconfigure(stderr=True)
     return rich.get_console()
 
@@ -48,7 +49,7 @@ def terminal() -> Console | None:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Applies `vision.errors.redact` to every line, including tracebacks and lines of other libraries."""
+    """Formatter that applies `vision.errors.redact` to every line, including tracebacks and lines of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -81,8 +82,8 @@ def start_logging(level: str) -> None:
 def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
     """Call `work` with a function that shows the current step, and return the result of `work`.
 
-    The step is shown as a status line on a terminal, otherwise as one line per step. During the call, log lines of the
-    detector's start are hidden, unless they are warnings or the log level is ``debug``.
+    The function shows a status line on a terminal, and otherwise prints one line per step. During the call, hide the
+    log lines of the detector's start, unless they are warnings or the log level is ``debug``.
     """
     console = terminal()
     with _warnings_only(_CHATTY):
@@ -94,7 +95,7 @@ def with_progress(work: Callable[[Callable[[str], None]], _Value]) -> _Value:
 
 @contextmanager
 def _warnings_only(names: Iterable[str]) -> Iterator[None]:
-    """Hide the log lines of these loggers, except warnings, if the log level is ``info``."""
+    """Hide the log lines of the loggers `names`, except warnings and errors, if the log level is ``info``."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -108,7 +109,10 @@ def _warnings_only(names: Iterable[str]) -> Iterator[None]:
 
 
 class LiveDisplay:
-    """Redraws one renderable in place, below the log lines of the same console, even after the terminal is resized."""
+    """Display that redraws one renderable in place, below the log lines of the same console.
+
+    It also works after the terminal is resized.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -132,10 +136,10 @@ class LiveDisplay:
             self._live.update(renderable, refresh=True)
 
     def _scroll_away(self) -> None:
-        """Move the screen's lines into the scroll-back.
+        """Move all lines of the screen into the scroll-back.
 
-        If the terminal becomes narrower, it wraps the lines of the old drawing, so their number is no longer known.
-        Erasing them could also erase log lines above them.
+        A terminal that becomes narrower wraps the lines of the old drawing, so their number is unknown. Erasing these
+        lines could also erase log lines above them.
         """
         height = self.console.height
         self._live.update("", refresh=False)

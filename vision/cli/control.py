@@ -1,4 +1,4 @@
-"""The commands `vision status` and `reload`, which send requests to a running program on this machine."""
+"""The commands `vision status` and `vision reload`, which send requests to a running program on this machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ Socket = Annotated[
 def ask_program(request: Request, config: str | None, socket: Path | None) -> Reply:
     """Send a request to the program that `--config` or `--socket` selects, and return its reply.
 
-    Raise `typer.BadParameter` if both options are given.
+    If both are None, send the request to the only program on this machine.
+
+    Raises:
+        typer.BadParameter: both options are given.
+        VisionError: no program or several programs match, or the program refuses the request.
     """
     if config is not None and socket is not None:
         raise typer.BadParameter("expected either --config or --socket, got both")
@@ -101,7 +105,7 @@ def reload(
 
 
 def print_changes(reply: Reply, *, json: bool) -> None:
-    """Print what has changed in a running program."""
+    """Print the changes of a running program, as lines or as JSON. `reply` must be a `ChangedReply`."""
     assert isinstance(reply, ChangedReply)
     if json:
         print(msgspec.json.encode(reply).decode())

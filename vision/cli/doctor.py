@@ -1,6 +1,7 @@
 """The command `vision doctor`, which shows what is installed, which features lack a package, and how to install it.
 
-Each check is a function that returns a `Finding`, or several. Checks change nothing, and take at most a few seconds.
+Each check is a function that returns a `Finding`, or several findings. Checks change nothing, and take at most a few
+seconds.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ _GSTREAMER_PACKAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. If `needed` is True, `vision run demo` does not work without this part."""
+    """One line of the report."""
 
-    subject: str
+    subject: str  # the examined part
     verdict: Verdict
     detail: str
-    hint: str = ""
-    needed: bool = False
+    hint: str = ""  # advice to the user; empty if there is none
+    needed: bool = False  # True if `vision run demo` does not work without this part
 
     @property
     def prevents_demo(self) -> bool:
@@ -260,7 +261,7 @@ def check_nvdec() -> Finding:
 
 
 def check_cuda() -> Finding:
-    """Check that CUDA can open the GPU. The driver may be too old for cuda-python, or the GPU may be hidden."""
+    """Check that CUDA can open the GPU. This fails if the driver is too old for cuda-python, or the GPU is hidden."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -316,7 +317,7 @@ def _zeromq() -> Finding:
 
 
 def check_evaluation() -> list[Finding]:
-    """Check the packages that `vision eval` needs in addition to those of `vision run`."""
+    """Check the packages that `vision eval` needs in addition to the packages of `vision run`."""
     return [
         _optional("matplotlib", "plots of vision eval and vision bench", INSTALL),
         _optional("scipy", "tracking metrics of vision eval", INSTALL),
@@ -325,7 +326,10 @@ def check_evaluation() -> list[Finding]:
 
 
 def _optional(module: str, purpose: str, install: str) -> Finding:
-    """Check a Python package that only some commands need."""
+    """Check that the Python package `module` is installed, which only some commands need.
+
+    `purpose` and `install` are the use of the package and the command that installs it, for the hint.
+    """
     if importlib.util.find_spec(module) is None:
         return Finding(module, "note", f"not installed; required for {purpose}", f"{purpose}: {install}")
     try:

@@ -52,13 +52,13 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """The result for one camera: `path` if an image was written, otherwise `error`."""
+    """The result for one camera."""
 
     camera_id: str
-    path: Path | None = None
+    path: Path | None = None  # the image; None if it was not written
     words: str = ""  # the numbers of lines and zones, such as "1 line, 2 zones"
-    outside: tuple[str, ...] = ()  # a warning for each line and zone with points outside the frame
-    error: str = ""
+    outside: tuple[str, ...] = ()  # a warning for each line, outline, or hole with points outside the frame
+    error: str = ""  # reason if `path` is None; otherwise empty
 
 
 def draw_cameras(config: AppConfig, folder: Path, stop: threading.Event) -> list[Drawing]:
@@ -90,15 +90,19 @@ def draw_camera(
 ) -> Drawing:
     """Draw the lines and zones of a camera on one of its frames, and write the image to `path`.
 
-    `privacy` contains the areas and the classes of objects to hide, by camera id. If there are classes to hide, the
-    whole frame is made unrecognizable, because the command detects no objects.
-
     If the image cannot be written, the result contains the error.
+
+    Args:
+        camera: the camera.
+        section: its lines and zones.
+        path: the PNG file to write.
+        privacy: the areas and the classes of objects to hide, by camera id. If there are classes to hide, the whole
+            frame is made unrecognizable, because this function detects no objects.
 
     Raises:
         SourceError: the camera cannot be opened, or delivers no intact frame.
     """
-    import cv2  # imported here, like the overlay, because only drawings need OpenCV
+    import cv2  # only drawings need OpenCV, as does the overlay
 
     from vision.drawing.overlay import Overlay
     from vision.drawing.privacy import PrivacyFilter
@@ -120,7 +124,7 @@ def draw_camera(
 
 
 def current_frame(camera: CameraConfig) -> NDArray[np.uint8]:
-    """Read a current frame of a camera, or the first intact frame of a recording. Return (H, W, 3) uint8 pixels in BGR.
+    """Read a current frame of a camera, or the first intact frame of a recording. Return the pixels (H, W, 3) in BGR.
 
     Raises:
         SourceError: the camera cannot be opened, or delivers no intact frame.
@@ -158,7 +162,7 @@ def outside_words(section: CameraAnalytics, height_px: int, width_px: int) -> It
 
 
 def print_drawings(drawings: Sequence[Drawing], console: Console) -> int:
-    """Print one line per camera, and each warning. Return the exit code: 0 if every camera has an image, else 1."""
+    """Print one line per camera, and each warning. Return the exit code: 1 if a camera has no image, else 0."""
 
     def show(drawing: Drawing, text: str, style: str = "") -> None:
         console.print(f"{drawing.camera_id}: {text}", style=style, soft_wrap=True, highlight=False, markup=False)

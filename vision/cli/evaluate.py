@@ -1,4 +1,4 @@
-"""The command `vision eval`, which measures how accurate a pipeline is, on a labeled video or simulated scenes."""
+"""The command `vision eval`, which measures the accuracy of a pipeline on a labeled video or on simulated scenes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _check_combination(context: typer.Context, simulate: bool, required: dict[str, Any]) -> None:
-    """Check that the arguments fit together.
+    """Check that the arguments fit together. `required` contains the arguments that are required without `--simulate`.
 
     Raises:
         typer.BadParameter: a required argument is missing, or an argument does not apply with or without `--simulate`.

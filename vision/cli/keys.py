@@ -34,7 +34,7 @@ def keys(
 
     With `publish.curve: FOLDER`, `vision run` encrypts messages, and accepts only subscribers with an allowed key. A
     running program accepts an allowed key at once. If a key is revoked, the program disconnects all subscribers, and
-    the others connect again.
+    the other subscribers connect again.
 
     Examples:
       vision keys new keys/server.key              on the publisher: prints its public key

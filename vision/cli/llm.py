@@ -1,4 +1,4 @@
-"""The command `vision llm`, with subcommands for servers of language models."""
+"""The command `vision llm`, whose subcommands choose, check, and evaluate language models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TITLES: Final = {"edge-llm": "TensorRT Edge-LLM", "vllm": "vLLM", "llama.cpp": 
 _NAMES: Final = ", ".join(known.name for known in KNOWN_MODELS)
 _UNTESTED: Final = "Nobody has run these commands on this kind of machine for `vision`. The memory is an estimate."
 _MAX_PARALLEL: Final = 64
-MAX_REQUESTS: Final = 90  # because the shipped clip has 200 frames, and each question needs a new one
+MAX_REQUESTS: Final = 90  # the shipped clip has 200 frames, and each question needs a different frame
 _TIMEOUT_S: Final = 60.0
 DEFAULT_URL: Final = f"http://127.0.0.1:{PORT}/v1"
 
@@ -56,6 +56,11 @@ _Requests = Annotated[int, typer.Option(min=2, max=MAX_REQUESTS, metavar="N", he
 
 def _server(text: str, model: str | None, key: str | None) -> LanguageServer:
     """Return the server at a URL, or the server of a configuration.
+
+    Args:
+        text: the URL, or the name or path of a configuration.
+        model: name of the model; None means the first model of the server.
+        key: environment variable that contains the key of the server; None if there is no key.
 
     Raises:
         typer.BadParameter: the URL is invalid, or an option is not valid with a configuration.
@@ -205,7 +210,7 @@ def show_recipes(
 
 
 def _check_jetpack(machine: str, jetpack: str | None) -> None:
-    """Raise `typer.BadParameter` if a version of JetPack does not run on a machine."""
+    """Raise `typer.BadParameter` if the version `jetpack` of JetPack does not run on `machine`."""
     known = MACHINES[machine].jetpacks
     if jetpack is not None and jetpack not in known:
         raise typer.BadParameter(f"expected one of {', '.join(known)} on {machine}", param_hint="--jetpack")

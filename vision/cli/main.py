@@ -49,7 +49,7 @@ COMMANDS: Final = {
     "camera-zoo": "Serve synthetic cameras with the oddities of real ones.",
     "chaos": "Run the program with faults, and check that it survives them.",
 }
-"""The commands, and the first line of their help. Only the module of the called command is imported."""
+"""The first line of the help of each command, by name. Only the module of the called command is imported."""
 
 _PLACES: Final = {
     "eval": ("evaluate", "evaluate"),
@@ -77,7 +77,7 @@ Exit codes: 0 success, 1 runtime error, 2 invalid arguments, 75 temporary failur
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that is given in `arguments` (default: ``sys.argv[1:]``), and return its exit code."""
+    """Run the command in `arguments`, and return its exit code. None means the arguments in ``sys.argv[1:]``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _build_app(arguments)(args=_hoist_log_level(arguments), prog_name="vision")
@@ -107,7 +107,7 @@ def _build_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _add_command(app: typer.Typer, name: str) -> None:
-    """Add a command, or a group of commands."""
+    """Import the module of the command or group of commands `name`, and add the command or group to `app`."""
     module, function = _PLACES.get(name, (name, name))
     body = getattr(importlib.import_module(f"vision.cli.{module}"), function)
     if isinstance(body, typer.Typer):
@@ -150,14 +150,17 @@ def _hoist_log_level(arguments: Sequence[str]) -> list[str]:
 
 
 class ConcealingStream(io.TextIOWrapper):
-    """A text stream that replaces registered secrets in everything printed to it, including tracebacks of threads."""
+    """A text stream that replaces registered secrets in all text that is written to it, including tracebacks."""
 
     def write(self, text: str) -> int:
         return super().write(conceal(text))
 
 
 def _conceal_output() -> None:
-    """Replace standard output and standard error by streams that conceal registered secrets."""
+    """Replace standard output and standard error with streams that conceal registered secrets.
+
+    Uncaught exceptions are also printed without the users and passwords of URLs.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
@@ -174,7 +177,7 @@ def _conceal_output() -> None:
 
 
 def _print_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """Print an exception that nothing has caught, without the users and passwords of URLs in its text."""
+    """Print an uncaught exception, without the users and passwords of URLs in its text."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
@@ -184,8 +187,8 @@ def entry() -> None:
     faulthandler.enable()  # prints the stacks of all threads if a library crashes, or if systemd's watchdog fires
     code = main()
     if threading.active_count() > 1:
-        # A thread is still inside a camera's library. If it returned while the interpreter is being finalized, C++
-        # would abort the process. All resources of the program are closed already.
+        # A thread is still inside a camera's library. If the thread returned while Python finalizes the interpreter,
+        # C++ would abort the process. All resources of the program are already closed.
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)

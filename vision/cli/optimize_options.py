@@ -43,11 +43,14 @@ Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace the out
 def make_task(
     context: typer.Context, model: str | None, config: str | None, ending: str, labels: tuple[str | None, Path | None]
 ) -> Task:
-    """Return the task that the shared options describe. Its other fields come from the parameters of the context.
+    """Return the task that the shared options describe.
 
     Args:
+        context: context of the command, whose parameters contain the other shared options.
+        model: name or folder of the model; None means the model of the configuration.
+        config: configuration whose cameras supply the frames; None if there is none.
         ending: ending of the name of the default output folder, such as ``-int8``.
-        labels: labeled video, and the file of its labels.
+        labels: the labeled video, and the file of its labels; None if they are not given.
 
     Raises:
         ConfigError: a package is missing, or the configuration is invalid.

@@ -22,8 +22,9 @@ from vision.version import pip_hint
 
 NVTX_VARIABLE: Final = "VISION_NVTX"
 MAX_BATCH: Final = 256
+"""Largest value of `detect.max_batch`."""
 MAX_BATCHES_IN_FLIGHT: Final = 8
-"""Limits of `detect.max_batch` and `detect.batches_in_flight`."""
+"""Largest value of `detect.batches_in_flight`."""
 
 Precision: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "int8"]
 Backend: TypeAlias = Literal["auto", "tensorrt", "onnxruntime", "fake"]
@@ -37,9 +38,12 @@ _Value = TypeVar("_Value")
 
 
 def parse_duration(text: str) -> float:
-    """Parse a duration such as ``90s``, ``5m``, ``2h``, ``1d``, or ``500ms``, and return it in seconds.
+    """Parse a duration such as ``90s``, ``5m``, ``2h``, ``1d``, or ``500ms``. Return the duration in seconds.
 
-    A number without a unit is in seconds. Raise `typer.BadParameter` if the text is not a positive duration.
+    A number without a unit is in seconds.
+
+    Raises:
+        typer.BadParameter: the text is not a positive duration.
     """
     match = _DURATION.match(str(text))  # a default is a number
     if match is None or float(match["number"]) <= 0:
@@ -48,9 +52,10 @@ def parse_duration(text: str) -> float:
 
 
 def parse_seconds(text: str) -> float:
-    """Parse the duration of a measurement, and return it in seconds.
+    """Parse the duration of a measurement. Return the duration in seconds.
 
-    Raise `typer.BadParameter` if the text is not a duration from 0.01 s to 1 h.
+    Raises:
+        typer.BadParameter: the text is not a duration from 0.01 s to 1 h.
     """
     seconds = parse_duration(str(text))
     if not 0.01 <= seconds <= 3600:
@@ -59,7 +64,7 @@ def parse_seconds(text: str) -> float:
 
 
 class Values(tuple[Any, ...]):
-    """The values of one option, comma-separated on the command line."""
+    """The values of one option, which are separated by commas on the command line."""
 
     __slots__ = ()
 
@@ -68,7 +73,10 @@ class Values(tuple[Any, ...]):
 
 
 def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], Values]:
-    """Return a parser of comma-separated values from `allowed`. Errors describe the allowed values as `expected`."""
+    """Return a parser of comma-separated values, which must be in `allowed`.
+
+    The parser raises `typer.BadParameter` for other values. Its message describes the allowed values as `expected`.
+    """
     by_word = {str(value): value for value in allowed}
 
     def parse(text: str) -> Values:
@@ -81,7 +89,7 @@ def values_parser(allowed: Iterable[object], expected: str) -> Callable[[str], V
 
 
 def argument_parser(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
-    """Return a function that calls `parse`, and reports its errors as an invalid argument on the command line."""
+    """Return a function that calls `parse`, and raises the errors of `parse` as `typer.BadParameter`."""
 
     def run(text: str) -> _Value:
         try:
@@ -115,7 +123,7 @@ def _check_output(text: str) -> Path:
 
 
 def check_plot(text: str) -> Path:
-    """Return the path of a plot. Raise `ConfigError` if the plot cannot be written."""
+    """Return the path of a plot. Raise `ConfigError` if the plot cannot be written, or if its format is unknown."""
     from vision.benchmark.plot import check_plot_path
 
     check_plot_path(Path(text))
@@ -178,20 +186,26 @@ def start_nvtx(requested: bool) -> None:
 
 
 def read_config(name: str) -> AppConfig:
-    """Load a configuration by its path or shipped name, with secrets from the environment."""
+    """Load a configuration by its path or shipped name, with the values of environment variables.
+
+    Raises:
+        ConfigError: the configuration does not exist, or is invalid.
+    """
     return load_config(resolve_config(name), os.environ)
 
 
 def given(**values: object) -> dict[str, object]:
-    """Return the options whose value is not None, by name. None means that the user did not give the option."""
+    """Return the options that the user has given, by name. These are the options whose value is not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def select_model(model: str | None, config: str | None, **changes: object) -> tuple[str | None, DetectConfig]:
-    """Return the name of the model, and the detector's configuration, updated with the `changes` that are not None.
+    """Return the name of the model, and the configuration of the detector.
 
-    If `config` is None, the detector's configuration has the default values. The name is `model`; if `model` is None,
-    the name is that in `config`. If both are None, the name is None.
+    Args:
+        model: name of the model; None means the model in `config`. If `config` is also None, the name is None.
+        config: configuration that contains the keys of `detect`; None means the default values.
+        changes: values of keys of `detect`; None leaves a value unchanged.
     """
     app_config = None if config is None else read_config(config)
     detect = DetectConfig() if app_config is None else app_config.detect
@@ -200,7 +214,7 @@ def select_model(model: str | None, config: str | None, **changes: object) -> tu
 
 
 def table_console(json: Path | None = None) -> Console:
-    """Return the console for tables: standard error if `json` is ``-`` (standard output), otherwise standard output."""
+    """Return the console for tables. It writes to standard error if `json` is ``-``, otherwise to standard output."""
     console = Console(stderr=json is not None and str(json) == "-")
     if not console.is_terminal:
         console.width = _FILE_WIDTH
@@ -211,7 +225,8 @@ def write_text(text: str, path: Path) -> None:
     """Write a text to a file, or to standard output if `path` is ``-``.
 
     Raises:
-        ConfigError, Unavailable: the file cannot be written.
+        ConfigError: the file cannot be written.
+        Unavailable: the file cannot be written at present, for example because the disk is full.
     """
     if str(path) == "-":
         print(text)

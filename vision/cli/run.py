@@ -94,10 +94,10 @@ def run(
 
 @contextmanager
 def _exit_without_descriptors() -> Iterator[None]:
-    """If the program has no descriptors left, report this, and end the process without closing its sockets.
+    """If the program runs out of file descriptors, print the error, and end the process without closing its sockets.
 
-    Other processes connect again while sockets are closed. Without a free descriptor, libzmq would abort the process.
-    All events are stored already, as for a process that is killed.
+    Other processes connect again while the program closes its sockets. Without a free descriptor, libzmq would then
+    abort the process. All events are already stored, as they are when the process is killed.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def _exit_without_descriptors() -> Iterator[None]:
 
 
 def _on_report(view: StatusView, state: StateDatabase | None) -> Callable[[Report], None]:
-    """Return a function that shows a report. It raises `Unavailable` if somebody has removed the state."""
+    """Return a function that shows a report, and raises `Unavailable` if somebody has removed the state database."""
 
     def show(report: Report) -> None:
         view.show(report)

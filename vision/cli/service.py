@@ -1,4 +1,4 @@
-"""The commands `vision install-service` and `vision uninstall-service`, which set up systemd."""
+"""The commands `vision install-service` and `vision uninstall-service`, which set up and remove systemd services."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from vision.engine.library import TEGRA_RELEASE
 from vision.errors import EXIT_OK, ConfigError, VisionError
 
 UNIT: Final = Path(__file__).with_name("vision@.service")
+"""The shipped unit file."""
 USER: Final = "vision"
+"""The user that runs the service."""
 
 _UNITS: Final = Path("/etc/systemd/system")
 _CONFIGS: Final = Path("/etc/vision")
-_PROGRAM: Final = "/opt/vision/bin/vision"  # in the shipped unit
-HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # folders that the service cannot see
-_GROUPS: Final = ("video", "render")  # of cameras and GPUs
+_PROGRAM: Final = "/opt/vision/bin/vision"  # path of the program in the shipped unit
+HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""Folders that the service cannot see."""
+_GROUPS: Final = ("video", "render")  # groups that may use cameras and GPUs
 _JETSON: Final = "# The daemon for CSI cameras has its socket in /tmp.\n[Service]\nPrivateTmp=no\n"
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without this option, the command only prints the steps.")]
@@ -39,7 +42,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without this option, th
 class Run:
     """A step that runs a program."""
 
-    arguments: Sequence[str]
+    arguments: Sequence[str]  # the program and its arguments
 
     def __str__(self) -> str:
         return shlex.join(self.arguments)
@@ -57,15 +60,15 @@ class Write:
 
     path: Path
     content: str
-    mode: int
-    group: str | None = None  # group that can read the file; None means the group of root
+    mode: int  # permissions of the file
+    group: str | None = None  # group of the file; None means the group of root
 
     def __str__(self) -> str:
         group = f", group {self.group}" if self.group else ""
         return f"write {self.path} (mode {self.mode:o}{group}, {self.content.count(chr(10))} lines)"
 
     def do(self) -> None:
-        """Write the file."""
+        """Write the file, and set its permissions, owner, and group. Raise `OSError` if this fails."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, self.mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -84,7 +87,7 @@ class Remove:
         return f"remove {self.path}"
 
     def do(self) -> None:
-        """Remove the file or the folder."""
+        """Remove the file, or the folder with its contents. Raise `OSError` if this fails."""
         if self.path.is_dir():
             shutil.rmtree(self.path)
         else:
@@ -157,7 +160,7 @@ def _installation(config: Path | None, name: str | None) -> Iterator[Step]:
 
 
 def _configuration(config: Path, name: str) -> Iterator[Step]:
-    """Yield the steps that copy a configuration, and that create the file for its secrets if that file is missing.
+    """Yield the steps that copy a configuration, and create the file for its secrets. Leave out files that exist.
 
     Raises:
         ConfigError: the configuration cannot be read, or a different configuration of this name exists.
@@ -189,10 +192,10 @@ def _removal() -> Iterator[Step]:
 
 
 def _carry_out(steps: Sequence[Step], *, yes: bool) -> None:
-    """Print the steps. If `yes`, also do them.
+    """Print the steps. If `yes` is True, also do them.
 
     Raises:
-        VisionError: this user is not root, systemd does not run, or a step failed.
+        VisionError: the user is not root, systemd does not run, or a step failed.
     """
     if yes and os.geteuid():
         raise VisionError("only root can change services", hint="run the command with sudo", code="not-root")

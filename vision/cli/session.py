@@ -1,4 +1,4 @@
-"""Functions that run a command and handle its signals, logging, errors, and exit code."""
+"""The execution of a command, with its signals, logging, errors, and exit code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vision.errors import EXIT_OK, EXIT_RUNTIME, Closed, VisionError, from_os_er
 from vision.state.service_manager import is_service
 
 _OUTPUT_FAILS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # such as a full disk or a lost terminal
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)
-_STOP, _HANGUP, _QUIT = b"s", b"h", b"q"
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE)  # no free file descriptors
+_STOP, _HANGUP, _QUIT = b"s", b"h", b"q"  # messages from the signal handler to its thread
 _STOP_TIMEOUT_S: Final = 15.0  # shorter than `TimeoutStopSec` of the systemd unit
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
@@ -33,7 +33,7 @@ class Session:
 
     def __init__(self, log_level: str) -> None:
         self.log_level = log_level
-        self.stop = threading.Event()
+        self.stop = threading.Event()  # set when the command must stop
         self.hangup = Hangup()
 
 
@@ -47,7 +47,10 @@ class Hangup:
         self._had_terminal = os.isatty(2)
 
     def received(self, stop: threading.Event) -> None:
-        """Call the handler now, or as soon as it is set. If the terminal was closed, set `stop` instead."""
+        """Call the handler now, or as soon as it is set. If the terminal was closed, set `stop` instead.
+
+        The thread `signals` calls this method.
+        """
         if self._had_terminal and not os.isatty(2):
             stop.set()
             return
@@ -57,7 +60,7 @@ class Hangup:
                 self._handler()
 
     def handle_with(self, handler: Callable[[], object]) -> None:
-        """Set the handler. If a signal has arrived already, call it."""
+        """Set the handler. If a signal has already arrived, call the handler."""
         with self._lock:
             self._handler = handler
             if self._waits:
@@ -73,7 +76,8 @@ def command(*, orderly: bool = False, reloads: bool = False) -> Callable[[Callab
     Args:
         orderly: if True, the first SIGTERM or SIGINT sets `context.obj.stop`, and the second ends the process
             immediately. If False, Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process immediately.
-        reloads: if True, `context.obj.hangup` receives SIGHUP. If False, SIGHUP ends the process. Needs `orderly`.
+        reloads: if True, `context.obj.hangup` receives SIGHUP. If False, SIGHUP ends the process. True requires
+            `orderly`.
     """
 
     def decorate(body: Callable[..., int]) -> Callable[..., None]:
@@ -95,7 +99,7 @@ def command(*, orderly: bool = False, reloads: bool = False) -> Callable[[Callab
 
 
 def add_command(app: typer.Typer, name: str, body: Callable[..., None]) -> None:
-    """Add a command. The docstring of `body` is the help text; its examples are printed after the options."""
+    """Add a command to `app`. The docstring of `body` is the help text, whose examples come after the options."""
     text, _, examples = (inspect.getdoc(body) or "").partition("\n\nExamples:\n")
     app.command(name, help=text, epilog=f"\b\nExamples:\n{examples}")(body)
 
@@ -103,15 +107,15 @@ def add_command(app: typer.Typer, name: str, body: Callable[..., None]) -> None:
 def _run_guarded(body: Callable[[], int], log_level: str) -> int:
     """Start logging, run `body`, and return the exit code.
 
-    Print a `VisionError` as its message and hint, without a traceback. `Closed` means success. Ctrl-C and a failure to
-    write the output become exit codes, too. All other exceptions are passed on.
+    Print a `VisionError` as its message and hint, without a traceback. `Closed` means success. Convert Ctrl-C and
+    failures to write the output to exit codes, too. Pass on all other exceptions.
     """
     from vision.cli.console import start_logging
 
     start_logging(log_level)
     try:
         code = body()
-        print(end="", flush=True)  # at exit, a failure could no longer be reported
+        print(end="", flush=True)  # after this function, a failure could not be reported
         return code
     except Closed:
         return EXIT_OK
@@ -128,7 +132,7 @@ def _run_guarded(body: Callable[[], int], log_level: str) -> int:
 
 
 def _code_of(error: OSError) -> int:
-    """Report an error of the system, and return the exit code. Raise an error that is not expected."""
+    """Print an error of the operating system, and return the exit code. Raise unexpected errors again."""
     if error.errno in _EXHAUSTED:
         failure = from_os_error("the program failed", error)
         print(f"vision: {failure}", file=sys.stderr)
@@ -149,12 +153,11 @@ def _discard_output() -> None:
 def stop_on_signals(stop: threading.Event, hangup: Hangup | None = None) -> Iterator[None]:
     """Set `stop` at the first SIGTERM or SIGINT. End the process immediately at the second signal.
 
-    If `hangup` is not None, it receives SIGHUP.
+    If a service manager started the program, also end the process if it still runs 15 s after the first signal. If
+    `hangup` is not None, it receives SIGHUP.
 
-    If a service manager started the program, also end the process if it still runs 15 s after the first signal.
-
-    The handler interrupts arbitrary Python code of the main thread, which can hold a lock of the event or of the
-    console. So the handler only writes to a pipe, and a thread sets the event and prints the message.
+    The signal handler interrupts arbitrary Python code of the main thread, which can hold a lock of the event or of the
+    console. Therefore, the handler only writes to a pipe, and a thread sets the event and prints the message.
     """
     reader, writer = os.pipe()
     received: list[int] = []
@@ -165,7 +168,7 @@ def stop_on_signals(stop: threading.Event, hangup: Hangup | None = None) -> Iter
             return
         if received:
             if os.isatty(2):
-                os.write(2, _SHOW_CURSOR)  # a live table hides it
+                os.write(2, _SHOW_CURSOR)  # a live table hides the cursor
             os._exit(128 + number)
         received.append(number)
         os.write(writer, _STOP)
@@ -186,7 +189,7 @@ def stop_on_signals(stop: threading.Event, hangup: Hangup | None = None) -> Iter
 
 
 def _end_after_timeout() -> None:
-    """Wait 15 s for an orderly stop. Then, print the stack of every thread, and end the process."""
+    """Wait 15 s for an orderly stop. Then print the stack of every thread, and end the process."""
     time.sleep(_STOP_TIMEOUT_S)
     faulthandler.dump_traceback()
     os._exit(EXIT_RUNTIME)

@@ -82,7 +82,7 @@ def sparsify(
 
 
 def _verify(context: typer.Context, model: str | None) -> int:
-    """Print the sparsity of a model or an ONNX file, which needs no model.yaml. Return the exit code."""
+    """Print the sparsity of a model, or of an ONNX file without a model.yaml. Return the exit code."""
     if model is None:
         context.fail("--verify requires MODEL")
     require_optimize(context)

@@ -19,8 +19,8 @@ from vision.stages.stage import Report
 
 log = logging.getLogger(__name__)
 
-_FIRST_LINE_S: Final = 2.0  # most cameras are connected by then
-_LONGEST_INTERVAL_S: Final = 3600.0
+_FIRST_LINE_S: Final = 2.0  # uptime at the first log line, when most cameras are connected
+_LONGEST_INTERVAL_S: Final = 3600.0  # longest time between two log lines
 _COLUMN_WIDTH: Final = 16  # if the terminal is narrow, longer texts are wrapped
 _STATE_STYLES: Final = {
     "streaming": "green",
@@ -46,7 +46,7 @@ _BY_IMPORTANCE: Final = (
 
 
 class StatusView:
-    """Shows each `Report`: the rates, the latency, and the dropped frames of each camera."""
+    """Display of each `Report`: the rates, the latency, and the dropped frames of each camera."""
 
     def __init__(self, console: Console | None, *, line_interval_s: float = 10.0) -> None:
         """Create the view for a terminal, or for log lines if `console` is None.
@@ -73,7 +73,7 @@ class StatusView:
             self._log(self._unlogged)
 
     def show(self, report: Report) -> None:
-        """Show a report. Without a terminal, log some reports, and warn of each camera that becomes frozen."""
+        """Show a report. Without a terminal, log some of the reports, and warn about cameras that become frozen."""
         if self._display is not None:
             self._display.update(render_status(report, self._display.console.width))
             return
@@ -123,7 +123,7 @@ def camera_table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
 
 
 def narrow_counts(rows: Sequence[Mapping[str, str]], table: Table) -> Iterator[Text]:
-    """If `table` has no column for the counts, yield the counts of each camera as a line to print below the table."""
+    """Yield the counts of each camera as a line to print below `table`, unless the table has a column for them."""
     if _COUNTS not in (column.header for column in table.columns):
         yield from (Text(f"{row['camera']}: {row[_COUNTS]}") for row in rows if row.get(_COUNTS))
 
@@ -134,7 +134,7 @@ def _column(name: str, rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 
 def render_status(report: Report, width: int) -> Group:
-    """Return the table, and a line about each camera that delivers no frames, for a terminal of `width` columns."""
+    """Return the table of a report, and a line about each camera without frames, for a terminal of `width` columns."""
     rows = [_row(camera, report) for camera in report.cameras]
     table = camera_table(rows, width)
     table.title = f"vision, up {report.node.uptime_s:.0f} s"
@@ -165,12 +165,12 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
 
 
 def _latency(camera: CameraReport) -> LatencyPercentiles | None:
-    """Return the latency since the last report; None if it is unknown, or if the camera has ended (too few frames)."""
+    """Return the latency since the last report; None if it is unknown, or if the camera has ended."""
     return camera.latency_ms if camera.state != "ended" else None
 
 
 def describe_outage(camera: CameraReport) -> str:
-    """Return the state, the next attempt, and the error of a camera; empty if it is streaming or no error is known."""
+    """Return the state, the next attempt, and the error of a camera; empty if it streams, or if no error is known."""
     if camera.state == "streaming" or not camera.last_error:
         return ""
     retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"
@@ -207,7 +207,7 @@ def total_memory(node: NodeReport) -> str:
 
 
 def describe_memory(node: NodeReport) -> str:
-    """Return the total memory, and that of each process, such as ``312 MiB (main 231 MiB, http 81 MiB)``."""
+    """Return the memory in total and of each process, such as ``312 MiB (main 231 MiB, http 81 MiB)``."""
     parts = (f"{name} {used / 2**20:.0f} MiB" for name, used in node.memory_bytes.items())
     return f"{total_memory(node)} ({', '.join(parts)})"
 

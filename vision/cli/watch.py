@@ -1,4 +1,4 @@
-"""The command `vision watch`, which shows the messages of a publisher, as a table on a terminal or as plain lines.
+"""The command `vision watch`, which shows the messages of a publisher as a table on a terminal, or as plain lines.
 
 The command is an ordinary subscriber, so it shows the latency from capture to a subscriber.
 """
@@ -51,9 +51,9 @@ from vision.messaging.schema import KINDS, REMOVED
 from vision.messaging.times import utc_ns
 
 _WINDOW_S: Final = 5.0  # period over which rates and percentiles are computed
-_MAX_SAMPLES: Final = 5000
-_MAX_EVENTS: Final = 8  # maximum on the screen
-_REDRAW_S: Final = 0.25
+_MAX_SAMPLES: Final = 5000  # maximum number of latencies per camera
+_MAX_EVENTS: Final = 8  # maximum number of events on the screen
+_REDRAW_S: Final = 0.25  # time between two drawings
 _CLOCKS: Final = {
     "monotonic": "latency: from capture to this program, measured on the monotonic clock of this machine",
     "utc": "latency: from capture to this program, measured in UTC; its accuracy depends on both machines' clocks",
@@ -91,15 +91,15 @@ class _Camera:
 
 
 class Board:
-    """A summary of the messages received so far, independent of sockets and terminals."""
+    """A summary of the received messages, independent of sockets and terminals."""
 
     def __init__(self, address: str, now_ns: int) -> None:
-        self.messages = 0
+        self.messages = 0  # number of received messages
         self.title = address
         self.note = f"waiting for messages from {address}"
-        self.clock = ""
-        self.events: deque[str] = deque(maxlen=_MAX_EVENTS)
-        self.event_count = 0
+        self.clock = ""  # description of the clock of the latencies; empty before the first detections message
+        self.events: deque[str] = deque(maxlen=_MAX_EVENTS)  # the newest events, oldest first
+        self.event_count = 0  # number of received events, without amendments
         self._address = address
         self._started_ns = now_ns
         self._cameras: dict[str, _Camera] = {}
@@ -131,14 +131,14 @@ class Board:
             self.title = f"{_printable(_describe_node(item))}, {self._address}"
 
     def rows(self, now_ns: int) -> list[dict[str, str]]:
-        """Return one row per camera: texts by column name. If no camera has counts, leave out their column."""
+        """Return one row per camera: texts by column name. If no camera has counts, leave out the column of counts."""
         span_s = min(_WINDOW_S, max(0.001, (now_ns - self._started_ns) / 1e9))
         counts = any(camera.counts for camera in self._cameras.values())
         rows = [_row(name, camera, now_ns, span_s) for name, camera in sorted(self._cameras.items())]
         return rows if counts else [{name: row[name] for name in row if name != "lines and zones"} for row in rows]
 
     def outages(self) -> dict[str, str]:
-        """Return, by camera name, the state, next attempt, and reason of each camera that delivers no frames."""
+        """Return the state, the next attempt, and the error of each camera without frames, by the camera's name."""
         return {_printable(name): camera.outage for name, camera in sorted(self._cameras.items()) if camera.outage}
 
     def _camera(self, name: str) -> _Camera:
@@ -213,7 +213,7 @@ def render(board: Board, now_ns: int, width: int) -> Group:
 
 
 def lines(board: Board, now_ns: int) -> Iterator[str]:
-    """Yield the board as log lines: one per camera, and one more for each camera that delivers no frames."""
+    """Yield the board as log lines: one line per camera, and another line for each camera without frames."""
     outages = board.outages()
     for row in board.rows(now_ns):
         counts = f"; {row['lines and zones']}" if row.get("lines and zones") else ""
@@ -241,7 +241,7 @@ class _View:
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        """Show what has changed since the last call. Call `show` after each message, or events can be left out."""
+        """Show the changes since the last call. If `show` is not called after each message, events can be left out."""
         if self._display is None:
             self._print_news(board)
         if now_ns >= self._next_ns:
@@ -286,6 +286,14 @@ def watch_address(
     silence_s: float = 5.0,
 ) -> int:
     """Show the messages from `address` until Ctrl-C, or for `for_s` seconds.
+
+    Args:
+        address: address of the publisher.
+        for_s: duration in seconds; None means until Ctrl-C.
+        key: key file, if the publisher encrypts messages.
+        out: output; None means standard output.
+        line_interval_s: time between two outputs of all values, if the output is not a terminal.
+        silence_s: time without messages after which a note appears.
 
     Returns:
         The exit code: 1 if no message arrived within `for_s`, otherwise 0.

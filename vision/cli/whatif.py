@@ -1,4 +1,4 @@
-"""The command `vision whatif`, which judges the past again with a different configuration."""
+"""The command `vision whatif`, which judges archived tracks or stored video with a different configuration."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FORMS: Final = "expected a duration such as 7d, or a time such as 2026-11-28T06
 
 
 def parse_moment(text: str) -> int:
-    """Return a time in microseconds since 1970 (UTC). A duration, such as ``7d``, means that long ago.
+    """Parse a time. Return the time in microseconds since 1970 (UTC).
 
-    A time without a time zone is in the local time of the machine.
+    A duration, such as ``7d``, means this long ago. A time without a time zone is in the local time of the machine.
 
     Raises:
         ValueError: the text is neither a duration nor a time.
@@ -109,7 +109,11 @@ def whatif(
 
 
 def _check_range(since: int | None, until: int | None) -> tuple[int, int]:
-    """Return the start and the end of the range. Raise `typer.BadParameter` if the start is missing or too late."""
+    """Return the start and the end of the range, in microseconds since 1970 (UTC). Without an end, it ends now.
+
+    Raises:
+        typer.BadParameter: the start is missing, or is not before the end.
+    """
     until_us = time.time_ns() // 1000 if until is None else until
     if since is None:
         raise typer.BadParameter("expected a start, such as --since 7d", param_hint="--since")
