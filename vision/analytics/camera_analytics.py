@@ -200,7 +200,10 @@ class Analytics:
         self._facts.clear()  # the rows now belong to different objects
 
     def _end_zones(self, config: CameraAnalytics, kept: IndexArray, at_ns: int) -> Iterator[Event]:
-        """End the stays in zones that `config` no longer contains, and the crowding that it no longer detects."""
+        """End the stays in zones that are missing or different in `config`, and crowding that `config` does not detect.
+
+        `kept` is the result of `_kept` for zones.
+        """
         now_s, inside = self._objects.clock.now_s, self._objects.table["inside"]
         ended = set(range(len(self._config.zones))) - set(kept.tolist())
         for row, zone in zip(*(places.tolist() for places in inside.nonzero()), strict=True):
@@ -285,7 +288,7 @@ class Analytics:
 
 
 def _anchors(config: CameraAnalytics) -> list[str]:
-    """Return the anchors of all lines and zones. The first is the point on the ground."""
+    """Return the names of the anchors of all lines and zones. The first anchor is always the point on the ground."""
     shapes: tuple[Shape, ...] = (*config.lines, *config.zones)
     return [_GROUND_ANCHOR, *sorted({shape.anchor for shape in shapes} - {_GROUND_ANCHOR})]
 
@@ -354,7 +357,10 @@ class _ShapeCounters:
         return self._period_s
 
     def start_period(self, period_s: int) -> Mapping[str, Mapping[str, int]] | None:
-        """Set all counters to zero, and return the previous counts. In the first period, keep them and return None."""
+        """Set all counters to zero, and return their previous values, by the name of the line or zone, and by key.
+
+        If there was no previous period, keep the counters, and return None.
+        """
         is_first, self._period_s = self._period_s is None, period_s
         if self._stored is not None:
             self._stored.start_period(period_s, keep=is_first)

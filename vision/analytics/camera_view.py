@@ -244,7 +244,7 @@ class ViewTracker:
                 self._add(added)
 
     def _add(self, added: Appearance) -> None:
-        """Insert an appearance as the first one. If there are then too many appearances, remove the last one.
+        """Insert an appearance at the first place. If there are then too many appearances, remove the last one.
 
         Never remove the appearance whose view is nearest to the reference view, because it defines the reference view.
         """

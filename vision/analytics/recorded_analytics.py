@@ -100,7 +100,7 @@ class RecordedAnalytics(Analytics):
         return dict(zip(self._zones, self._crowds.occupants, strict=True))
 
     def finish(self) -> None:
-        """Go to the end of the frames of the latest `load`."""
+        """Set the clock to the end of the frames of the latest `load`."""
         if self._times is not None:
             self._times.seek(self._objects.clock, self._number)
 

@@ -54,11 +54,11 @@ class RecordedRows:
     cut: BoolArray  # (N, 4) as in `TrackSnapshot`
 
     def take(self, where: IndexArray) -> RecordedRows:
-        """Return the rows with these indices."""
+        """Return the rows with the indices `where` (M,)."""
         return RecordedRows(*(getattr(self, name)[where] for name in self.__slots__))
 
     def joined(self, other: RecordedRows) -> RecordedRows:
-        """Return the rows of this instance, followed by those of `other`."""
+        """Return the rows of this instance, followed by the rows of `other`."""
         return RecordedRows(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
 
 

@@ -141,15 +141,15 @@ class Pairs:
 def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: BoolArray, best: IndexArray) -> None:
     """Find the optimal assignment for the tracks that compete for contested detections.
 
-    These are the tracks that can match such a detection, the tracks that can match another detection of these tracks,
-    and so on.
+    The competing tracks are the tracks that can match a contested detection, the tracks that can match another
+    detection of these tracks, and so on.
 
     Args:
         rows: track (K,) of each pair that can match.
         columns: detection (K,) of each pair.
         gain: similarity (K,) of each pair above the minimum.
         contested: mask (N,) of the contested detections, which is overwritten.
-        best: array (M,) to which the detection of each of these tracks is written; -1 if there is none.
+        best: array (M,) to which the detection of each competing track is written; -1 if there is none.
     """
     competing = np.zeros(len(best), np.bool_)
     number = 0

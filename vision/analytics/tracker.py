@@ -6,14 +6,12 @@ size. Therefore, the same rules apply at 30, 10, and 3 frames/s.
 The tracker matches detections with published tracks in two stages, as in ByteTrack (Zhang et al., "ByteTrack:
 Multi-Object Tracking by Associating Every Detection Box", ECCV 2022):
 
-1. It matches strong detections with any published track.
-2. It matches weak detections with tracks that were detected just before, and have no match or a doubtful match.
+1. Strong detections can match any published track.
+2. Weak detections can match tracks that were detected just before, and have no match or a doubtful match.
 
-The other strong detections continue unpublished tracks or start new tracks.
-
-The motion model is a Kalman filter in continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric
-SORT", CVPR 2023): the similarity includes the direction, and an option computes the motion of an object after a gap
-from only two positions.
+The other strong detections continue unpublished tracks or start new tracks. The motion model is a Kalman filter in
+continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the similarity
+includes the direction, and an option computes the motion of an object after a gap from only two positions.
 
 One array contains all tracks, with a row for each quantity, so that the number of NumPy calls per frame is fixed.
 """
@@ -168,11 +166,8 @@ def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[T
     The trackers must have equal settings. The results do not depend on which frames are processed together. Most of the
     time of a frame is the fixed cost of NumPy calls, so a frame takes less time in a group than alone.
 
-    Args:
-        frames: the tracker, the detections, and the capture time in nanoseconds of each frame.
-
-    Returns:
-        The published tracks of each frame, in the order of `frames`.
+    `frames` contains the tracker, the detections, and the capture time in nanoseconds of each frame. Return the
+    published tracks of each frame, in the same order.
     """
     results: list[Tracks] = []
     while len(results) < len(frames):
@@ -271,8 +266,8 @@ class _TracksTogether:
     def _continue_weakly(self, pairs: Pairs, tracks: BoolArray, weak: BoolArray, matches: IndexArray) -> None:
         """Match weak detections with tracks that were detected just before, and add the matches to `matches`.
 
-        Weak detections can continue the track of an object that does not move, or is partly behind another object, for
-        longer. `tracks` and `weak` are overwritten.
+        If an object does not move, or is partly behind another object, weak detections can continue its track for a
+        longer time. `tracks` and `weak` are overwritten.
         """
         if not count_nonzero(tracks):
             return
@@ -443,11 +438,8 @@ class _TracksTogether:
     ) -> list[Tracks]:
         """Return each camera's tracks to publish.
 
-        Args:
-            tracks: indices (M,) of the tracks.
-            matched: indices (M,) of their detections.
-            frame: the detections.
-            trust: weight (M,) of each detected box, from 0 to 1.
+        `tracks` and `matched` are the indices (M,) of the tracks and of their detections. `trust` (M,) is the weight of
+        each detected box, up to 1.
         """
         cameras = self._cameras_of(tracks)
         boxes, scores = _CORNERS.dot(self._state[AT].take(tracks, axis=1)).T, frame.scores[matched]

@@ -240,9 +240,9 @@ class CrowdDetector:
             crowd.change_since_s = None
 
     def due_s(self) -> float:
-        """Return the time in seconds before which `update` changes nothing while the occupancy stays the same.
+        """Return the earliest time in seconds at which crowding can start or end without a change of the occupancy.
 
-        The time is infinite if no change of the crowding is pending.
+        The time is infinite if no such change is pending.
         """
         pending = [
             crowd.change_since_s + crowd.for_s - CLOCK_GRAIN_S

@@ -232,8 +232,8 @@ def measure_engine(
 ) -> Measured:
     """Measure the latency and then the throughput of the network, for half of `seconds` each.
 
-    Measure the latency with one batch in flight per lane, and the throughput with batches always queued. A warm-up
-    comes first, and lasts until `warm` returns True. `batch_size` is the number of frames per batch.
+    For the latency, each lane has one batch in flight. For the throughput, each lane always has queued batches. A
+    warm-up comes first, and lasts until `warm` returns True. `batch_size` is the number of frames per batch.
     """
     _burst(lanes, 2)
     while not warm():

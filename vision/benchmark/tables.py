@@ -232,7 +232,7 @@ _OWNERS: Final = {"GPU": " of the GPU", "CPU and GPU": ", shared by CPU and GPU"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print the rates and latencies of each camera, the load of each part, the verdict, and the number that fits."""
+    """Print the rates and latencies of each camera, the load of each part, the verdict, and the capacity."""
     table = _table(("camera", "frames"), ("requested", "published", "dropped", "p50 ms", "p99 ms"))
     for camera in plan.cameras:
         table.add_row(camera.camera, f"{camera.width_px}x{camera.height_px}", *_rates(camera))

@@ -103,7 +103,8 @@ def build(
     """Build, list, or prune TensorRT engines.
 
     `vision run` uses an engine from the cache if it was built with the values of `detect.precision`,
-    `detect.max_batch`, and `detect.engine` in camera.yaml. With --config, the engine of the second model is built too.
+    `detect.max_batch`, and `detect.engine` in camera.yaml. With --config, the command also builds the engine of the
+    second model.
 
     Examples:
       vision build nanodet-g-416

@@ -30,9 +30,9 @@ def camera_zoo(
 ) -> int:
     """Serve synthetic cameras with the oddities of real ones.
 
-    Each camera has its own port on 127.0.0.1. Print one line per camera: its name, its address, what the readers are
-    expected to do, and what is odd about it. Cameras with a password expect the user "viewer" and the password
-    "secret". Press Ctrl-C to stop.
+    Each camera has its own port on 127.0.0.1. The command prints one line per camera: its name, its address, the
+    expected behavior of the readers, and the oddity of the camera. Cameras with a password expect the user "viewer" and
+    the password "secret". Press Ctrl-C to stop.
 
     Examples:
       vision camera-zoo --list

@@ -50,9 +50,9 @@ def models(
 
     Without an argument, list the shipped models and describe how to add one. With a folder, list and check its models.
 
-    `vision models add FILE.onnx` copies the file to models/NAME, writes a model.yaml from the metadata of the file, the
-    shapes of its outputs, and a run on a sample frame, and draws what the model finds. The command also prints the
-    keys that it could not determine.
+    `vision models add FILE.onnx` copies the file to models/NAME, and runs the model on a sample frame. The command
+    writes a model.yaml from the metadata of the file, the shapes of the outputs, and this run. It also draws the
+    objects that the model finds, and prints the keys that it could not determine.
 
     Exit codes: 0 if all models can be used, 78 if at least one cannot be used.
 

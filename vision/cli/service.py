@@ -126,8 +126,8 @@ def install_service(
 def uninstall_service(context: typer.Context, yes: Yes = False) -> int:
     """Remove the systemd services. By default, print the steps, and change nothing.
 
-    The services are stopped. The configurations in /etc/vision, the state in /var/lib/vision, and the user `vision` are
-    kept.
+    The command stops the services. It keeps the configurations in /etc/vision, the state in /var/lib/vision, and the
+    user `vision`.
 
     Examples:
       vision uninstall-service

@@ -61,7 +61,10 @@ def check_frames(record: Record) -> Verdict:
 
 
 def _missing_frames(frames: Sequence[FrameSeen]) -> Iterator[str]:
-    """Yield a problem for each message whose count of dropped frames differs from the number of missing frames."""
+    """Yield a problem for each message whose count of dropped frames is wrong.
+
+    The right count is the number of frames that are missing between the previous message and this message.
+    """
     for (_, camera), group in _by_camera(frames):
         for before, after in pairwise(sorted(group, key=lambda seen: seen.seq)):
             if after.seq != before.seq + 1 or after.epoch != before.epoch:

@@ -22,7 +22,7 @@ _PROGRAM_WIDE: Final = ("process-stop", "worker-kill", "program-kill", "detector
 
 
 def check_latency(record: Record) -> Verdict:
-    """Check that faults do not delay the frames of cameras that they do not affect.
+    """Check that faults do not delay the frames of unaffected cameras.
 
     The check fails if the p99 latency of these frames is more than `MAX_RATIO` times the p99 latency in times without
     faults. Both kinds of times alternate through the whole run, so other programs on the machine disturb both. Faults

@@ -118,8 +118,8 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
     Args:
         duration_s: duration of the recording in seconds.
         frames_per_s: usual frame rate.
-        timing: "steady": no gaps; "gaps": sometimes no frames for 0.4 to 1.2 s; "bursts": sometimes five frames arrive
-            at once, and only the last of the five is used.
+        timing: "steady" for regular times; "gaps" for times that sometimes lack frames for 0.4 to 1.2 s; "bursts" for
+            a camera that sometimes delivers five frames at once, of which only the last frame is used.
         seed: random seed of the gaps and bursts.
     """
     times = np.arange(0.0, duration_s, 1.0 / frames_per_s)

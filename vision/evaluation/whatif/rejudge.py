@@ -60,7 +60,7 @@ class Part(NamedTuple):
 
 
 class Rejudgment:
-    """Repeated judgment of the frames of a camera from `since_us` to before `until_us`, part by part.
+    """Judgment of the archived frames of a camera from `since_us` to before `until_us`, part by part.
 
     `coverage` and `judgment` are complete when the iterator of `parts` has ended.
     """
@@ -181,7 +181,7 @@ def _boxes_in_block(block: ArchivedBlock, objects: Sequence[tuple[int, int]]) ->
 
 
 def boxes_of_tracks(result: Result, instance: str, track_ids: Sequence[int | None]) -> Iterator[tuple[Place, Box]]:
-    """Yield the place and the box of each track in the frame of `result` whose id is in `track_ids`.
+    """Yield the place and the box of each track of `result` that `track_ids` contains.
 
     `instance` identifies the run of the program.
     """
