@@ -311,7 +311,7 @@ class ViewTracker:
 
 
 def distance(a: Similarity, b: Similarity, shape: tuple[int, ...]) -> float:
-    """Return the largest distance between the positions to which two similarities map a corner of the image.
+    """Return the largest distance between the two positions to which `a` and `b` map a corner of the image.
 
     The unit is the width of the image, whose `shape` is (height, width, ...).
     """

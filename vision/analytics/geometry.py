@@ -29,9 +29,9 @@ Corners: TypeAlias = Sequence[tuple[float, float]]
 
 EDGE_PX: Final = 1.5
 """Points within this distance count as on the edge of the frame, because the last of 1920 pixels is number 1919."""
-_INSIDE_PX: Final = 1e-3
-_MOST_EQUAL_ROWS: Final = 256
-_LEAST_DEPTH: Final = 1e-9
+_INSIDE_PX: Final = 1e-3  # minimum distance of a point from the right and lower edges of the frame
+_MOST_EQUAL_ROWS: Final = 256  # for more equal rows, a single row saves memory
+_LEAST_DEPTH: Final = 1e-9  # points with a smaller depth are at or above the horizon
 _STEPS_PER_PX: Final = np.array(float(STEPS_PER_PX))  # NumPy computes faster with an array than with a Python number
 
 ANCHORS: Final = {

@@ -37,7 +37,7 @@ _CUT: Final = 0.5  # minimum distance from a line, in margins, of a path that st
 _SLIGHT: Final = 1e-6  # smaller effects of a side of a box on a distance are rounding errors
 _ROUNDING: Final = 1.0 + 1e-9  # larger than the rounding errors of a distance
 _ZERO: Final = np.array(0.0)  # NumPy compares faster with an array than with a Python number
-_REMEMBERED_S: Final = 60.0  # a lost object that returns with its track id by then continues its path
+_REMEMBERED_S: Final = 60.0  # a lost object that returns with its track id within this time continues its path
 
 
 class Crossing(NamedTuple):

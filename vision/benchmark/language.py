@@ -33,8 +33,8 @@ _ANSWER: Final[dict[str, Any]] = {
 _FIRST_TOKENS, _TEXT_TOKENS = 16, 64
 _DESCRIBE: Final = "Describe this image in detail."
 _DARKEST_GRAY, _GRAYS = 70, 120
-_EXTRA_IMAGES: Final = 3  # for the first answer and the two descriptions
-_QUALITY: Final = 4  # of a JPEG by FFmpeg, from 2 (best) to 31
+_EXTRA_IMAGES: Final = 3  # number of images for the first answer and the two descriptions
+_QUALITY: Final = 4  # JPEG quality of FFmpeg, from 2 (best) to 31 (worst)
 
 
 @dataclass(frozen=True, slots=True)

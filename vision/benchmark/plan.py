@@ -303,9 +303,9 @@ def find_capacity(
     max_steps: int = MAX_STEPS,
     time_left: Callable[[], bool] = lambda: True,
 ) -> Capacity:
-    """Find the largest number of cameras that fits: double or halve the number to bracket the limit, and then bisect.
+    """Find the largest number of cameras that fits.
 
-    Doubling stops at `MAX_CAMERAS`.
+    The search doubles or halves the number to bracket the limit, and then bisects. Doubling stops at `MAX_CAMERAS`.
 
     Args:
         fits: function that runs a number of cameras, and returns True if the cameras reach their requested rates.

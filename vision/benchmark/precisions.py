@@ -88,7 +88,7 @@ class PrecisionRow:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionReport:
-    """All results of one run."""
+    """Results of one comparison of the precisions of a model."""
 
     model: str
     backend: str

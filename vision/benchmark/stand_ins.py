@@ -28,7 +28,7 @@ from vision.config import AppConfig, CameraConfig
 from vision.config.source_address import RECORDED, File, Folder
 from vision.errors import SourceError
 
-_WIDTH_PX, _HEIGHT_PX, _FPS = 1920, 1080, 25.0  # if a camera does not answer and the keys are not set
+_WIDTH_PX, _HEIGHT_PX, _FPS = 1920, 1080, 25.0  # assumed if a camera does not answer and the keys are not set
 _FORMATS: Final = ("nv12", "i420", "bgrx", "bgr")
 _PROBES: Final = 8  # number of cameras that are opened at the same time
 _CLIP_FRAMES: Final = 60  # number of different frames
@@ -38,7 +38,7 @@ _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """Camera of the deployment, and the source that replaces it."""
+    """A camera of the deployment, and the source that replaces the camera."""
 
     camera_id: str
     source: str  # "the camera's own source", or a description of the clip

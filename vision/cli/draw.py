@@ -52,7 +52,7 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """The result for one camera."""
+    """The drawing of one camera, or the reason why there is none."""
 
     camera_id: str
     path: Path | None = None  # the image; None if it was not written
@@ -102,7 +102,7 @@ def draw_camera(
     Raises:
         SourceError: the camera cannot be opened, or delivers no intact frame.
     """
-    import cv2  # only drawings need OpenCV, as does the overlay
+    import cv2  # only drawings need OpenCV and the overlay
 
     from vision.drawing.overlay import Overlay
     from vision.drawing.privacy import PrivacyFilter

@@ -39,7 +39,7 @@ def stuck_file(folder: Path, camera_id: str) -> Path:
 
 
 def hang_file(folder: Path) -> Path:
-    """Return the file that lets the calls to the detector hang while it exists."""
+    """Return the path of a file. While the file exists, all calls of the detector hang."""
     return folder / "detector-hangs"
 
 

@@ -17,7 +17,7 @@ from vision.benchmark.chaos.schedule import KINDS
 from vision.benchmark.chaos.verdict import Verdict
 
 SCHEMA: Final = "vision.chaos/1"
-_SHOWN: Final = 10  # problems of one check
+_SHOWN: Final = 10  # maximum number of problems that are listed per check
 _STYLES: Final = {"held": "green", "broken": "red", "not judged": "yellow"}
 
 
@@ -110,7 +110,7 @@ def _percentiles(values_ms: Any) -> dict[str, float] | None:
 
 
 def _slowest(number: int, recoveries: Sequence[Recovery]) -> float | None:
-    """Return the time in seconds from the end of a fault until the last camera was back; None if unknown."""
+    """Return the time in seconds from the end of fault `number` until the last camera was back; None if unknown."""
     taken = [each.took_s for each in recoveries if each.fault.fault.number == number]
     known = [took_s for took_s in taken if took_s is not None]
     return round(max(known), 2) if known and len(known) == len(taken) else None

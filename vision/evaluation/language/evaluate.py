@@ -18,7 +18,7 @@ from vision.language.client import ChatServer
 from vision.language.messages import chosen
 from vision.version import require_cv2
 
-_MOST_CHARACTERS = 10_000  # of a prompt
+_MOST_CHARACTERS = 10_000  # maximum length of a prompt
 
 
 def evaluate_prompts(

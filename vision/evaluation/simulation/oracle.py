@@ -25,7 +25,7 @@ _ORACLE_HZ: Final = 60.0  # sampling rate of the true paths
 _BORDER: Final = (
     0.1  # distance within which an object keeps its side of a border, as a part of the longer side of its box
 )
-_EDGE_PX: Final = 0.01  # distance that keeps points within the frame
+_EDGE_PX: Final = 0.01  # minimum distance of a point from the edge of the frame
 _SPEED_S: Final = 1.0  # duration of the average of a true speed, as in the analytics
 _GROUND: Final = (0.15, 0.85, 0.95)  # left, right, and bottom of the ground area, as parts of the frame
 _BELOW_HORIZON: Final = 0.12  # distance of the ground area from the horizon, as a part of the frame height

@@ -13,7 +13,7 @@ from vision.evaluation.simulation.actors import KINDS
 from vision.evaluation.simulation.projection import FloatArray
 from vision.evaluation.simulation.scenes import Scene
 
-LEAST_VISIBLE: Final = 0.1  # visible part of an object from which it is in the ground truth
+LEAST_VISIBLE: Final = 0.1  # minimum visible part of an object in the ground truth
 
 _SAMPLES: Final = 16  # visibility is sampled on a grid with this number of points in each direction of a box
 _BODY: Final = 0.8  # part of the width of its box that a round object fills

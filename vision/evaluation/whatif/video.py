@@ -48,7 +48,7 @@ class Video:
 
     path: Path  # a video file, or a folder of images
     name: str = ""  # identifies the video if there are several videos
-    start_us: int = 0  # time of the first frame in microseconds since 1970 (UTC); 0 if all times are positions in it
+    start_us: int = 0  # time of the first frame in microseconds since 1970 (UTC); 0 if times are positions in the video
 
 
 def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.Event) -> int:
