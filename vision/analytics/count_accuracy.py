@@ -24,7 +24,7 @@ BLOCK_S: Final = 20.0
 
 _LEAST_BLOCKS: Final = 4  # with fewer blocks, the dispersion is unknown
 _PRIOR: Final = 0.5  # errors that are added, as in Jeffreys' prior: even a perfect sample leaves some uncertainty
-_COVERED: Final = 0.95
+_COVERED: Final = 0.95  # probability that an interval contains the true value
 
 
 class CountBlock(NamedTuple):

@@ -20,8 +20,8 @@ from vision.analytics.object_analytics import ObjectEvent
 from vision.config.analytics import CameraAnalytics
 from vision.types import Event, Tracks
 
-_ROUNDING_S: Final = 1e-6
-_END: Final = 1 << 62
+_ROUNDING_S: Final = 1e-6  # larger than the rounding errors of a time
+_END: Final = 1 << 62  # larger than the index of every frame
 
 
 class RecordedAnalytics(Analytics):

@@ -52,12 +52,12 @@ WHOLE: Final = 30  # whole height while the lower part is hidden; 0 if nothing i
 HIDDEN_S: Final = 31  # time from which the lower part was hidden
 GROWN: Final = 32  # area of the track's box after the last detection, in pixels²
 RATE: Final = 33  # growth of the size in 1/s, relative to the present size
-ROWS: Final = 34
+ROWS: Final = 34  # number of rows of the state
 
 _POSITION_AGITATION: Final = 0.5  # growth of the speed's variance, sizes² per s³
-_SIZE_AGITATION: Final = 0.05
+_SIZE_AGITATION: Final = 0.05  # the same, for the speed at which the size changes
 _POSITION_DAMPING: Final = 0.2  # rate in 1/s at which an unobserved speed decays
-_SIZE_DAMPING: Final = 4.0
+_SIZE_DAMPING: Final = 4.0  # the same, for the speed at which the size changes
 _FIRST_VAR_SPEED: Final = np.array([[2.0], [2.0], [0.2], [0.2]]) ** 2  # variance for a new object, sizes² per s²
 
 _RATE_S: Final = 1.0  # time constant of the moving average of growth

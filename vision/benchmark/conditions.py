@@ -42,7 +42,7 @@ _PACKAGES: Final = (
     "tensorrt-rtx-cu13-bindings",
     "tensorrt-rtx-cu12-bindings",
 )
-_COMMAND_S: Final = 5.0
+_COMMAND_S: Final = 5.0  # timeout of a command
 _TEGRASTATS: Final = "tegrastats --interval 200 | head -n 1"  # tegrastats does not stop by itself
 
 

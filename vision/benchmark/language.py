@@ -30,7 +30,7 @@ _ANSWER: Final[dict[str, Any]] = {
     "required": ["answer"],
     "additionalProperties": False,
 }
-_FIRST_TOKENS, _TEXT_TOKENS = 16, 64
+_FIRST_TOKENS, _TEXT_TOKENS = 16, 64  # maximum length of the first answer, and of a description
 _DESCRIBE: Final = "Describe this image in detail."
 _DARKEST_GRAY, _GRAYS = 70, 120
 _EXTRA_IMAGES: Final = 3  # number of images for the first answer and the two descriptions

@@ -45,7 +45,7 @@ from vision.runtime.status import resident_bytes
 
 SCHEMA: Final = "vision.precisions/1"
 
-_FRAMES: Final = 32
+_FRAMES: Final = 32  # number of frames that calibrate the models and compare the outputs
 _ON_CPU: Final = ("fp32", "int8", "int8-sparse")
 
 

@@ -21,8 +21,8 @@ from vision.config.user_files import read_input, write_output
 from vision.errors import ConfigError, VisionError, from_os_error
 
 COLUMNS: Final = "frame,id,left,top,width,height,valid,x,y,z"
-_MIN_COLUMNS, _MAX_COLUMNS = 7, 10
-_SHOWN_FAULTS: Final = 8
+_MIN_COLUMNS, _MAX_COLUMNS = 7, 10  # numbers of columns of a line of ground truth
+_SHOWN_FAULTS: Final = 8  # maximum number of faults in an error message
 
 
 @dataclass(frozen=True, slots=True)

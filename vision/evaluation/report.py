@@ -23,7 +23,7 @@ from vision.evaluation.tracks import TrackingScores
 from vision.version import version
 
 SCHEMA: Final = "vision.evaluation/1"
-_CURVE_STEP: Final = 0.01
+_CURVE_STEP: Final = 0.01  # distance of the score thresholds of the curve
 
 
 @dataclass(frozen=True, slots=True)

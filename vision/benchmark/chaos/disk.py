@@ -12,8 +12,8 @@ from typing import Final
 
 _SOURCE: Final = Path(__file__).with_name("disk.c")
 _FORM: Final = struct.Struct("ii")  # 1 if the disk is full, and the delay of fsync in ms
-_SLOW_MS: Final = 2000
-_COMPILE_S: Final = 60
+_SLOW_MS: Final = 2000  # delay of fsync on a slow disk
+_COMPILE_S: Final = 60  # timeout of the compiler
 
 
 class Disk:

@@ -27,19 +27,19 @@ from vision.pipelines import load_pipeline
 from vision.runtime.builder import Build, RunOptions
 from vision.runtime.runtime import Runtime
 
-_POLL_S: Final = 0.02
-_PR_SET_PDEATHSIG: Final = 1
+_POLL_S: Final = 0.02  # interval at which a call that hangs checks its file
+_PR_SET_PDEATHSIG: Final = 1  # from linux/prctl.h
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 def stuck_file(folder: Path, camera_id: str) -> Path:
-    """Return the file that lets the calls of a camera's library hang while it exists."""
+    """Return the path of a file. While the file exists, calls of `grab` of the camera's source do not return."""
     return folder / f"stuck-{camera_id}"
 
 
 def hang_file(folder: Path) -> Path:
-    """Return the path of a file. While the file exists, all calls of the detector hang."""
+    """Return the path of a file. While the file exists, calls of the detector's `wait` do not return."""
     return folder / "detector-hangs"
 
 

@@ -20,7 +20,7 @@ from vision.client import (
 )
 from vision.messaging.schema import KINDS
 
-_QUEUE: Final = 100_000
+_QUEUE: Final = 100_000  # maximum number of messages that wait for the observer
 _NS_PER_S: Final = 1e9
 
 

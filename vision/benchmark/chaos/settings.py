@@ -41,8 +41,8 @@ _CAMERA_KEYS: Final = (
     "report_after_s",
     "frozen_after_s",
 )
-_MOST_EVENTS: Final = 1_000_000
-_DEMO_SIZE: Final = (320, 240)
+_MOST_EVENTS: Final = 1_000_000  # `publish.max_events` of the program
+_DEMO_SIZE: Final = (320, 240)  # width and height in pixels
 _DEMO_FPS: Final = 10.0
 _LOWEST_FPS: Final = 10.0  # a camera has a key frame every ten frames, and must be back within 2 s
 _DEMO: Final = """

@@ -17,8 +17,8 @@ from vision.config.user_files import TooLarge, read_input
 from vision.errors import ConfigError, Fault, from_os_error
 
 _HINT: Final = "docs/language-models.md describes labeled events"
-_MOST_FAULTS: Final = 50
-_MOST_BYTES: Final = 256 << 20
+_MOST_FAULTS: Final = 50  # maximum number of faults in an error message
+_MOST_BYTES: Final = 256 << 20  # maximum size of a file of labels
 
 
 class _Label(msgspec.Struct, kw_only=True):
@@ -37,7 +37,7 @@ class _Label(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class LabeledEvent:
-    """An event, its images, and whether it is true."""
+    """An event, its images, and the label (true event or false alarm)."""
 
     line: int  # line number in the file, from 1
     camera: str

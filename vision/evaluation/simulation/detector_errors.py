@@ -21,7 +21,7 @@ from vision.types import Detections
 PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)
 """Visible parts of an object for which `ErrorModel.recall` and `ErrorModel.score` contain values."""
 
-_LOWEST_SCORE: Final = 0.05
+_LOWEST_SCORE: Final = 0.05  # minimum score of a detection
 # Second boxes and false boxes, as nanodet-g-416 reports them on PETS09-S2L1 (tests/accuracy/detector_errors.py).
 _SECOND_OFFSET: Final = 0.25  # standard deviation of center and size, as a part of the size
 _SECOND_SCORE: Final = (0.2, 0.6)  # range of the score, as a part of the score of the first box

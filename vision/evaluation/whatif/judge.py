@@ -26,7 +26,7 @@ from vision.state.counters import CameraCounters, CounterRow
 from vision.types import Counts, Event, FrameMeta, Result, Tracks
 
 _NO_TRACKS: Final = Tracks(*np.zeros((5, 0)))
-_ROUNDING_S: Final = 1e-6
+_ROUNDING_S: Final = 1e-6  # larger than the rounding errors of a time
 
 
 @dataclass(frozen=True, slots=True)

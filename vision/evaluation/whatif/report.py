@@ -24,8 +24,8 @@ from vision.outputs.archive.reader import ArchivedEvent, ArchivedGap
 from vision.version import version
 
 SCHEMA: Final = "vision.whatif/1"
-_SHOWN_ROWS: Final = 40
-_SHOWN_TIMES: Final = 5
+_SHOWN_ROWS: Final = 40  # maximum number of differences in the table
+_SHOWN_TIMES: Final = 5  # maximum number of times in each list of notes
 _FILE_WIDTH: Final = 150  # columns of a table that is written to a file
 _LONGEST_VIDEO_US: Final = 24 * 3_600_000_000
 _COLORS: Final = {"gained": "#1a7f37", "lost": "#cf222e", "moved": "#0969da", "changed": "#9a6700"}
