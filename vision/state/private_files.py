@@ -88,7 +88,7 @@ def _is_no_other_user(user_id: int) -> bool:
 
 
 def _has_no_members(group_id: int) -> bool:
-    """Return True if a group does not exist on this machine, or is a group of the system without members.
+    """Return True if a group does not exist on this machine, or is a system group without members.
 
     The members of a group with a higher id can be unknown, because directories such as LDAP do not list them.
     """
@@ -116,8 +116,8 @@ def require_private_folder(folder: Path, *, content: str = "engines", shared: bo
     Sticky folders above the folder, such as /tmp, are accepted if they belong to this user or to root.
 
     If `shared` is True, the following do not count as other users: users and groups that do not exist on this machine,
-    the user who started this process with `sudo`, and groups of the system without members. This setting is for folders
-    that a container shares with its host.
+    the user who started this process with `sudo`, and system groups without members. This setting is for folders that a
+    container shares with its host.
 
     Raises:
         FileNotFoundError: the folder does not exist.

@@ -49,7 +49,7 @@ class Series(msgspec.Struct):
 
 
 class History(msgspec.Struct):
-    """The history of one camera."""
+    """The counts of all lines and zones of one camera, in buckets of `step_s` seconds."""
 
     source: str  # "archive" or "memory"
     since_s: float  # start of the data, seconds since 1970

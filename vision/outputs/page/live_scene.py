@@ -66,7 +66,7 @@ def scene(analytics: Mapping[str, Any] | None, privacy: Mapping[str, Any] | None
 
 
 def _shape(kind: str, name: str, rings: Sequence[Points], section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a shape with rings in the units of a section."""
+    """Return a shape of the page. `rings` are in the units of `section`, a section of `analytics` or `privacy`."""
     units = section.get("units", "pixels")
     part = 100 if units == "percent" else 1
     scaled = [[(x / part, y / part) for x, y in ring] for ring in rings]

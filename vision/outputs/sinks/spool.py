@@ -202,7 +202,7 @@ class Spool:
         size.count, size.nbytes = size.count + 1, size.nbytes + _size(message)
 
     def _delete_oldest(self, since_s: float, size: _Size, max_bytes: int) -> int:
-        """Delete messages that are older than `since_s`, and then the oldest ones if they exceed `max_bytes`.
+        """Delete messages from before `since_s`, and then the oldest messages while `size` exceeds `max_bytes`.
 
         Subtract the deleted messages from `size`, and return their number.
         """
