@@ -17,12 +17,17 @@ from vision.errors import Closed
 from vision.types import Detections, Frame, FrameBuffer, PixelFormat
 
 IN_FLIGHT_CPU: Final = 3
-"""Default number of slots on a CPU: two batches are computed at the same time, and a third waits. On two busy cores,
-the waiting batch increases the throughput by 5 %."""
+"""Default number of slots on a CPU: two batches are computed at the same time, and a third waits.
+
+On two busy cores, the waiting batch increases the throughput by 5 %.
+"""
 
 IN_FLIGHT_GPU: Final = 4
-"""Default number of slots on a GPU, so that copies, computation, and work of the host overlap. On an H100, a batch of 1
-takes 0.33, 0.25, and 0.19 ms with two, three, and four slots, and a batch of 32 takes 1.56, 1.19, and 1.10 ms."""
+"""Default number of slots on a GPU, so that copies, computation, and work of the host overlap.
+
+On an H100, a batch of 1 takes 0.33, 0.25, and 0.19 ms with two, three, and four slots, and a batch of 32 takes 1.56,
+1.19, and 1.10 ms.
+"""
 
 IN_FLIGHT_INTEGRATED: Final = 3
 """Default number of slots if GPU and CPU share their memory. Then no copies have to overlap, and memory is scarce."""
@@ -62,8 +67,10 @@ class DetectorSpec:
     gpu: GpuSpec | None = None
     """Properties of a detector on a GPU. None if the detector runs on the CPU."""
     gpu_unused: str = ""
-    """Reason why the detector runs on the CPU although this machine has an NVIDIA GPU. Empty if the detector uses the
-    GPU, if there is none, or if the configuration requests the CPU."""
+    """Reason why the detector runs on the CPU although this machine has an NVIDIA GPU.
+
+    Empty if the detector uses the GPU, if there is none, or if the configuration requests the CPU.
+    """
 
 
 class Detector(Protocol):

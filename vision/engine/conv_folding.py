@@ -6,15 +6,18 @@ which process the largest feature maps, have only 16 or 32 output channels, so m
 A folded convolution computes `factor` adjacent columns as additional channels. The stride of the convolution becomes
 `factor` times as large, and its kernel becomes wider by `stride * (factor - 1)`. For each column, the kernel contains
 the original weights at the offset of the column's window, and zeros around these weights. The sums are the same, with
-zeros added. On an H100 (fp16, batch 32, 104 x 104), folding reduces the time of a convolution from 65 to 35 µs for
-32 -> 32 channels, from 64 to 26 µs for 32 -> 16 channels, and from 45 to 36 µs for 16 -> 16 channels.
+zeros added.
+
+On an H100 (fp16, batch 32, 104 x 104), folding reduces the time of a convolution from 65 to 35 µs for 32 -> 32
+channels, from 64 to 26 µs for 32 -> 16 channels, and from 45 to 36 µs for 16 -> 16 channels.
 
 The result, [batch, factor * channels, height, width / factor], has the memory layout of the original output with
 interleaved channels. In the graph, a transposition restores the original shape. The library fuses this transposition
-with the kernel of the activation that follows. The transposition is free if the activation has a separate kernel.
-Otherwise, it costs one kernel, because the library would have fused the activation with the convolution. The build logs
-(TensorRT-RTX 1.4, 1.6) show that the library fuses LeakyRelu, SiLU, and similar activations with the convolution,
-unless a Concat joins their results with other tensors.
+with the kernel of the activation that follows.
+
+The transposition is free if the activation has a separate kernel. Otherwise, it costs one kernel, because the library
+would have fused the activation with the convolution. The build logs (TensorRT-RTX 1.4, 1.6) show that the library fuses
+LeakyRelu, SiLU, and similar activations with the convolution, unless a Concat joins their results with other tensors.
 """
 
 from __future__ import annotations

@@ -32,8 +32,11 @@ __all__ = ["trt"]  # type checkers treat an imported name as private
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-"""Names of modules to try, in this order. The last module is in the wheel with the bindings of TensorRT-RTX. This wheel
-can be installed without the empty parent package."""
+"""Names of modules to try, in this order.
+
+The last module is in the wheel with the bindings of TensorRT-RTX. This wheel can be installed without the empty parent
+package.
+"""
 
 _T = TypeVar("_T")
 

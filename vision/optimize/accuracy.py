@@ -32,8 +32,10 @@ JUDGED_FRAMES: Final = 100
 """Maximum number of frames on which boxes are compared."""
 
 StartProgress: TypeAlias = Callable[[str, int | None], AbstractContextManager[Progress]]
-"""Function that starts the display of progress. The arguments are the text that describes the step, and the number of
-frames in the step, which is None if unknown."""
+"""Function that starts the display of progress.
+
+The arguments are the text that describes the step, and the number of frames in the step, which is None if unknown.
+"""
 
 _SLOTS: Final = 3
 _WAIT_S: Final = 600.0

@@ -2,9 +2,11 @@
 
 The method is that of SparseGPT (Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
 One-Shot", 2023, arXiv:2301.00774). The second moments H of the inputs of a layer show which weights matter, and how the
-other weights must change to restore the outputs. Here, the layers are pruned in order, and each layer is fitted to the
-outputs of the unpruned model, so it also corrects the errors of the layers before it. At the end, the remaining weights
-of each output channel are the exact solution of the least-squares problem.
+other weights must change to restore the outputs.
+
+Here, the layers are pruned in order, and each layer is fitted to the outputs of the unpruned model, so it also corrects
+the errors of the layers before it. At the end, the remaining weights of each output channel are the exact solution of
+the least-squares problem.
 """
 
 from __future__ import annotations

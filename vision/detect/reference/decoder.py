@@ -1,9 +1,11 @@
 """Decoder that converts the raw outputs of a network to candidates. It is the reference for the GPU kernel.
 
 Each box has one class. If the network gives a score for each class, the class of a box is the reported class with the
-highest score. Among classes with the same score, the lowest id wins. Each box whose score reaches the threshold is a
-candidate. Candidates are sorted by score, and equal scores by the index of the box. Because decoding is slow, only the
-boxes of the best candidates are decoded (see `Decoder.limit`). Boxes with values that are not finite are dropped.
+highest score. Among classes with the same score, the lowest id wins.
+
+Each box whose score reaches the threshold is a candidate. Candidates are sorted by score, and equal scores by the index
+of the box. Because decoding is slow, only the boxes of the best candidates are decoded (see `Decoder.limit`). Boxes
+with values that are not finite are dropped.
 """
 
 from __future__ import annotations

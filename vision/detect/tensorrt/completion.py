@@ -109,9 +109,11 @@ class ConcurrencyLimit:
 
     Batches in flight overlap: one is copied while others are computed. Each layer reads the results of the previous
     layer. If too many batches are computed at the same time, they evict each other's results from the GPU's cache, and
-    become slower. On an H100 (50 MB of cache) with six batches of 32 in flight, a batch finishes every 0.81 ms if all
-    are computed at the same time, and every 0.78 ms if only three are. Many batches of 1 fit into the cache, and are
-    fastest without a limit.
+    become slower.
+
+    On an H100 (50 MB of cache) with six batches of 32 in flight, a batch finishes every 0.81 ms if all are computed at
+    the same time, and every 0.78 ms if only three are. Many batches of 1 fit into the cache, and are fastest without a
+    limit.
     """
 
     def __init__(self, cache_bytes: int, frame_bytes: int) -> None:

@@ -3,8 +3,10 @@
 A graph runs the letterbox kernel, the engine, a kernel that finds the pairs (box and class) above the threshold, and a
 kernel that finds the objects. If the model finds masks, one more kernel computes the masks of the objects. The results,
 up to a fixed number of objects, go to page-locked host memory. Every address is fixed, so the host starts the whole
-sequence with one launch. A separate stream copies the frames and their descriptions, because a copy inside the graph
-would wait in the copy engine behind the frames of the next batch.
+sequence with one launch.
+
+A separate stream copies the frames and their descriptions, because a copy inside the graph would wait in the copy
+engine behind the frames of the next batch.
 """
 
 from __future__ import annotations

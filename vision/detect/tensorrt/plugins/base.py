@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from vision.gpu.nvrtc import Module
 
 Step: TypeAlias = "Callable[[Sequence[int], Sequence[int], int, BorrowedStream], None]"
-"""Function that queues the work of a run. Its arguments are the device addresses of the inputs, of the outputs, and of
-the workspace, and the stream."""
+"""Function that queues the work of a run.
+
+The arguments are the device addresses of the inputs, of the outputs, and of the workspace, and the stream.
+"""
 
 VERSION = "1"
 _never_freed: list[object] = []  # plugins of TensorRT 10.3, which crashes if a plugin written in Python is freed

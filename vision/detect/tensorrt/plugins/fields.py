@@ -37,8 +37,10 @@ class FieldCollection:
             fields.append(make(name, array, getattr(trt.PluginFieldType, member)))
         self.raw: Any = trt.PluginFieldCollection(fields)
         self.serialized: Any = getattr(trt, "PluginFieldCollection_")(self.raw)  # noqa: B009 - the stubs lack it
-        """The same fields, in the class that TensorRT stores in an engine. The bindings convert `raw` to this class
-        only in some calls."""
+        """The same fields, in the class that TensorRT stores in an engine.
+
+        The bindings convert `raw` to this class only in some calls.
+        """
 
 
 def read_fields(settings: type[S], fields: Any, plugin: str) -> S:
