@@ -76,7 +76,7 @@ def _run_offline(config: dict[str, Any]) -> _Sink:
 
 
 def _offline() -> float:
-    """Measure how many frames/s of the shipped clip the network, the tracker and the results thread process."""
+    """Measure the throughput of an offline run of the shipped clip with the network and the tracker, in frames/s."""
     clip = str(ROOT / "configs" / "vtest.mp4")
     times_ns = _run_offline({"pipeline": "track", "cameras": [{"id": "a", "source": clip}]}).times_ns[10:]
     return (len(times_ns) - 1) / (times_ns[-1] - times_ns[0]) * 1e9
@@ -104,7 +104,7 @@ def _memory() -> float:
 
 
 def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
-    """Return the detections of each frame: objects that turn at the border, and `unsure` boxes with low scores."""
+    """Return the detections of `frames` frames: people who turn at the border, and `unsure` boxes with low scores."""
     detections = find_any("vision.types:Detections")
     rng = np.random.default_rng(0)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))

@@ -4,12 +4,12 @@ python -m tests.perf.archive [--seeds 8] [--frames 12000] [--detections FOUND.js
 
 Each kind of tracks comes from detections at 10 frames/s with irregular intervals:
 
-* `simulated`: two simulated scenes with people in one frame, which are about 12 objects.
+* `simulated`: two simulated scenes in one frame, with about 12 people in total.
 * `detected`: the detections of a video, repeated with noise until there are enough frames. `vision run CONFIG --offline
   --record FOUND.jsonl` writes them, with the pipeline `detect`.
 * `labeled`: labeled boxes in the format of MOTChallenge, repeated with noise and with missing detections.
 
-All traffic is different, because repeated traffic would compress too well.
+No part of the traffic repeats exactly, because repeated traffic would compress too well.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PAIRS: Final = (("plaza", "groups"), ("waiting", "parking"))
 SIMULATED_PX: Final = (1280, 720)
 VIDEO_PX: Final = (768, 576)  # of PETS09-S2L1
 FRAMES_PER_DAY: Final = 864_000
-OBJECTS: Final = 10
+REPEATS: Final = 2  # number of measurements of each time, of which the shortest counts
 REPEATS: Final = 2  # of each measurement of time, of which the least counts
 _JITTER_NS: Final = 1_500_000  # standard deviation of arrival times
 _STEP_NS: Final = 100_000_000
@@ -58,7 +58,7 @@ _LABEL_MISSES: Final = 0.1  # fraction of boxes that are not detected
 
 
 def together(first: Site, second: Site) -> Iterator[Detections]:
-    """Yield the detections of two scenes as those of one camera."""
+    """Yield the detections of two scenes, frame by frame, as if one camera saw both, until the shorter scene ends."""
     for (_, some), (_, others) in zip(detections_of(first), detections_of(second), strict=False):
         scores = np.concatenate([some.scores, others.scores])
         order = np.argsort(-scores, kind="stable")
@@ -74,7 +74,12 @@ def simulated(seeds: int) -> Iterator[Detections]:
 
 
 def noisy(video: Sequence[Detections], frames: int, noise_px: float, misses: float) -> Iterator[Detections]:
-    """Repeat the detections of a video, with noise and missing detections that do not repeat."""
+    """Repeat a video up to `frames` frames. Add different noise to each frame, and omit some of its detections.
+
+    Args:
+        noise_px: standard deviation of the noise of each coordinate.
+        misses: fraction of the detections to omit.
+    """
     rng = np.random.default_rng(7)
     limits = np.array([*VIDEO_PX, *VIDEO_PX], np.float32)
     for number in range(frames):
@@ -112,7 +117,10 @@ def labeled_boxes(path: Path) -> list[Detections]:
 def tracked(
     detections: Iterator[Detections], section: CameraAnalytics | None, size_px: tuple[int, int]
 ) -> list[Result]:
-    """Return the live results of a camera. If `section` is None, it is that of a simulated scene."""
+    """Track these detections of a camera, and return its live results.
+
+    If `section` is None, the analytics are those of a simulated scene.
+    """
     rng, track = np.random.default_rng(1), TrackStage(score=0.35, class_names=class_names())
     base = site("gate", "waiting", 0)
     found: list[tuple[FrameMeta, Detections]] = []
@@ -123,7 +131,7 @@ def tracked(
 
 
 def sections(size_px: tuple[int, int]) -> dict[str, AppConfig]:
-    """Return a configuration with one line, one with a line and a zone, and one with several of them and rules."""
+    """Return three configurations by name: one line, one line and one zone, and four lines and zones with rules."""
     width, height = size_px
     starts = ((0.0, 0.15), (0.2, 0.35), (0.4, 0.55), (0.7, 0.75))
     lines = [
@@ -157,7 +165,7 @@ def sections(size_px: tuple[int, int]) -> dict[str, AppConfig]:
 
 
 def stored(folder: Path, results: Sequence[Result]) -> dict[str, Any]:
-    """Store results in an archive. Return the size of a camera-day."""
+    """Store results in an archive. Return its size and number of events per camera-day, and the CPU time of storing."""
     began_s, recorder = time.process_time(), Recorder(folder)
     for result in results:
         recorder.add(result)
@@ -183,7 +191,7 @@ def stored(folder: Path, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def judged(folder: Path, config: AppConfig, frames: int) -> dict[str, Any]:
-    """Judge the archive. Return the CPU time per camera-day."""
+    """Judge the archive. Return the number of events and the CPU time per camera-day."""
     judge, archive, best_s = Judge(config, "gate", class_names()), Archive(folder), math.inf
     for _ in range(REPEATS):
         began_s = time.process_time()
@@ -197,7 +205,7 @@ def judged(folder: Path, config: AppConfig, frames: int) -> dict[str, Any]:
 
 
 def measure(kinds: dict[str, tuple[Iterator[Detections], tuple[int, int]]]) -> dict[str, Any]:
-    """Return the measurements of each kind of tracks."""
+    """Measure the archive and `vision whatif` for each kind of tracks. Return the figures by kind."""
     found: dict[str, Any] = {}
     for kind, (detections, size_px) in kinds.items():
         configs = sections(size_px)

@@ -59,7 +59,7 @@ _PACKAGES: Final = ("vision-streams", "numpy", "av", "httpx", "onnxruntime", "te
 
 @dataclass
 class _Answers:
-    """The answers to the clients."""
+    """The answers that the clients have received, and their errors."""
 
     done: list[tuple[float, float, int]] = field(default_factory=list)  # time in s, latency in ms, tokens
     errors: Counter[str] = field(default_factory=Counter)  # by code
@@ -114,7 +114,12 @@ def _serving(python: str, folder: Path, device: str) -> Iterator[tuple[LanguageS
 
 
 def _wait(server: ChatServer, process: subprocess.Popen[bytes], until_s: float) -> None:
-    """Wait for the first answer. Raise `LanguageError` or `RuntimeError` if there is none."""
+    """Wait until the server answers a question about an image.
+
+    Raises:
+        RuntimeError: the process of the server ended.
+        ServerFailure: the server answered with an error, or was not reachable until `until_s` on the monotonic clock.
+    """
     image = next(sample_images(1, _MAX_IMAGE_PX)).jpeg
     while True:
         try:
@@ -133,7 +138,7 @@ def _wait(server: ChatServer, process: subprocess.Popen[bytes], until_s: float) 
 
 @contextmanager
 def _asking(server: LanguageServer, clients: int, tokens: int) -> Iterator[_Answers]:
-    """Keep the server busy. The answers are complete at the end of the block."""
+    """Let clients in another process keep the server busy. The yielded answers are filled at the end of the block."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_ask_until_told, args=(theirs, server, clients, tokens), daemon=True)
@@ -184,7 +189,7 @@ def _ask(server: LanguageServer, images: Sequence[bytes], tokens: int, answers: 
 
 
 def _with_questions(server: LanguageServer, tokens: dict[str, int]) -> dict[str, Any]:
-    """Return the keys of camera.yaml with which the server verifies every event."""
+    """Return the keys of camera.yaml that make the server verify every event."""
     language = {
         "url": server.url,
         "model": server.model,

@@ -2,8 +2,9 @@
 
     python -m tests.perf.camera_view [--displacements 500] [--days 8] [--seed 0] [--images FOLDER] [--save]
 
-The scenes are photos: the frame is a part of each, so that a displaced frame shows what lies beside it. Light, shadows,
-noise, rain, and crowds are drawn on the frames. No object and no light of the tests was used to choose constants.
+The scenes are photos. Each frame shows only a part of a photo, so that a displaced frame shows what lies beside it.
+Light, shadows, noise, rain, and crowds are drawn on the frames. No object and no light of the tests was used to choose
+constants.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Pose:
 
 
 class Scene:
-    """A photo, of which the camera shows the middle."""
+    """A photo whose middle is the view of the camera."""
 
     def __init__(self, path: Path) -> None:
         pixels = cv2.imread(str(path))
@@ -129,7 +130,11 @@ class Camera:
 
 
 def displaced(scene: Scene, rng: np.random.Generator) -> str:
-    """Move the camera once. Return ``realigned``, ``silent`` if the view is wrong, or the state in which it is held."""
+    """Move the camera once. Return the state of the view.
+
+    The result is ``realigned`` if the view is correct, ``silent`` if it is wrong although the state is ``aligned``, and
+    otherwise the state.
+    """
     kind, camera = rng.integers(0, 3), Camera()
     pose = Pose(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08), rng.uniform(-5, 5), rng.uniform(0.9, 1.1))
 
@@ -151,10 +156,10 @@ def displaced(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def day(scene: Scene, rng: np.random.Generator, hours: float, step_s: float) -> tuple[Counter[str], list[float]]:
-    """Show one day without any displacement. Return the number of images by state, and the CPU time of each.
+    """Show one day without any displacement. Return the number of frames by state, and the CPU time of each frame.
 
-    The states include ``shifted``: a view that is wrong by more than `ALLOWED`. A frame stands for `step_s` seconds of
-    the day, but the tracker receives it as the next one, so the light changes faster than in a real day.
+    The states include ``shifted``: a view that is wrong by more than `ALLOWED`. Each frame stands for `step_s` seconds
+    of the day. The tracker treats the frames as consecutive, so the light changes faster than in a real day.
     """
     camera, states = Camera(), Counter[str]()
     for at in range(round(hours * 3600 / step_s)):

@@ -59,7 +59,7 @@ class Arrivals:
 
 @contextmanager
 def running(workers: int) -> Iterator[Arrivals]:
-    """Run a program with this number of capture workers, once all cameras deliver frames."""
+    """Run a program with this number of capture workers until the end of the block. Yield when all cameras deliver."""
     cameras = [{"id": f"c{n}", "source": f"synthetic:64x48@{FPS}?seed={n}"} for n in range(CAMERAS)]
     config = AppConfig.model_validate({"detect": {"backend": "fake"}, "cameras": cameras})
     arrivals, stop = Arrivals(), threading.Event()
@@ -99,7 +99,7 @@ def _measure_one(workers: int, seconds: float) -> dict[str, float]:
 
 
 def _replacement_s(kills: int) -> list[float]:
-    """Return how long each killed worker's cameras were away, in seconds."""
+    """Kill a worker `kills` times. Return the time in seconds until all its cameras had returned, for each kill."""
     away = []
     with running(2) as arrivals:
         for kill in range(kills):
@@ -118,7 +118,7 @@ def _have_epochs(arrivals: Arrivals, epochs: Mapping[str, int]) -> bool:
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Measure all arrangements."""
+    """Measure all arrangements, and the time until a killed worker is replaced."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ARRANGEMENTS}
     for _ in range(1 if quick else 5):
         for name, workers in ARRANGEMENTS.items():

@@ -7,9 +7,10 @@ The command measures:
 * the phases of a start: import the package, open the device, create streams and events, compile and load a kernel, and
   capture a graph. Each start runs in its own process, and the implementations alternate;
 * the host time of a graph launch, and of a submit (eight copies from page-locked memory, an event, a wait of another
-  stream, a graph launch), with and without threads that compete for the interpreter lock. They alternate here too.
+  stream, a graph launch), with and without threads that compete for the interpreter lock. Here, too, the
+  implementations alternate.
 
-It prints one JSON object. Each ratio is the time of `cuda.core` divided by that of `vision.gpu`, so above 1,
+The command prints one JSON object. Each ratio is the time of `cuda.core` divided by that of `vision.gpu`: above 1,
 `vision.gpu` is faster. See docs/decisions/030-cuda-core.md.
 """
 

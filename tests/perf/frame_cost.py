@@ -91,7 +91,7 @@ def make_crowd(objects: int, frames: int, seed: int = 0, size: tuple[int, int] =
 
 
 def make_batches(objects: int, cameras: int) -> list[list[Any]]:
-    """Return the results of the detector for a frame of each camera, at each time."""
+    """Return one batch for each time. A batch contains the detector's result for one frame of each camera."""
     meta, result, timing = (find_any(f"vision.types:{name}") for name in ("FrameMeta", "Result", "Timing"))
     now_ns, now_utc_ns = time.monotonic_ns(), time.time_ns()
     crowds = [make_crowd(objects, _FRAMES, camera) for camera in range(cameras)]
@@ -180,7 +180,7 @@ def publishing() -> Iterator[Callable[[Any], None]]:
 
 
 def work() -> None:
-    """Run a round for each line on standard input: numbers of objects and cameras. Print the minimum times so far."""
+    """Run a round for each line "OBJECTS CAMERAS" of standard input. Print the minimum times so far after each round."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
     costs: dict[str, Costs] = {}
     with publishing() as publish:
@@ -218,7 +218,7 @@ def _worker(tree: Path) -> Iterator[Round]:
 
 
 def compare(base: Path | None, objects: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Measure this tree, and `base` in turn with it if there is one, with one camera and with several."""
+    """Measure this tree with one camera and with several. If `base` is not None, measure both trees in turn."""
     trees = {"this": ROOT} if base is None else {"base": base, "this": ROOT}
     found: dict[str, Any] = {}
     with ExitStack() as stack:

@@ -6,9 +6,10 @@
 The server is a separate process. The measurement has three parts:
 
 * `verdicts` runs 40 cameras with a server that takes 0.6 s for an answer, with 4, 8, and 32 requests at the same time.
-* `faults` runs 32 stand-in cameras in pairs, without and with `verify`, in changing order. In the runs with `verify`,
-  it applies seeded faults to the server and to the process that asks it. Then it kills the server, starts it again
-  after an outage, and waits until the program asks it again. It compares the frames and events of the runs of a pair.
+* `faults` runs 32 stand-in cameras in pairs, without and with `verify`, in alternating order. In the runs with
+  `verify`, it applies seeded faults to the server and to the process that sends the questions. Then it kills the
+  server, starts it again after an outage, and waits for the program's next question to the server. It compares the
+  frames and events of the runs of a pair.
 * `soak` applies faults and outages of the server for a long time, and measures how fast the memory grows.
 """
 
@@ -165,10 +166,10 @@ def _apply_all(
 
 
 def _outage(server: ServerProcess, seconds: float, longest_s: float) -> float | None:
-    """Kill the server, and start it again after some seconds.
+    """Kill the server, and start it again after `seconds`.
 
-    Return the time in seconds from then until the program asks it a question; None if this takes longer than
-    `longest_s`.
+    Return the time in seconds from the new start until the program asks the server a question; None if this takes
+    longer than `longest_s`.
     """
     server.kill()
     time.sleep(seconds)
@@ -225,12 +226,15 @@ def _first_events(observed: Observed) -> list[tuple[EventMessage, int]]:
 
 
 def _plain_ms(observed: Observed) -> list[float]:
-    """Return the times in ms from the capture of a frame to the arrival of its events without a question."""
+    """Return the time in ms from capture to arrival, for each event about which the server is not asked."""
     return [(at - e.at_monotonic_ns) / 1e6 for e, at in _first_events(observed) if e.kind == "zone_entered"]
 
 
 def _event_faults(observed: Observed) -> dict[str, Any]:
-    """Compare the events of the rule with the events that it reports: each has one, and none is late."""
+    """Compare the zone entries with the events of the rule that must report them.
+
+    Return the numbers of lost and repeated events, and the latencies of the events with and without a question.
+    """
     first = [(e, at) for e, at in _first_events(observed) if e.kind == "rule"]
     entered = Counter(
         (e.camera, e.epoch, e.frame, e.track_id) for e, _ in _first_events(observed) if e.kind == "zone_entered"

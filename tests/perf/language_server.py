@@ -1,7 +1,7 @@
-"""A scripted server of a language model in a process of its own, which can misbehave, and be killed and started again.
+"""A scripted server of a language model in its own process. It can misbehave, and can be killed and started again.
 
-`ServerProcess` is the measurement's side. The process is `python -m tests.perf.language_server PORT`: it reads the name
-of its next behavior from each line of its standard input, and prints the name of the present one for each request.
+`ServerProcess` starts and controls the process `python -m tests.perf.language_server PORT`. The process reads the name
+of its next behavior from each line of standard input. For each request, it prints the name of its current behavior.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ServerProcess:
     def __init__(self, behavior: str = WORKS) -> None:
         """Start the server with a behavior: `WORKS`, the name of a fault, or a result of `answers_after`."""
         self.met: Counter[str] = Counter()
-        """Number of requests by the behavior that they met."""
+        """Number of received requests for each behavior of the server."""
         self._port = 0
         self.start(behavior)
 

@@ -2,9 +2,10 @@
 
     python -m tests.perf.line_counting [--tracks 20000]
 
-Prints, for both, the crossings counted, invented, and missed according to `tests.soak.hostile_tracks`, and the seconds.
-If supervision is missing, its part is absent. `LineZone` uses its default of counting an object when all four corners
-of its box have crossed, or only the bottom center.
+The command prints the numbers of counted, invented, and missed crossings of both according to
+`tests.soak.hostile_tracks`, and their times in seconds. If `supervision` is not installed, only this project is
+measured. `LineZone` is measured with two settings: an object has crossed when all four corners of its box have crossed
+(the default), or when the bottom center has crossed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m tests.perf.live_view [--frames 10000] [--only exact,first,tiles,viewers]
 
-Needs Chromium. `exact` compares the numbers that cameras of the zoo paint into their frames with the numbers in the
-overlay of the browser, also after losses, new connections, and changes of the frame size. `viewers` alternates between
-0, 1, and 20 viewers that receive and discard. Writes results/MACHINE/live_view.json.
+The measurement needs Chromium. `exact` compares the numbers that cameras of the zoo paint into their frames with the
+numbers in the overlay of the browser, also after losses, new connections, and changes of the frame size. `viewers`
+alternates between 0, 1, and 20 viewers, which discard what they receive. The command writes
+results/MACHINE/live_view.json.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def open_browser() -> Iterator[Browser]:
 
 
 def exact(browser: Browser, frames: int) -> dict[str, Any]:
-    """Show cameras with oddities and faults, and count the frames whose overlay belongs to a different frame."""
+    """Show cameras with oddities and faults. For each camera, count the frames with the overlay of a different frame."""
     shown = {name: {"frames": 0, "without_result": 0, "wrong": 0, "images": 0} for name in EXACT}
     with ExitStack() as stack:
         zoo, site = stack.enter_context(running_zoo()), Site(stack)
@@ -101,7 +102,7 @@ class Video:
     key_every_s: int
 
     def write(self, folder: Path) -> Path:
-        """Return the path of the file, which is written if it does not exist."""
+        """Write the video into `folder`, unless the file exists. Return the path of the file."""
         path = folder / f"{self.width}-{self.fps}-{self.key_every_s}.mp4"
         if path.exists():
             return path
@@ -123,7 +124,7 @@ class Video:
 
 
 def site_of(folder: Path, cameras: int, video: Video) -> Program:
-    """Start `vision run` with a video, read by a number of cameras, and the detector that finds painted rectangles."""
+    """Start `vision run` with `cameras` cameras that read the same video, and with the detector `fake`."""
     path = video.write(folder)
     listed = "".join(f"  - {{id: camera-{n}, source: {path}, loop: true}}\n" for n in range(cameras))
     text = f"model: nanodet-g-416\ndetect: {{backend: fake}}\ncameras:\n{listed}"

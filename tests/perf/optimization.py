@@ -45,13 +45,13 @@ TITLE = "AP@0.5 of persons on a labeled video, in int8, with frames from its fir
 
 
 def first_frames(video: str, spec: ModelSpec, folder: Path) -> Frames:
-    """Store the first 100 frames of a video."""
+    """Store the first 100 frames of a video in `folder`."""
     with closing(read_frames(CameraConfig(id="video", source=video), offline=True)) as frames:
         return collected((frame.pixels for frame in islice(frames, FRAMES)), folder, spec.input, FRAMES)
 
 
 def in_int8(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, folder: Path) -> Mapping[str, Any]:
-    """Return the AP of each algorithm, with all layers in int8 and with the worst layers kept."""
+    """Return, for each algorithm, the AP with all layers in int8, and the AP with the four worst layers in float."""
     calibration = Calibration(graph, spec, frames, cache=folder / "cache")
     found: dict[str, Any] = {}
     for algorithm in ALGORITHMS:
@@ -70,7 +70,7 @@ def in_int8(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, folder:
 
 
 def with_sparsity(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, folder: Path) -> Mapping[str, Any]:
-    """Return the AP and the compliance of the model pruned by magnitude, and of the repaired one."""
+    """Return the AP and the compliance of the model pruned by magnitude, and of the model with repaired weights."""
     found = {}
     for name in ("magnitude", "repaired"):
         began = time.monotonic()

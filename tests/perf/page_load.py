@@ -1,9 +1,9 @@
-"""Measures how long headless Chromium needs to load the page of a program with 64 cameras.
+"""Measure how long headless Chromium needs to load the page of a program with 64 cameras.
 
 python -m tests.perf.page_load [--cameras 64] [--repeats 10]
 
-The time is that from the start of the navigation until the tiles of all cameras are in the document, with their states
-and values. Each repeat opens a new context, whose cache is empty. The server runs in the process of the measurement.
+The time starts with the navigation, and ends when the tiles of all cameras are in the document, with their states and
+values. Each repeat opens a new context, whose cache is empty. The server runs in the process of the measurement.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """CPU time and memory of a program and its child processes, observed from a separate process.
 
-The search for child processes takes tens of milliseconds. In the process that receives messages, it would delay them.
+The search for child processes takes tens of milliseconds. In the process that receives the messages of the program, the
+search would delay their receipt.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ class _Processes:
         self.last_s.clear()
 
     def look(self) -> None:
-        """Read the CPU times, so that those of a process that ends later are known."""
+        """Read the CPU times of all processes, so that the time of a process that ends later is known."""
         for process in self._all():
             with suppress(psutil.Error):
                 self.last_s[process.pid] = _name(process), _cpu_s(process) - self.begin_s.get(process.pid, 0.0)
 
     def usage(self, seconds: float) -> tuple[dict[str, float], float]:
-        """Return the CPU cores that each process has used, by name, and the resident memory of all in MiB."""
+        """Return the CPU cores that each process has used, by name, and the resident memory of all processes in MiB.
+
+        `seconds` is the time since `reset`.
+        """
         self.look()
         total: Counter[str] = Counter()
         for pid, (name, used_s) in self.last_s.items():
@@ -49,9 +53,10 @@ class _Processes:
         return {name: round(cores, 2) for name, cores in sorted(total.items())}, round(memory_bytes / 2**20, 1)
 
     def kill(self, name: str, turn: int) -> tuple[str, float]:
-        """Kill one of the workers whose names contain `name`, each in turn.
+        """Kill one of the workers whose names contain `name`. Consecutive values of `turn` select the workers in turn.
 
-        Return its name, and the time on the monotonic clock in seconds. The name is empty if there is no worker.
+        Return the name of the worker, and the time on the monotonic clock in seconds. The name is empty if there is no
+        worker.
         """
         workers = sorted((own, child.pid) for child in self._all()[1:] if (own := _name(child)) and name in own)
         if not workers:
@@ -103,7 +108,7 @@ def _kill(name: str, turn: int) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class ProcessWatch:
-    """Watches a program in a separate process. Only `usage` waits."""
+    """Observer of a program, which runs in a separate process. Only `usage` waits for this process."""
 
     _executor: ProcessPoolExecutor
 
@@ -112,7 +117,7 @@ class ProcessWatch:
         self._executor.submit(_reset)
 
     def look(self) -> None:
-        """Note the CPU times. Call this each second, because a process that ends takes its CPU time with it."""
+        """Record the CPU times. Call this every second, because those of a process cannot be read after its end."""
         self._executor.submit(_look)
 
     def kill(self, name: str, turn: int) -> Future[tuple[str, float]]:

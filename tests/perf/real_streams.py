@@ -6,14 +6,16 @@
     python -m tests.perf.real_streams CLIP --cameras 2 --reader ffmpeg --overload 3    # with a stand-in detector
 
 Each camera plays the clip at the rate of the clip, and has a line and a zone. The packets of the clip are repeated
-without encoding them again, so that no stream ends during the run unless `--reopen-s` is given. The command prints one
-line of JSON per number of cameras. Latencies are in ms, from the capture of a frame to the receipt of its message. The
-first 6 s after the first message and the last second of the program are not measured. If `--top` contains `verify`, the
-line also contains the number of verdicts and their latencies. `begin_s` is the begin on the monotonic clock.
+without encoding them again, so that no stream ends during the run unless `--reopen-s` is given. The first 6 s after the
+first message and the last second of the program are not measured.
+
+The command prints one line of JSON per number of cameras. Latencies are in ms, from the capture of a frame to the
+receipt of its message. `begin_s` is the start of the measurement on the monotonic clock. If `--top` contains `verify`,
+the line also contains the number of verdicts and their latencies.
 
 A stream counts as settled from 1 s after the first frame of its epoch, and of each repetition of its clip. With
-`--kill-s`, the line contains for each killed worker the longest time without a frame of its cameras, and the latencies
-of the other cameras.
+`--kill-s`, the line contains, for each killed worker, the longest time without a frame of its cameras, and the
+latencies of the other cameras.
 """
 
 from __future__ import annotations
@@ -237,7 +239,7 @@ def _started(path: Path, service_ms: float | None, objects: int) -> Iterator[sub
 
 
 def _items(subscription: Subscription, process: subprocess.Popen[bytes]) -> Iterator[Item]:
-    """Yield what arrives. Raise `RuntimeError` if the program ends, or if nothing arrives for `_START_S`."""
+    """Yield received messages. Raise `RuntimeError` if the program ends, or sends no detections for `_START_S`."""
     last_s = time.monotonic()
     while process.poll() is None and time.monotonic() - last_s < _START_S:
         if (item := subscription.receive(1.0)) is not None:
@@ -274,7 +276,7 @@ def _receive(items: Iterator[Item], watch: ProcessWatch, run: Run, received: _Re
 
 @dataclass(slots=True)
 class _Killing:
-    """Kills a worker after each interval of `every_s` seconds."""
+    """Schedule that kills a worker after each interval of `every_s` seconds."""
 
     watch: ProcessWatch
     name: str
@@ -283,7 +285,7 @@ class _Killing:
     pending: Future[tuple[str, float]] | None = None
 
     def continue_at(self, since_s: float, begin_s: float, kills: list[_Kill]) -> None:
-        """Order the next kill when it is due, and add a kill to `kills` once it has happened."""
+        """Request the next kill when it is due. Add each kill to `kills` after it has happened."""
         if self.pending is None and since_s >= (self.turn + 1) * self.every_s:
             self.pending = self.watch.kill(self.name, self.turn)
         if self.pending is not None and self.pending.done():
@@ -298,7 +300,7 @@ def _number(text: str) -> int | str:
 
 
 def _length(clip: Path) -> tuple[int, float]:
-    """Return the number of frames of a clip, and its frames/s."""
+    """Return the number of frames of a clip, and its rate in frames/s."""
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         assert stream.average_rate is not None
@@ -320,7 +322,7 @@ def prepare(clip: Path, folder: Path, run_s: float, reopen_s: float | None) -> l
 
 
 def _repeat(clip: Path, path: Path, seconds: float) -> Path:
-    """Copy the packets of a clip to `path`, repeated or cut to `seconds`, without encoding them again."""
+    """Copy a clip to `path` without encoding it again. Repeat or cut the clip, so that it lasts `seconds`."""
     rate = Fraction(_length(clip)[1]).limit_denominator(1001)
     with av.open(str(path), "w") as out:
         stream = None

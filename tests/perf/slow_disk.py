@@ -86,7 +86,7 @@ def latencies_ms(messages: Subscription, seconds: float) -> tuple[list[float], i
 
 
 def slow_disk(path: Path, disk: Disk, periods: int, period_s: float) -> dict[str, Any]:
-    """Return the latency in periods with a normal and with a slow disk, in turn."""
+    """Measure the latency with a normal and with a slow disk, in alternating periods. Return percentiles in ms."""
     found: dict[bool, list[float]] = {False: [], True: []}
     events = 0
     with running(path, disk) as (_, messages):
@@ -129,7 +129,7 @@ def stops(path: Path, disk: Disk, count: int, *, slow: bool) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> Mapping[str, Any]:
-    """Run both measurements in a folder of their own."""
+    """Run both measurements in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="slow-", dir="/tmp") as name:
         folder = Path(name)
         (folder / "data").mkdir()

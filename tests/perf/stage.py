@@ -54,7 +54,7 @@ BYTES_OF_A_PIXEL: Mapping[PixelFormat, float] = {"bgr": 3, "bgrx": 4, "nv12": 1.
 
 
 class Report:
-    """Measurements so far. They are saved after every part. Parts after the time limit are skipped."""
+    """Measurements so far. The file is written after every part. Parts after the time limit are skipped."""
 
     def __init__(self, out: Path, limit_s: float, about: Mapping[str, Any]) -> None:
         self.values: dict[str, Any] = dict(about)
@@ -66,7 +66,7 @@ class Report:
         self._out.write_text(json.dumps(snake_case_keys(self.values), indent=1) + "\n")
 
     def late(self) -> bool:
-        """Return whether the time limit has passed."""
+        """Return True if the time limit has passed."""
         return time.monotonic() > self._ends_s
 
     def part(self, name: str, work: Callable[[], Any]) -> None:
@@ -183,9 +183,10 @@ def variants(report: Report, batch: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> Iterator[Opened | None]:
-    """Open an engine for the largest batch, or for the upper half of batches, so that it starts quickly.
+    """Open an engine for the batch size `batch`. Yield None if this fails, or if the time limit has passed.
 
-    Yield None if the engine cannot be opened or the time limit has passed.
+    Unless the plan has fixed batches, the engine also accepts batches down to half of this size. This small range makes
+    the start faster.
     """
     if report.late():
         report.part(name, lambda: None)
@@ -247,7 +248,7 @@ def _stages(
 
 
 def best(report: Mapping[str, Any], name: str) -> float:
-    """Return the time per batch of a stage in ms, with its best number of slots."""
+    """Return the time per batch of a stage in ms, with the number of slots that is fastest."""
     return float(min(each["ms"] for each in report[name]))
 
 

@@ -55,7 +55,7 @@ def opened(
     plan: BuildPlan | None = None,
     update: Callable[[ModelSpec], ModelSpec] = lambda spec: spec,
 ) -> Iterator[Opened]:
-    """Open a detector for the duration of a `with` block, with the number of slots in `detect`.
+    """Open a detector with the number of slots in `detect`, until the end of the `with` block.
 
     `plan` replaces the build settings that follow from `detect`. `update` changes the specification of the model.
     """
@@ -101,7 +101,7 @@ def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: fl
 
 
 def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
-    """Measure the time per batch of the network alone in ms: graph replays on one stream per slot, without waits."""
+    """Measure the time in ms per batch of the network alone. The graphs run on one stream per slot, without waits."""
     with contextlib.ExitStack() as resources:
         graphs = [(resources.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
         turn = 0
@@ -125,7 +125,7 @@ def engine_graph(slot: Slot, batch: int) -> Graph:
 
 
 def graph_and_eager(target: Opened, batch: int, seconds: float) -> dict[str, float]:
-    """Measure the network and the whole chain on one stream in ms, as separate launches and as a CUDA graph.
+    """Measure the network alone and the whole chain on one stream, as separate launches and as a CUDA graph, in ms.
 
     The host waits for each batch before it starts the next one.
     """
@@ -157,7 +157,7 @@ def graph_and_eager(target: Opened, batch: int, seconds: float) -> dict[str, flo
 
 
 def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
-    """Measure the time in ms of copying `batch` page-locked frames to the GPU on one stream, one copy per frame."""
+    """Measure the time in ms to copy `batch` page-locked frames to the GPU on one stream, with one copy per frame."""
     with contextlib.ExitStack() as resources:
         stream = resources.enter_context(Stream())
         hosts = [resources.enter_context(HostBuffer(nbytes, "frame")).address for _ in range(batch)]
@@ -172,7 +172,7 @@ def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
 
 @functools.cache
 def images(count: int, pixel_format: PixelFormat, size: tuple[int, int] = CLIP_SIZE) -> Sequence[NDArray[np.uint8]]:
-    """Return the first `count` frames of the clip, scaled to `size` (width, height)."""
+    """Return `count` frames of the clip, scaled to `size` (width, height). Repeat the clip if it is too short."""
     capture = cv2.VideoCapture(str(CLIP))
     found: list[NDArray[np.uint8]] = []
     while len(found) < count:
@@ -223,7 +223,7 @@ def stage(
 ) -> dict[str, float]:
     """Measure the loop of the program: wait for the oldest batch, then submit the next one.
 
-    Return the time per batch in ms, the throughput, and the part of the time that a core was busy.
+    Return the time per batch in ms, the throughput, and the fraction of the time in which the thread was busy.
     """
     for slot in range(slots):
         detector.submit(slot, batches[slot])
@@ -348,7 +348,7 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
 
 
 def agreement(found: Sequence[Detections], wanted: Sequence[Detections], least: float = 0.3) -> dict[str, float]:
-    """Return the share of boxes in `wanted` that are also in `found` (IoU 0.98), and the largest score difference.
+    """Return the fraction of boxes in `wanted` that are also in `found` (IoU 0.98), and the largest score difference.
 
     Only boxes with a score of at least `least` count.
     """

@@ -5,7 +5,9 @@
 
 All trackers receive the same detections with their capture times, and the tracks of each pass through the same
 analytics. The other trackers have their default parameters, except that the scores of strong detections and of new
-tracks, and the time until a track ends, are those of camera.yaml. Writes results/MACHINE/tracker_comparison.json.
+tracks, and the time until a track ends, are those of camera.yaml. The command writes
+results/MACHINE/tracker_comparison.json.
+
 `trackers`, `supervision` and TrackEval must be installed. Install `trackers` with `--no-deps`, because it depends on
 the desktop build of OpenCV (docs/evaluation.md).
 """
@@ -75,7 +77,7 @@ _PACKAGES: Final = ("trackers", "supervision", "trackeval", "scipy")
 class OtherTracker:
     """A tracker of the package `trackers`, with one instance for each group of classes.
 
-    Those trackers ignore classes. Without groups, a person could continue the track of a car.
+    The trackers of this package ignore classes: without groups, a person could continue the track of a car.
     """
 
     def __init__(self, open_one: Callable[[], Any]) -> None:
@@ -118,7 +120,7 @@ class OtherTracker:
 
 
 def competitors(frames_per_s: float) -> dict[str, OpenTracker]:
-    """Return a function for each tracker that creates it for a scene."""
+    """Return, for each tracker, a function that creates the tracker for a scene."""
     package: Any = importlib.import_module("trackers")
 
     def other(class_name: str, parameters: Mapping[str, Any]) -> OpenTracker:

@@ -1,8 +1,8 @@
 """Time of tracking and analytics on one core, compared with ByteTrack of the package `trackers`.
 
-The objects are synthetic: they are detected 95 % of the time, their boxes jitter like those of a detector, and there
-are boxes with low scores all over the frame. The trackers take turns on the same frames, so that other programs on the
-machine slow down both equally.
+The objects are synthetic. The detector finds them 95 % of the time, their boxes jitter like those of a real detector,
+and there are boxes with low scores all over the frame. The trackers take turns on the same frames, so that other
+programs on the machine slow down both equally.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vision.types import Detections, Tracks
 
 _STEP_NS = 100_000_000
 _WIDTH, _HEIGHT = 1920, 1080
-_TURN = 50  # frames that a tracker processes before it is the other one's turn
+_TURN = 50  # frames that a tracker processes before the other tracker continues
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
@@ -62,7 +62,7 @@ def _pace_ns() -> float:
 
 
 def make_crowd(objects: int, unsure: int, frames: int, seed: int = 0) -> list[Detections]:
-    """Return the detections of each frame: objects that turn at the border, and `unsure` boxes with low scores."""
+    """Return the detections of `frames` frames: people who turn at the border, and `unsure` boxes with low scores."""
     rng = np.random.default_rng(seed)
     place = rng.uniform((50, 200), (_WIDTH - 50, _HEIGHT - 50), (objects, 2))
     speed = rng.normal(0, 60, (objects, 2))
