@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 
 
 def overlaps(boxes: Floats, others: Floats) -> Floats:
-    """Intersection over union, (N, M), of left-top-width-height boxes (N, 4) and (M, 4)."""
+    """Return the intersection over union (N, M) of left-top-width-height boxes (N, 4) and (M, 4)."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum((boxes[:, :2] + boxes[:, 2:])[:, None], (others[:, :2] + others[:, 2:])[None])
     common = np.clip(high - low, 0, None).prod(axis=2)
@@ -18,7 +18,10 @@ def overlaps(boxes: Floats, others: Floats) -> Floats:
 
 
 def average_precision(truth: Floats, found: Floats) -> float:
-    """Of MOTChallenge rows (frame, id, left, top, width, height, score or validity, ...); best score matched first."""
+    """Return the average precision of detections, whose best scores are matched first.
+
+    Rows are those of MOTChallenge: frame, id, left, top, width, height, and score (detected) or validity (labeled).
+    """
     truth = truth[truth[:, 6] > 0]
     hits: list[tuple[float, bool]] = []
     for frame in np.unique(found[:, 0]):

@@ -3,9 +3,9 @@
     vision run CONFIG --offline --record RESULTS.jsonl      (pipeline: detect; detect.score_threshold: 0.15)
     VISION_PETS_GT=gt.txt python -m tests.accuracy.detector_errors RESULTS.jsonl [--rate 10]
 
-Prints the recall and the mean score by the visible part of an object, the deviations of the boxes and their time
-constant, the second boxes per object, and the false boxes per frame. The visible part follows from the labels: of two
-objects, the one whose box ends lower in the frame is nearer.
+The command prints the recall and the mean score by the visible part of an object, the deviations of the boxes and their
+time constant, the second boxes per object, and the false boxes per frame. The visible part follows from the labels: of
+two objects, the one whose box ends lower in the frame is nearer.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from tests.accuracy.following import Floats, argument_parser, read
 from vision.evaluation.simulation.detector_errors import PARTS
 from vision.evaluation.simulation.truth import unhidden
 
-_BODY: Final = 0.8  # of its box's width that a person fills, as in the simulator
+_BODY: Final = 0.8  # part of the width of its box that a person fills, as in the simulator
 _FOUND_IOU: Final = 0.3  # a box that overlaps an object this much shows it
 _NEAR_IOU: Final = 0.3  # a further box that overlaps an object this much is a second box of it
 _WHOLE: Final = 0.95  # visible part from which the box of an object has no error from occlusion
-_LAG_FRAMES: Final = 2  # of the autocorrelation from which the time constant follows
+_LAG_FRAMES: Final = 2  # lag of the autocorrelation from which the time constant follows
 _EDGES: Final = np.array([0.05, *((a + b) / 2 for a, b in pairwise(PARTS)), 1.01])
 
 
 @dataclass(frozen=True)
 class Matched:
-    """N labeled boxes, and what was found of them."""
+    """N labeled boxes, and the detected boxes that match them."""
 
     ids: Floats  # (N,)
     frames: Floats  # (N,)
@@ -49,7 +49,10 @@ class Matched:
 
 
 def match(truth: Floats, found: Floats, frames: range) -> Matched:
-    """Match the boxes of each frame. Rows are frame, id, left, top, width, height, score or validity."""
+    """Match detected to labeled boxes in each frame.
+
+    Rows are frame, id, left, top, width, height, and score (detected) or validity (labeled).
+    """
     rows: list[tuple[float, ...]] = []
     second = false = 0
     for frame in frames:
@@ -79,7 +82,7 @@ def visible_parts(rows: Floats) -> list[float]:
 
 
 def measure(matched: Matched, frames: int, rate: float) -> dict[str, Any]:
-    """Return the parameters of an `ErrorModel`, and the numbers of objects that they rest on."""
+    """Return the parameters of an `ErrorModel`, and the numbers of objects from which they are computed."""
     bins = np.digitize(matched.visible, _EDGES) - 1
     found = ~np.isnan(matched.scores)
     whole = found & (matched.visible >= _WHOLE)
@@ -99,7 +102,7 @@ def measure(matched: Matched, frames: int, rate: float) -> dict[str, Any]:
 def time_constant_s(matched: Matched, whole: np.ndarray[Any, np.dtype[np.bool_]], rate: float) -> float:
     """Return the time constant of the errors of the center, the width and the height, from their autocorrelation.
 
-    The mean error of each object is left out, because it is a habit of the labels or of the detector.
+    The mean error of each object is subtracted, because it is a systematic error of the labels or of the detector.
     """
     series: dict[float, Mapping[float, Floats]] = defaultdict(dict)
     for object_id in np.unique(matched.ids[whole]):

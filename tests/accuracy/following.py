@@ -1,10 +1,10 @@
-"""How right following and counting are on a labelled clip, from a recording of its detections.
+"""Accuracy of tracking and counting on a labeled clip, from a recording of its detections.
 
     vision run CONFIG --offline --record RESULTS.jsonl      (pipeline: detect; detect.score_threshold: 0.15)
     VISION_PETS_GT=gt.txt python -m tests.accuracy.following RESULTS.jsonl [--every 2] [--rate 10]
 
-Prints crossings of two lines beside those of the labels and, where motmetrics is installed, MOTA, IDF1 and identity
-switches. Labels are MOTChallenge rows: frame (from 1), id, left, top, width, height, validity.
+The command prints the counted and the labeled crossings of two lines. If motmetrics is installed, it also prints MOTA,
+IDF1 and identity switches. Labels are MOTChallenge rows: frame (from 1), id, left, top, width, height, validity.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LINES: Final = {
     "across the crossroads": ((384.0, 150.0), (384.0, 576.0)),
     "along the road": ((100.0, 330.0), (700.0, 330.0)),
 }
-"""Of the clip PETS09-S2L1, 768x576."""
+"""Two lines in the clip PETS09-S2L1, 768x576."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class Followed:
 
 
 def follow(found: Floats, frames: range, rate: float, lines: Mapping[str, Any] = LINES) -> Followed:
-    """Run tracker and analytics over detections (rows as above) of `frames`, `rate` of which were one second."""
+    """Run tracker and analytics over the detections in `frames`. `found` has rows as above.
+
+    `rate` is the number of frames of the clip per second.
+    """
     tracker = Tracker()
     config = CameraAnalytics(
         lines=tuple(LineConfig(name=f"line{k}", points=ends) for k, ends in enumerate(lines.values()))
@@ -78,7 +81,7 @@ def _rows(frame: int, tracks: Tracks) -> Floats:
 
 
 def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float]], rate: float) -> int:
-    """Return how often the labelled objects cross a line, as docs/analytics.md defines it."""
+    """Return the number of times that the labeled objects cross a line, as docs/analytics.md defines a crossing."""
     config, number = LineConfig(name="line", points=line), 0
     for track_id in np.unique(truth[:, 1]):
         rows = truth[(truth[:, 1] == track_id) & (truth[:, 6] > 0)]
@@ -91,7 +94,7 @@ def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float
 def line_errors(
     truth: Floats, followed: Followed, rate: float, lines: Mapping[str, Any] = LINES
 ) -> dict[str, dict[str, float]]:
-    """Of each line: the labels' crossings, those counted, and the difference as a share of the labels'."""
+    """Return the labeled and the counted crossings of each line, and the difference as a share of the labeled ones."""
     result = {}
     for name, ends in lines.items():
         there = crossings(truth, ends, rate)
@@ -101,7 +104,7 @@ def line_errors(
 
 
 def clear_mot(truth: Floats, rows: Floats, frames: range) -> dict[str, float]:
-    """MOTA, IDF1, identity switches, recall and precision at an overlap of 0.5, by motmetrics."""
+    """Return MOTA, IDF1, identity switches, recall and precision at an overlap of 0.5, computed by motmetrics."""
     if not hasattr(np, "asfarray"):  # motmetrics 1.4 was written for NumPy 1
         np.asfarray = lambda a, dtype=float: np.asarray(a, dtype=dtype)  # type: ignore[attr-defined]
     import motmetrics

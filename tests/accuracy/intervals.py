@@ -7,7 +7,8 @@ are logit-normal, and false counts come in bursts. The model does not assume the
 
 `--scenes`: sites of the scene simulator. Tracker and counter process the detections of a simulated detector.
 
-Prints the share of intervals that contain the true count, and their median width relative to the true count, as JSON.
+The command prints the share of intervals that contain the true count, and their median width relative to the true
+count, as JSON.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Coverage:
 
 
 def random_sites(number: int, seed: int = 0) -> Coverage:
-    """Judge sites with random errors. Each has two lines with two directions."""
+    """Judge sites with random errors. Each site has two lines with two directions."""
     coverage = Coverage()
     for site in range(number):
         rng = np.random.default_rng((seed, site))
@@ -132,7 +133,7 @@ class _Stream:
 
 
 def simulated_sites(number: int, seed: int = 0) -> Coverage:
-    """Judge sites of the scene simulator. Each is a scene with a detector; the clips have different objects."""
+    """Judge sites of the scene simulator. Each site is a scene with a detector. Its clips have different objects."""
     coverage = Coverage()
     for site in range(number):
         rng = np.random.default_rng((seed, site, 7))

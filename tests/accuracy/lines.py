@@ -1,4 +1,4 @@
-"""Errors of the counts of forty lines over the whole frame of a labelled clip.
+"""Errors of the counts of forty lines over the whole frame of a labeled clip.
 
     VISION_PETS_GT=gt.txt python -m tests.accuracy.lines RESULTS.jsonl [--every 2] [--rate 10] [--repeats 20]
 
@@ -24,12 +24,12 @@ from tests.accuracy.following import Floats, Followed, argument_parser, follow, 
 Line: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 
 WIDTH, HEIGHT = 768.0, 576.0
-LEAST: Final = 8  # crossings of a line whose error is looked at by itself
+LEAST: Final = 8  # least number of labeled crossings of a line whose own error is judged
 MOVED_PX: Final = 0.3  # standard deviation of the distance by which an edge is moved
 
 
 def grid() -> dict[str, Line]:
-    """Upright, level and slanting lines from edge to edge."""
+    """Return vertical, horizontal and diagonal lines, by name, from edge to edge of the frame."""
     upright: dict[str, Line] = {f"x = {x}": ((x, 0.0), (x, HEIGHT)) for x in range(120, 721, 50)}
     level: dict[str, Line] = {f"y = {y}": ((0.0, y), (WIDTH, y)) for y in range(180, 421, 20)}
     falling: dict[str, Line] = {f"x - y = {c}": _slanting(c, 1) for c in range(-200, 401, 100)}
@@ -45,7 +45,7 @@ def _slanting(offset: float, sign: int) -> Line:
 
 
 def summary(errors: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Over all lines: the sum of differences as a share of the labelled crossings, and how many lines are far off."""
+    """Return the sum of all errors as a share of the labeled crossings, and the number of lines with large errors."""
     labelled = sum(one["labelled"] for one in errors.values())
     wrong = sum(abs(one["counted"] - one["labelled"]) for one in errors.values())
     judged = [one["error"] for one in errors.values() if one["labelled"] >= LEAST]
@@ -54,7 +54,7 @@ def summary(errors: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def errors_of(truth: Floats, found: Floats, frames: range, rate: float) -> dict[str, dict[str, float]]:
-    """Of each line of the grid, from detections."""
+    """Track and count the detections `found`. Return the errors of each line of the grid."""
     lines = grid()
     followed: Followed = follow(found, frames, rate, lines)
     return line_errors(truth[np.isin(truth[:, 0], frames)], followed, rate, lines)

@@ -56,7 +56,7 @@ class Measured:
 
 
 def measure(folder: Path) -> Measured:
-    """Do what `vision eval` does, and keep the detections."""
+    """Run `vision eval` on the video in this process, and keep the tracks and detections."""
     config = folder / "camera.yaml"
     site = {
         "pipeline": "track",
@@ -79,7 +79,7 @@ def measure(folder: Path) -> Measured:
 
 
 def check_tracking(measured: Measured, truth: Floats) -> None:
-    """Compare with the limits, and with the metrics of motmetrics."""
+    """Check the metrics against the limits, and against the metrics of motmetrics."""
     result = measured.metrics
     assert result["video"]["frames"] == 795
     assert result["detection"]["ap50"] >= 0.90
@@ -92,7 +92,7 @@ def check_tracking(measured: Measured, truth: Floats) -> None:
 
 
 def check_counting(found: Floats, truth: Floats) -> None:
-    """Follow the detections again at the rate of the video, and at half and a quarter of it."""
+    """Track the detections again at the rate of the video, and at half and a quarter of this rate. Check the counts."""
     followed = follow(found, FRAMES, 10.0)
     whole = clear_mot(truth, followed.rows, FRAMES)
     assert whole["mota"] >= 0.80 and whole["idf1"] >= 0.75 and whole["num_switches"] <= 25, whole
@@ -112,7 +112,7 @@ def check_counting(found: Floats, truth: Floats) -> None:
 @pytest.mark.skipif(not VIDEO.exists(), reason=f"needs {VIDEO} (Debian package opencv-doc)")
 @pytest.mark.skipif(not TRUTH, reason="needs VISION_PETS_GT=gt.txt, MOTChallenge 2015's ground truth of PETS09-S2L1")
 def test_accuracy_on_the_whole_video(tmp_path: Path) -> None:
-    """Detect, track, and count. One test, because the detection takes 30 seconds."""
+    """Detect, track, and count. This is one test, because the detection takes 30 seconds."""
     pytest.importorskip("motmetrics")
     measured, truth = measure(tmp_path), np.loadtxt(TRUTH, delimiter=",")
     check_tracking(measured, truth)

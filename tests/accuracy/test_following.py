@@ -1,4 +1,4 @@
-"""Tests of what measures tracking and counting. test_accuracy.py measures them on a real video."""
+"""Tests of the measurement of tracking and counting. test_accuracy.py applies the measurement to a real video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recording of `vision run --record` as a MOTChallenge text file, which scorers read.
+"""Convert a recording of `vision run --record` to a text file in the format of MOTChallenge, which scorers read.
 
     python -m tests.accuracy.to_mot RESULTS.jsonl RESULT.txt [CLASS]
 
@@ -17,7 +17,7 @@ Row = tuple[int, int, float, float, float, float, float]
 
 
 def mot_rows(recording: Path, class_name: str = "person") -> Iterator[Row]:
-    """One row an object of this class."""
+    """Yield one row for each object of this class."""
     for message in read_recording(recording):
         for found in message.objects:
             if found.class_name == class_name:

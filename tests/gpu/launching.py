@@ -57,7 +57,7 @@ class Bench(contextlib.ExitStack):
         return buffer.address
 
     def module(self, file: str, definitions: Mapping[str, int | float | str]) -> Module:
-        """Return the compiled kernels."""
+        """Compile a file of kernels, and return the module."""
         return self.enter_context(Module.build(Source.read(KERNELS / file, definitions), self.device.arch, None))
 
 
@@ -69,9 +69,10 @@ def letterbox(
     dtype: str,
     channels: int = 0,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """Run the letterbox kernel on frames. None is an empty row of the batch. Return the network's input and the counts.
+    """Run the letterbox kernel on frames. None is an empty row of the batch.
 
-    The input is (B, 3, H, W) or, if `channels` is 3 or 4, a view (B, channels, H, W) of an array (B, H, W, channels).
+    Return the network's input, and the number of candidates of each row, which the kernel resets. The input is (B, 3,
+    H, W) or, if `channels` is 3 or 4, a view (B, channels, H, W) of an array (B, H, W, channels).
     """
     program = LetterboxProgram(spec, dtype, channels)
     batch = len(images)

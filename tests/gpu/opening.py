@@ -56,7 +56,7 @@ def open_computed(
     clock: Callable[[], int] = time.monotonic_ns,
     **engine: Any,
 ) -> TensorRTDetector:
-    """Open a detector that uses an emulated engine, which calls `compute`.
+    """Open a detector with an emulated engine that calls `compute`.
 
     If `integrated` is True, the GPU shares its memory with the CPU.
     """

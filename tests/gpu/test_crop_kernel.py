@@ -41,7 +41,7 @@ def noise(pixel_format: PixelFormat, seed: int = 1) -> NDArray[np.uint8]:
 def cut(
     device: Any, spec: CropSpec, pixels: NDArray[np.uint8], layout: FrameLayout, box: Box, *, dtype: str = "float32"
 ) -> NDArray[Any]:
-    """Run the kernel. Return the tensor (3, H, W)."""
+    """Cut `box` out of a frame with the kernel. Return the tensor (3, H, W)."""
     program = CropProgram(spec, dtype)
     with Bench(device) as bench:
         shape = (3, spec.height, spec.width)

@@ -399,7 +399,7 @@ def test_program_exits_for_a_restart_after_the_gpu_is_lost() -> None:
 
 
 def test_hanging_gpu_does_not_block_the_exit() -> None:
-    """Runs in a separate process, because abandoned memory is never freed."""
+    """The test runs in a separate process, because abandoned memory is never freed."""
     program = """
 import logging, threading, time
 from cuda.bindings import runtime
@@ -442,7 +442,10 @@ def test_insufficient_memory_is_reported_before_allocation() -> None:
 
 
 class ReadingClock:
-    """Clock that shows how long each way to read a frame takes. In each round, the frame is read in place first."""
+    """Clock that simulates the durations of the two ways to read a frame.
+
+    In each round, the detector first reads the frame in place (`in_place_ns`), then copies it (`copied_ns`).
+    """
 
     def __init__(self, in_place_ns: int, copied_ns: int) -> None:
         self._steps = itertools.cycle([0, in_place_ns, 0, copied_ns])

@@ -1,5 +1,6 @@
-"""Tests of the errors for an unusable GPU, from the CUDA call to the line in the terminal, and of which cameras NVDEC
-decodes. Run in the emulator.
+"""Tests, in the emulator, of the errors for an unusable GPU, and of the choice between NVDEC and FFmpeg.
+
+The errors are checked from the CUDA call to the line in the terminal.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ FRAME_BYTES = 640 * 480 * 3 // 2
 
 @contextmanager
 def room_for(nbytes: int) -> Iterator[None]:
-    """Limit the free memory of the GPU."""
+    """Limit the free memory of the GPU to `nbytes` until the end of the block."""
     from cuda.bindings.device import gpu
 
     total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + nbytes
@@ -124,7 +125,7 @@ page_locked = partial(page_locked_frame_buffer, in_place=False)
 
 
 def held() -> tuple[int, int, int]:
-    """Return how many bytes are allocated according to vision, and according to the GPU."""
+    """Return the allocated bytes: GPU and host memory according to `vision`, and GPU memory according to the GPU."""
     from cuda.bindings.device import gpu
 
     gc.collect()  # tracebacks of other tests hold buffers
@@ -191,7 +192,7 @@ def test_camera_without_memory_reconnects_and_others_go_on() -> None:
     assert (lease.frame.meta.index, lease.frame.pixels.shape) == (2, (720, 640))
 
 
-# --- NVDEC, where nobody asked for it ---------------------------------------------------------------------------------
+# --- NVDEC without a setting ------------------------------------------------------------------------------------------
 
 
 def camera(source: object, **settings: Any) -> CameraConfig:
@@ -300,7 +301,7 @@ def same(actual: list[Frame], reference: list[Frame]) -> None:
 REFUSED = {
     "motion jpeg": (partial(video, "mjpeg", "matroska", pixels="yuvj420p", count=8), "mjpeg"),
     "10 bits": (partial(video, "libx265", "mp4", pixels="yuv420p10le", count=8), "8"),
-    # With frames sent in another order, the card says so some packets later.
+    # If the stream has reordered frames, NVDEC refuses it only some packets later.
     "too wide": (partial(video, "libx264", "mp4", size=(64, 4224), count=8), "H264"),
 }
 
@@ -397,7 +398,7 @@ def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.Lo
 
 
 def test_unsupported_change_of_a_stream_ends_the_connection() -> None:
-    """This happens if a camera is reconfigured. The next connection uses FFmpeg."""
+    """A camera changes its stream like this if it is reconfigured. The next connection uses FFmpeg."""
     options = (*FAST.items(), ("bf", "0"))
     parts = [video("libx264", "h264", count=8, pixels=pixels, options=options) for pixels in ("yuv420p", "yuv420p10le")]
     actual: list[Frame] = []
@@ -413,7 +414,7 @@ def test_unsupported_change_of_a_stream_ends_the_connection() -> None:
 
 
 class Counted:
-    """Return the results of each camera."""
+    """Sink that counts the results of each camera."""
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()

@@ -129,7 +129,7 @@ def frames(batch: int) -> NDArray[np.float32]:
 
 
 def right(batch: int) -> NDArray[np.float32]:
-    """Return the outputs of ONNX Runtime on the CPU."""
+    """Return the outputs of ONNX Runtime on the CPU for `frames(batch)`."""
     session = onnxruntime.InferenceSession(convolution(), providers=["CPUExecutionProvider"])
     found: NDArray[np.float32] = session.run(None, {"images": frames(batch)})[0]
     return found

@@ -22,7 +22,7 @@ from vision.config import DetectConfig, ModelSpec
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.types import Detections
 
-# In the emulator, each takes seconds to compile; test_postprocess_kernels.py runs the kernels of the others there.
+# In the emulator, each export takes seconds to compile. There, test_postprocess_kernels.py runs the other kernels.
 CHOSEN = ("picodet, eight outputs without names", "ids without a name") if EMULATED else tuple(EXPORTS)
 CHOSEN_SHAPES = ("pose, yolov8", "obb, yolov8", "segment, end-to-end") if EMULATED else tuple(SHAPED)
 FORMATS = [(dtype, last) for dtype in ("float32", "float16", "uint8") for last in (False, True)]

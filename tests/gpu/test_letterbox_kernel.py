@@ -60,13 +60,13 @@ def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
 
 @lru_cache(64)
 def levels_of_frame(size: tuple[int, int], letterbox: Placement, fill: int, layout: FrameLayout, seed: int) -> Any:
-    """Return the `levels` of a `frame`, which take longer than the kernel."""
+    """Return the `levels` of a `frame`. They are cached, because the reference is slower than the kernel."""
     spec = InputSpec(width=size[0], height=size[1], letterbox=letterbox, fill=fill)
     return levels(spec, frame(layout, seed), layout)
 
 
 def assert_rounded(spec: InputSpec, given: Any, expected: Any, *, half: bool, said: str) -> None:
-    """Check that `given` is the normalized tensor of the rounded levels `wanted`. Halves may round either way."""
+    """Check that `given` is the normalized tensor of the rounded levels `expected`. Halves may round either way."""
     spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
         normalized(np.rint(expected + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)

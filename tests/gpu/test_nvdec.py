@@ -59,7 +59,7 @@ def saved(folder: Path, data: bytes, name: str) -> Path:
 
 
 def camera(source: str, **settings: Any) -> CameraConfig:
-    """Return a camera that skips no frame when the machine stalls, unless `settings` has another age."""
+    """Return a camera that skips no frame when the machine stalls, unless `settings` contains `max_frame_age_s`."""
     settings = {"max_frame_age_s": 60, **settings}
     return CameraConfig.model_validate({"id": "gate", "source": source, "reader": "nvdec", **settings})
 
@@ -302,7 +302,7 @@ def encodings(count: int = 5) -> list[bytes]:
 
 
 def test_every_frame_of_a_file_has_its_encoding(tmp_path: Path) -> None:
-    """This includes frames that were in the decoder when the encoding changed, and the next repetition of the file."""
+    """The encoding is correct also for frames that were in the decoder when it changed, and in the next repetition."""
     with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
         assert source.open().yuv == "bt601"
         actual = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
@@ -398,7 +398,7 @@ def test_live_stream_with_reordered_frames_is_complete(caplog: pytest.LogCapture
 
 
 def two_sizes(count: int = 10) -> tuple[bytes, bytes]:
-    """Return H.264 video of 320x192, followed by 208x160."""
+    """Return two H.264 videos: one of 320x192, and one of 208x160."""
     large = video("libx264", "h264", count=count, options=NO_B_FRAMES)
     return large, video("libx264", "h264", count=count, size=(160, 208), options=NO_B_FRAMES)
 
@@ -527,7 +527,7 @@ def write(image: FrameBuffer, pixels: Image) -> None:
         stream.synchronize()
 
 
-# --- many, and for long -----------------------------------------------------------------------------------------------
+# --- many decoders, and long runs -------------------------------------------------------------------------------------
 
 
 def play(path: Path, count: list[int]) -> None:

@@ -59,7 +59,7 @@ class NeverClosed:
         return getattr(self._detector, name)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Kept:
         self.results.append(result)
 
     def report(self, report: Report) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(clip: Path, via: str, **options: Any) -> list[Result]:
-    """Run `vision run --offline` on one file."""
+    """Run `vision run --offline` on one file with the reader `via`. Return the results."""
     site = AppConfig.model_validate(
         {
             "model": "nanodet-g-416",
@@ -189,7 +189,7 @@ class Brightness:
 
 
 def brightness(clip: Path, reader: str, detector: Any, *, workers: int = 0) -> Brightness:
-    """Run a pipeline with a pixel stage over one file."""
+    """Run a pipeline with a pixel stage over one file. Return the stage."""
     config = AppConfig.model_validate({"cameras": [{"id": "gate", "source": str(clip), "reader": reader}]})
     options = RunOptions(threading.Event(), offline=True, capture_workers=workers)
     stage = Brightness()

@@ -1,4 +1,4 @@
-"""Compare the kernels of the plugins with NumPy. TensorRT's calls are made as TensorRT makes them for a run."""
+"""Compare the kernels of the plugins with NumPy. The tests make the same calls as TensorRT for a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vision.detect.tensorrt.plugins.nms import ACTIVATIONS, LAYOUTS, NmsSettings
 from vision.detect.tensorrt.plugins.star_relu import StarRelu, StarReluSettings
 
 TOLERANCE = 1e-3  # relative to the largest value
-SETTINGS = StarReluSettings(1.7, -0.25)  # the same in all tests, because others are a separate compilation
+SETTINGS = StarReluSettings(1.7, -0.25)  # the same in all tests, because different settings are compiled separately
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,10 @@ def star_relu(values: NDArray[Any], settings: StarReluSettings) -> NDArray[np.fl
 
 
 def run(plugin: KernelPlugin, bench: Bench, inputs: Sequence[Any], outputs: Sequence[Any], *, graph: bool) -> None:
-    """Run a plugin once. `inputs` and `outputs` are pairs of description and address."""
+    """Run a plugin once, and check that the run allocates no memory.
+
+    `inputs` and `outputs` are pairs of description and address.
+    """
     plugin.on_shape_change([desc for desc, _ in inputs], [desc for desc, _ in outputs])
     dynamic = [dynamic_desc(tuple(desc.dims), "float32", batch=desc.dims[0]) for desc, _ in inputs]
     for each, (desc, _) in zip(dynamic, inputs, strict=True):

@@ -47,7 +47,7 @@ class Case:
     candidates: int = 1024
     objects: int = 300
     wanted: tuple[int, ...] | None = None
-    rows: int = 200  # boxes, where the head does not say
+    rows: int = 200  # number of boxes, unless the head determines it
     task: Literal["detect", "segment", "pose", "obb"] = "detect"
     content: Literal["random", "ties", "nothing", "all", "same box", "not numbers"] = "random"
 
@@ -79,7 +79,7 @@ class Case:
         """Return raw scores: logits if the head has an activation."""
         values = random.random(shape) ** 2
         if self.sigmoid or self.softmax:
-            # No two are alike, nor so near that the last bit of exp, in which libraries differ, could order them.
+            # All values differ enough that the last bit of exp, which depends on the library, cannot change the order.
             values = ((random.permutation(values.size) + 0.5) / values.size).reshape(shape) ** 2
         if self.content == "nothing":
             values[:] = 0.01
@@ -252,7 +252,7 @@ KINDS = (
     "tensorflow",
 )
 
-# Each half and each sigmoid is a separate compilation, which takes seconds in the emulator.
+# Each case with half precision or with a sigmoid is compiled separately, which takes seconds in the emulator.
 HALVES = ("nanodet", "picodet", "yolox, maps", "yolov8", "end-to-end", "end-to-end, two outputs")
 LOGITS = ("nanodet", "yolov5", "yunet", "corners, columns", "rt-detr")
 
@@ -314,7 +314,10 @@ def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) ->
 
 
 def assert_rounding_decides_nothing(scores: NDArray[np.float32], threshold: float) -> None:
-    """Return scores, best first, that differ from each other and from the threshold by more than `ROUNDING`."""
+    """Check that rounding cannot decide the result.
+
+    The scores, best first, must differ from each other and from the threshold by more than twice `ROUNDING`.
+    """
     steps = -np.diff([*scores.astype(np.float64), threshold]) / scores
     assert len(scores) == 0 or steps.min() > 2 * ROUNDING, "a case that may end either way tests nothing"
 

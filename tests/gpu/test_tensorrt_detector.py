@@ -67,7 +67,7 @@ def frame(pixels: Image, pixel_format: PixelFormat = "bgr", size: tuple[int, int
 
 
 def in_buffer(buffer: FrameBuffer) -> Frame:
-    """Copy pixels of 768x576 to a buffer of the detector. Return the frame."""
+    """Return a frame of 768x576 whose pixels are in `buffer`."""
     return Frame(FrameMeta("clip", 0, 0, 0, 0, 768, 576), buffer)
 
 

@@ -19,7 +19,8 @@ OpenInBrowser = Callable[..., OpenPage]
 def browser() -> Iterator[Browser]:
     """Start headless Chromium once for the tests of a module.
 
-    While it runs, the thread of the tests has an event loop, so `asyncio.run` fails. Tests of other modules need it.
+    While the browser runs, the thread of the tests has an event loop, and `asyncio.run` fails. The browser ends with
+    the module, because tests of other modules need `asyncio.run`.
     """
     executable = chromium()
     if executable is None:

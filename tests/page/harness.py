@@ -28,7 +28,7 @@ from vision.outputs.page.state import PageState
 
 PATIENCE_S = 60.0
 
-# What Chromium writes to the console while the program is away: which one depends on when a connection ends.
+# Errors that Chromium writes to the console while the program is away. Which error depends on when a connection ends.
 PROGRAM_AWAY = "WebSocket|ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE"
 
 TWO_CAMERAS = """

@@ -80,11 +80,11 @@ async (cameras) => {
   render(html`${cameras.map(tile)}`, document.body);
 }
 """
-"""Shows cameras, and appends the number in the pixels and the number of the result of each frame to `window.shown`."""
+"""JavaScript that shows cameras. It appends the numbers in the pixels and result of each frame to `window.shown`."""
 
 
 class Publisher:
-    """Publishes messages, and delays those of detections as a detector would."""
+    """Publisher that sends each message after a delay, as a detector would."""
 
     def __init__(self, delay_s: float) -> None:
         self.address = f"ipc://@test-live-{id(self)}-{time.monotonic_ns()}"
@@ -122,7 +122,7 @@ class Publisher:
 
 
 class Sink:
-    """A `FrameSink` that publishes the number in the pixels of each frame, except of every `skip`-th frame."""
+    """A `FrameSink` that publishes the number in the pixels of each frame, except for every `skip`-th frame."""
 
     def __init__(self, publisher: Publisher, skip: int, box: tuple[float, float, float, float] | None) -> None:
         self.published = 0
@@ -208,7 +208,10 @@ class Site:
         self.url = stack.enter_context(_serving(self.hub))
 
     def add_camera(self, camera: CameraConfig, *, skip: int = 0, tapped: bool = True) -> Sink:
-        """Read a camera in a thread. Without `tapped`, its packets are not passed on, as those of a USB camera."""
+        """Read a camera in a thread.
+
+        Unless `tapped` is True, the live view receives no packets of the camera, as with a USB camera.
+        """
         sink = Sink(self.publisher, skip, self._box)
         tap = PacketTap(camera.id, self._packets, recorded=False) if tapped else None
         factory = partial(open_source, camera, offline=False, pixel_formats=("i420", "bgr"), tap=tap)

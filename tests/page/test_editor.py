@@ -141,7 +141,7 @@ def site(running_site: Site) -> Site:
 
 
 def draft_of(state: dict[str, Any], **changes: object) -> dict[str, Any]:
-    """Return the draft of an editor that has changed nothing else."""
+    """Return the draft of an editor in which only `changes` were made."""
     keys = ("units", "lines", "zones", "ground", "privacy")
     return {key: state[key] for key in keys} | changes
 
@@ -162,7 +162,7 @@ def opened(site: Site, open_page: OpenInBrowser, **options: Any) -> Page:
 
 
 def drag(page: Page, *places: tuple[float, float]) -> None:
-    """Press the mouse at the first place of the drawing, given as a part of its size, and release it at the last."""
+    """Drag the mouse over the drawing from the first place to the last. Places are fractions of its size."""
     box = page.locator(".editor-view").bounding_box()
     assert box is not None
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in places]

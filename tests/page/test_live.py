@@ -66,7 +66,7 @@ def frames_of(page: Page, camera: str) -> list[dict[str, Any]]:
 
 
 def wrong(page: Page) -> list[dict[str, Any]]:
-    """Return the frames that were shown with the overlay of a different frame, or damaged."""
+    """Return the shown frames that are damaged, or that have the overlay of a different frame."""
     return [each for each in shown(page) if each["result"] is not None and each["number"] != each["result"]]
 
 

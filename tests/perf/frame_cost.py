@@ -180,7 +180,7 @@ def publishing() -> Iterator[Callable[[Any], None]]:
 
 
 def work() -> None:
-    """Run a round for each line "OBJECTS CAMERAS" of standard input. Print the minimum times so far after each round."""
+    """Run a round for each line "OBJECTS CAMERAS" of standard input. Print the minima so far after each round."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
     costs: dict[str, Costs] = {}
     with publishing() as publish:

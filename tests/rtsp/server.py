@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""A real RTSP server for the tests: GStreamer's own, fed with a clip that loops forever at its own pace.
+"""RTSP server of GStreamer for the tests. It plays a clip in an endless loop, at a constant frame rate.
 
-Run by the system's Python, which has ``gi``. It is a process of its own so that tests can kill and freeze it, as
-cables and cameras do. Every line on stdout is an event that the tests wait for::
+The system's Python, which has ``gi``, runs the server in a separate process. Tests can therefore kill and freeze it, as
+happens to cameras. Each line on stdout is an event for which tests wait::
 
     ready 8554
     play /clip tcp          a client started to play, over this transport
@@ -68,8 +68,8 @@ from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # noqa: E40
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 FPS = 10
 ENCODERS = {
-    # One slice a frame: rtph264pay repeats the parameter sets before each slice of a key frame, and FFmpeg takes what
-    # comes behind them for another frame.
+    # One slice per frame, because rtph264pay repeats the parameter sets before each slice of a key frame, and FFmpeg
+    # takes the data after them for a different frame.
     "h264": "x264enc tune=zerolatency sliced-threads=false speed-preset=ultrafast key-int-max=20"
     " ! h264parse config-interval=-1",
     "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=20 ! h265parse config-interval=-1",
@@ -93,7 +93,7 @@ class PacketInfo:
 
 
 def coded_frames(description: str) -> tuple[bytes, ...]:
-    """Run a pipeline that ends in an appsink called ``sink``, and return everything that arrives."""
+    """Run a pipeline that ends in an appsink called ``sink``. Return the data of each buffer that arrives."""
     pipeline = Gst.parse_launch(description + " ! appsink name=sink sync=false")
     sink = pipeline.get_by_name("sink")
     pipeline.set_state(Gst.State.PLAYING)
@@ -109,7 +109,7 @@ def coded_frames(description: str) -> tuple[bytes, ...]:
 
 @cache
 def whole(clip: Path) -> PacketInfo:
-    """Yield the coded frames of the clip unchanged."""
+    """Return the coded frames of the clip unchanged."""
     return PacketInfo(
         "h264", coded_frames(f'filesrc location="{clip}" ! qtdemux ! h264parse config-interval=-1 ! {CAPS["h264"]}')
     )
@@ -128,7 +128,7 @@ def small(clip: Path, codec: str) -> PacketInfo:
 
 
 class Feeder:
-    """Feeds an appsrc one frame every 1/FPS s, with continuous timestamps, until the media is removed."""
+    """Timer that feeds one frame to an appsrc every 1/FPS s, with continuous timestamps, until the media is removed."""
 
     def __init__(self, appsrc: Any, frame: Callable[[int], bytes]) -> None:
         self._appsrc = appsrc
@@ -164,7 +164,7 @@ class Loss:
 
 
 class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
-    """One stream, shared by all its clients, as that of a camera."""
+    """One stream that all its clients share, as with a camera."""
 
     def __init__(self, codec: str, frame: Callable[[int], bytes], **oddities: bool) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
         appsrc.set_property("is-live", True)
         appsrc.set_property("format", Gst.Format.TIME)
         appsrc.set_property("caps", Gst.Caps.from_string(CAPS[self._codec]))
-        # The payloader sends lists of packets; behind identity they come one by one.
+        # The payloader sends lists of packets. After `identity`, the packets arrive one by one.
         payloader = Gst.parse_bin_from_description(f"{PAYLOADERS[self._codec]} pt=96 ! identity", True)
         payloader.set_name("pay0")
         if self._lossy:

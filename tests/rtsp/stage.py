@@ -51,7 +51,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATI
 
 
 class Server:
-    """A running ``server.py``. Its lines report the clients."""
+    """A running ``server.py``. `lines` contains its output, which reports the clients."""
 
     def __init__(self, *options: str, port: int = 0) -> None:
         self._process = subprocess.Popen(
@@ -158,7 +158,10 @@ def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int
 
 @cache
 def clip_luma() -> NDArray[np.int16]:
-    """Return the brightness of every frame of the clip (N, H/4, W/4), decoded by GStreamer: RTSP must equal it."""
+    """Return the brightness of every frame of the clip (N, H/4, W/4), as GStreamer decodes the file.
+
+    The frames that arrive over RTSP must be equal.
+    """
     gst = library().Gst
     pipeline = gst.parse_launch(f'filesrc location="{CLIP}" ! qtdemux ! h264parse ! avdec_h264 ! appsink name=sink')
     sink = pipeline.get_by_name("sink")
@@ -181,7 +184,7 @@ def place_in_clip(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple
 
 
 class Recorder:
-    """A `FrameSink` that records every frame's data, and the pixels of the last frame."""
+    """A `FrameSink` that records the metadata of every frame, and the pixels of the last frame."""
 
     def __init__(self) -> None:
         self.metas: list[FrameMeta] = []
@@ -212,7 +215,7 @@ class Recorder:
 
 
 class Watched:
-    """A camera under its supervisor, in a thread, as in the program. Records every state."""
+    """A camera under its supervisor, in a thread, as in the program. Its states and errors are recorded."""
 
     def __init__(self, config: CameraConfig) -> None:
         self.recorder = Recorder()
@@ -280,6 +283,6 @@ def open_files() -> set[str]:
 
 
 def codes_of_wrong_path() -> tuple[str, ...]:
-    """Return the error codes for a path without a stream. GStreamer 1.20 cannot tell it from a wrong password."""
+    """Return the error codes for a path without a stream. GStreamer 1.20 reports it like a wrong password."""
     old = library().Gst.version()[:2] < (1, 22)
     return ("no-stream", "unauthorized") if old else ("no-stream",)

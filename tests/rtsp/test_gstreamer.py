@@ -77,7 +77,7 @@ def test_first_frame_of_a_connection_is_a_key_frame(server: Server, transport: s
 
 
 def test_unset_camera_clock_is_not_trusted(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Its times are not used, and one warning is logged."""
+    """The times of the camera are not used, and one warning is logged."""
     with (
         caplog.at_level(logging.WARNING),
         opened(camera(server.url("/unset"), "gstreamer")) as (source, _),
@@ -288,7 +288,7 @@ def test_connections_leave_no_resources(server: Server) -> None:
         source.close()
 
     opened_cycles: list[int] = []
-    for cycle in range(5):  # what is made once: plugins, pools of threads
+    for cycle in range(5):  # create the objects that exist only once: plugins, pools of threads
         once(cycle)
     files, threads = open_files(), task_names()
     for cycle in range(50):

@@ -38,7 +38,10 @@ TIMES: dict[str, Callable[[int], float]] = {
 
 @pytest.fixture(scope="module")
 def watched() -> dict[tuple[str, str], tuple[int, int, Counter[str], list[str]]]:
-    """Watch all cameras with all libraries at the same time: frames sent and committed, drops, and states."""
+    """Watch all cameras with all libraries at the same time.
+
+    Return, for each camera and library, the numbers of sent and committed frames, the drops, and the states.
+    """
     results: dict[tuple[str, str], tuple[int, int, Counter[str], list[str]]] = {}
 
     def watch(name: str, reader: str) -> None:
@@ -117,7 +120,7 @@ ORIENTATIONS = [f"rotate={angle}{flip}" for angle in (0, 90, 180, 270) for flip 
 
 
 def oriented(orientation: str) -> tuple[bytes, ...]:
-    """Return coded frames with a message that specifies how they must be shown."""
+    """Return coded frames with a message that specifies their orientation."""
     scene = np.zeros((96, 128, 3), np.uint8)
     scene[:24, :64], scene[72:, :32] = 255, 128
     encoder = av.CodecContext.create("libx264", "w")

@@ -1,6 +1,6 @@
 """Outages of cameras: absent at the start, lost, hanging, and a changed frame size.
 
-All sources go through everything at the same time, so that it is waited for once.
+All sources pass through the outages at the same time, so that the tests wait only once.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_each_connection_starts_an_epoch(outage: dict[str, Watched], reader: str
 
 @pytest.fixture(scope="module")
 def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
-    """Start for each library a working camera after one that refuses, one that hangs, and one that freezes later."""
+    """Start four cameras for each library: one refuses, one hangs, one freezes later, and one works."""
     with ExitStack() as stack:
         freezing = stack.enter_context(Server())
         refusing, silent = stack.enter_context(refusing_port()), stack.enter_context(silent_port())
@@ -93,7 +93,7 @@ def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
 
 
 def test_dead_camera_does_not_delay_another(company: dict[str, list[Watched]], reader: str) -> None:
-    """A lock that the cameras share would delay it by their timeouts, 5 s."""
+    """A lock that the cameras share would delay the working camera by their timeouts, which are 5 s."""
     refusing, silent, _, works = company[reader]
     assert refusing.recorder.metas == silent.recorder.metas == []
     assert set(works.states) - {"connecting"} == {"streaming"}

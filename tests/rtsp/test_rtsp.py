@@ -82,7 +82,7 @@ def test_refused_connection_names_the_cause_without_secrets(
     account: str,
     code: str,
 ) -> None:
-    """The error names the cause. Neither it nor anything logged or printed contains a secret."""
+    """The error names the cause. The error, the log, and the printed output contain no secret."""
     caplog.set_level(logging.DEBUG)
     config = camera(guarded.url(path, account), reader)
     source = source_of(config)

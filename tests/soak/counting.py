@@ -41,7 +41,7 @@ class Counted:
 
 
 def count(traffic: Traffic, counters: CameraCounters | None = None) -> Counted:
-    """Run all of the traffic."""
+    """Process all frames of the traffic with a tracker and analytics. Return the results."""
     tracker = Tracker()
     analytics = Analytics(ANALYTICS, "road", CLASS_NAMES, WIDTH_PX, HEIGHT_PX, counters=counters)
     counted = Counted(traffic)
@@ -75,7 +75,7 @@ def _resident_mib() -> float:
 
 
 def differences(counted: Counted) -> list[str]:
-    """Return every count that differs from the truth."""
+    """Return a text for each count that differs from the truth."""
     truth = counted.traffic.truth
     expected: dict[str, Counter[str]] = {"west": Counter(), "east": Counter(), "middle": Counter()}
     for (line, direction, class_name), number in truth.crossings.items():

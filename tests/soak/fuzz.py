@@ -1,4 +1,4 @@
-"""Mutated input for the readers of files, messages, and requests: each must refuse it with an error of its own.
+"""Mutated input for the readers of files, messages, and requests: each reader must refuse it with an error of its own.
 
 python -m tests.soak.fuzz {config,wire,http,truth} [--seconds 600] [--seed 1]
 
@@ -151,7 +151,7 @@ class Bugs:
 
     @contextmanager
     def watching(self, data: bytes) -> Iterator[None]:
-        """Run the code of one input. Record everything but a `VisionError` as a bug."""
+        """Run the code of one input. Record an exception other than `VisionError`, or a timeout, as a bug."""
         self.inputs += 1
         signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
         try:
@@ -263,7 +263,7 @@ def _published(folder: Path) -> list[list[bytes]]:
 
 
 def fuzz_wire(end_s: float, seed: int) -> Bugs:
-    """Decode changed messages, and send them to a subscriber. Its replay server also sends changed replies."""
+    """Decode changed messages, and send them to a subscriber, whose replay server sends changed replies."""
     bugs, choice = Bugs(), random.Random(seed)
     with tempfile.TemporaryDirectory() as name, zmq.Context() as context:
         messages = _published(Path(name))

@@ -8,11 +8,11 @@ camera pauses.
 
 The oracle does not imitate the counter. It computes two bounds from the true paths, per object, line and direction:
 
-* the number of times that the object truly changes sides; more crossings are invented
-* the number of changes between visits that must establish a side, whatever the errors of the boxes; fewer crossings are
-  missed
+* the number of times that the object truly changes sides; further crossings are invented
+* the number of changes between visits that must establish a side, whatever the errors of the boxes; if fewer crossings
+  are counted, some are missed
 
-Prints the number of tracks and of each fault as JSON. The exit code is 1 if there is a fault.
+The command prints the number of tracks and of each fault as JSON. The exit code is 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _longer_side(boxes: Floats) -> Floats:
 
 
 def _distances(boxes: Floats) -> Floats:
-    """Return the distances (T, N, L) in pixels of bottom centers to the right of each line, as they are drawn."""
+    """Return the distances (T, N, L) in pixels of the bottom centers from each line, positive on its right."""
     x, y = (boxes[..., 0] + boxes[..., 2]) / 2, boxes[..., 3]
     return np.stack([640 - x, 690 - y, 300 - x], axis=-1)
 

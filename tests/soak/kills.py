@@ -65,7 +65,7 @@ class Received:
                 self.problems.append(str(item))
 
     def wait_for_more(self, program: Program) -> None:
-        """Receive until an object crosses the line. Raise an error if the program ends, or none does for a minute.
+        """Receive events until an object crosses the line. Raise `AssertionError` if no object does within a minute.
 
         Other events do not count, because the program can report them before its workers have started.
         """

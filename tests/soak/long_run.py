@@ -4,8 +4,8 @@ python -m tests.soak.long_run [--hours 8] [--processes 1] [--save]
 
 Four synthetic cameras send far more than 10 frames/s, so an hour of four cameras at 10 frames/s passes within minutes.
 The program tracks, counts, evaluates a rule, stores events and the archive, and publishes to a subscriber in another
-process, which also requests the metrics. Memory is the sum of what the processes of the program do not share. The slope
-is in MiB per hour of four cameras at 10 frames/s, after the first eighth of the frames.
+process, which also requests the metrics. Memory is the sum of the memory that the processes of the program do not
+share. The slope is in MiB per hour of four cameras at 10 frames/s, after the first eighth of the frames.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Sample:
 
 
 def configuration(folder: Path, processes: str) -> str:
-    """Return camera.yaml."""
+    """Return the text of camera.yaml."""
     names = [f"c{number}" for number in range(_CAMERAS)]
     cameras = ", ".join(
         f'{{id: {name}, source: "synthetic:64x48@500?objects=3&seed={seed}"}}' for seed, name in enumerate(names)
@@ -89,7 +89,7 @@ def take_sample(program: psutil.Process, frames: int) -> Sample:
 
 
 def samples(program: Program, folder: Path, frames: int, problems: list[str]) -> Iterator[Sample]:
-    """Receive the status of the cameras until `frames` are published. Yield samples, and add what went wrong."""
+    """Receive the status of the cameras until `frames` are published. Yield samples. Add each fault to `problems`."""
     published: dict[str, int] = {}
     due_s = time.monotonic()
     with closing(Subscription(f"ipc://{folder}/out", kinds=("status", "events"), silence_s=60.0)) as subscription:
@@ -142,7 +142,7 @@ def run(hours: float, processes: str) -> dict[str, Any]:
 
 
 def _after_start(program: Program, folder: Path, frames: int, problems: list[str]) -> list[Sample]:
-    """Return all samples, from the moment at which the metrics can be requested."""
+    """Wait until the metrics can be requested. Return all samples from then on."""
     deadline_s = time.monotonic() + 60.0
     while time.monotonic() < deadline_s:
         with suppress(OSError), urllib.request.urlopen(f"http://{_HTTP}/livez"):

@@ -2,8 +2,8 @@
 
 python -m tests.soak.sinks [--minutes 10] [--kills 20]
 
-The program has four synthetic cameras and four sinks, whose brokers are killed together. While they are away, the
-latency of the messages over ZeroMQ is compared with that while they are there, in alternating periods.
+The program has four synthetic cameras and four sinks, whose brokers are killed together. The latency of the messages
+over ZeroMQ is measured in alternating periods with and without the brokers, and the two are compared.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _SCHEMES = {"mqtt": "mqtt", "redis": "redis", "nats": "nats", "webhook": "http"}
 
 
 class Observer:
-    """Collects the latency of each message over ZeroMQ, and the last status of the sinks."""
+    """Observer that collects the latency of each message over ZeroMQ, and the last status of the sinks."""
 
     def __init__(self, address: str) -> None:
-        self.away = False  # whether the brokers are away
-        self.settled = False  # whether the latency counts, which it does not just after a kill or a start
+        self.away = False  # True while the brokers are away
+        self.settled = False  # True if the latency counts; False just after a kill or a start
         self.latency_ms: dict[bool, list[float]] = {False: [], True: []}
         self.sinks: dict[str, SinkStatus] = {}
         self._address = address
@@ -61,7 +61,7 @@ class Observer:
 
 
 def run(folder: Path, minutes: float, kills: int) -> bool:
-    """Run the program and kill the brokers. Print the results. Return whether nothing was lost."""
+    """Run the program and kill the brokers. Print the results. Return True if nothing was lost."""
     servers = {
         "mqtt": mosquitto(folder / "mqtt"),
         "redis": redis_server(folder / "redis"),
@@ -166,7 +166,7 @@ async def _nats(port: int) -> list[dict[str, Any]]:
 
 
 def _report(observer: Observer, arrived: dict[str, list[dict[str, Any]]], sinks: dict[str, SinkStatus]) -> bool:
-    """Print what arrived at each sink, and the latencies. Return whether nothing was lost."""
+    """Print what arrived at each sink, and the latencies. Return True if nothing was lost."""
     fine = True
     for name, messages in arrived.items():
         events = [each["number"] for each in messages if each["schema"] == "vision.events/1"]

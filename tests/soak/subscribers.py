@@ -3,12 +3,12 @@
 python -m tests.soak.subscribers [--seconds 30] [--processes 1] [--only many_connections,...] [--save]
 
 The program `vision run` has two synthetic cameras and at most 1024 descriptors per process. Each attack of `ATTACKS`
-lasts `--seconds`, or longer if its work is not done by then. An undisturbed period of `--seconds` precedes it. These
-values are measured, and printed as JSON:
+lasts `--seconds`, or longer if its work is not done by then. An undisturbed period of `--seconds` precedes each attack.
+These values are measured, and printed as JSON:
 
-* at a good subscriber, which is a process of its own: the longest time between two messages of a camera, less the
+* at a good subscriber, which is a separate process: the longest time between two messages of a camera, less the
   interval of the camera, and the latency from capture to receipt, in each period and in the 10 s after the attack
-* the resident memory of all processes of the program before the attack, at its peak, and 10 s after it
+* the resident memory of all processes of the program before the attack, at its peak, and 10 s after the attack
 * the open descriptors of these processes before the attack and 10 s after it
 * with the attack `mixed_subscribers`: the latency at 150 further good subscribers in each period
 
@@ -58,8 +58,8 @@ GOOD, GOOD_PROCESSES, SLOW, RECONNECTING, GARBAGE = 150, 3, 20, 20, 10
 AFTER_S: Final = 10.0
 
 GAP_MS, GROWTH_MIB, KEPT_MIB, LATENCY_RATIO = 100.0, 64.0, 16.0, 1.5
-"""The goals: how much longer a gap is, how much the memory grows, and how much of that the allocator keeps for later
-use, and how many times as long the p99 of the latency is with the attack as without it."""
+"""Upper limits for an attack: the increase of the longest gap, the peak growth of the memory, the growth that remains
+after the attack, and the p99 of the latency divided by that of the undisturbed period."""
 
 CONFIG = f"""
 pipeline: count
@@ -115,7 +115,7 @@ class Received:
 
 
 def receive_as_client(pipe: Connection, address: str) -> None:
-    """Receive with `vision.client`. Answer each question on `pipe` with `Received.take`, until it is closed."""
+    """Receive with `vision.client`. Answer each question on `pipe` with `Received.take`, until the pipe is closed."""
     received = Received()
     with closing(Subscription(address, kinds=("detections", "status"))) as subscription, suppress(EOFError):
         while True:
@@ -154,7 +154,7 @@ def receive_with_many(pipe: Connection, address: str) -> None:
 
 @contextmanager
 def receiving(receive: Callable[[Connection, str], None], address: str, processes: int) -> Iterator[list[Connection]]:
-    """Run `receive` in processes of its own. Return the pipes for questions to them."""
+    """Run `receive` in separate processes until the end of the block. Yield a pipe for questions to each process."""
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         pipes = []
@@ -193,7 +193,7 @@ def take(pipes: list[Connection]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Target:
-    """The addresses of the program, and the time on the monotonic clock until which an attack lasts at least."""
+    """The addresses of the program, and the time on the monotonic clock before which an attack must not end."""
 
     publish: str
     replay: str
@@ -237,7 +237,7 @@ def many_connections(target: Target) -> dict[str, int]:
 
 
 def many_subscriptions(target: Target) -> dict[str, int]:
-    """Send 22 million subscriptions, as many over each connection as the program and the kernel take."""
+    """Send 22 million subscriptions, over each connection as many as the program and the kernel accept."""
     size, space = len(frame(b"\x01" + bytes(4))), 1_000_000
     data = memoryview(b"".join(frame(b"\x01" + number.to_bytes(4, "big")) for number in range(space)))
     numbers = itertools.count()
@@ -345,7 +345,7 @@ class ProcessTree:
         self._processes = [program, *program.children(recursive=True)]
 
     def memory_mib(self) -> float:
-        """Return the resident memory of all processes."""
+        """Return the resident memory of all processes in MiB."""
         return round(sum(each.memory_info().rss for each in self._processes) / 2**20, 1)
 
     def descriptors(self) -> int:

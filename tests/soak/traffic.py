@@ -66,7 +66,7 @@ class Frame:
 
     captured_ns: int
     detections: Detections
-    visible: int  # objects in it, detected or not
+    visible: int  # number of objects in the frame, detected or not
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Traffic:
 
     def _walk(self, now_s: float) -> _Walk:
         places, waits_s = self._script()
-        # Nothing stops or turns dead at high speed: at 5 frames/s no motion model could foresee it.
+        # No object stops or turns suddenly at high speed, because no motion model could predict this at 5 frames/s.
         speed = self._random.uniform(25.0, 130.0 if len(places) == 2 else 45.0)
         times_s, places_x = [now_s], [places[0]]
         for place, wait_s in zip(places[1:], waits_s[1:], strict=True):

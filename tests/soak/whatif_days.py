@@ -1,4 +1,4 @@
-"""Twenty recorded days: whatif with the live configuration repeats every event, bit for bit.
+"""Twenty recorded days: `vision whatif` with the live configuration repeats every event, bit for bit.
 
 python -m tests.soak.whatif_days [--days 20] [--recordings 3]
 
@@ -37,7 +37,7 @@ def rules_of(section: CameraAnalytics) -> tuple[RuleConfig, ...]:
 
 
 def measure(days: int, recordings: int) -> dict[str, int]:
-    """Return the numbers of frames and events, and those that differ."""
+    """Return the numbers of recordings, frames, and events, and the number of recordings whose events differ."""
     names, totals = list(SCENES), {"days": days, "recordings": 0, "frames": 0, "events": 0, "unequal": 0}
     with tempfile.TemporaryDirectory() as folder:
         sites: dict[str, Site] = {}
