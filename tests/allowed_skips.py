@@ -1,7 +1,7 @@
 """Skips that CI allows. Any other skipped test fails where the environment variable CI is set.
 
-A test that is skipped tests nothing. On a developer's machine that is fine: a package may be missing. In CI every
-package is installed, so a skip would hide that a whole area was not tested.
+On a developer's machine, a skip is acceptable, because a package may be missing. In CI, every package is installed, so
+a skip would hide that a whole area was not tested.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ ALLOWED = (
     (r"tests/unit/(runtime/test_start|state/test_(free_space|scratch)|optimize/test_bad_input)\.py", r"only root"),
     (r"tests/systemd/", r"only root|no overlay|a service cannot see|does not permit (mounts|containers)"),
     (r"tests/messages/test_power_cut\.py", r"network"),
-    # What one TensorRT flavour has and the other has not; ./test runs the engine tests with both.
+    # Features that only one variant of TensorRT has; ./test runs the engine tests with both variants.
     (
         r"tests/unit/engine/",
         r"TensorRT (takes it|starts only with a driver)|a library (without|whose|that)|1\.4 asks the driver|^TensorRT$",
     ),
     # ModelOpt needs PyTorch, several gigabytes. `VISION_MODELOPT_PYTHON` names an environment that contains it.
     (r"tests/unit/optimize/test_routes\.py", r"VISION_MODELOPT_PYTHON"),
-    # The advisory service, which knows the vulnerabilities of packages, may be out of reach where the packages are not.
+    # The advisory service, which knows the vulnerabilities of packages, may be out of reach when the packages are not.
     (r"tests/unit/test_locks\.py", r"advisory service does not answer"),
     # The registry of packages may be out of reach.
     (r"tests/models/", r"cannot be downloaded"),
-    # The video and the ground truth of the accuracy test are not the project's to ship. The Debian package puts the
-    # video into /usr/share/doc, which container images often leave out.
+    # The project does not ship the video and the ground truth of the accuracy test. The Debian package puts the video
+    # into /usr/share/doc, which container images often leave out.
     (r"tests/accuracy/", r"VISION_PETS_GT|opencv-doc"),
 )
 """Pairs of regular expressions: the test's id, and the reason of the skip."""

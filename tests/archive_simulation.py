@@ -60,7 +60,7 @@ def live_results(
     track: TrackStage | None = None,
     section: CameraAnalytics | None = None,
 ) -> Iterator[Result]:
-    """Yield the results of the stages of the pipeline `count`. If `section` is None, it is that of the site."""
+    """Yield the results of the stages of the pipeline `count`. If `section` is None, use the section of the site."""
     track = track or TrackStage(score=0.35, class_names=class_names(), camera_ids=[one.camera])
     sections = {one.camera: section or one.section}
     analytics = AnalyticsStage(sections, class_names())
@@ -70,7 +70,7 @@ def live_results(
 
 
 class Recorder:
-    """Encodes and decodes each result as a publisher and its subscriber do, and adds it to an archive."""
+    """Recorder that encodes and decodes each result, as a publisher and a subscriber do, and adds it to an archive."""
 
     def __init__(self, folder: Path, *, instance: str = "first", encoding: Encoding = "json") -> None:
         self.events: list[EventMessage] = []

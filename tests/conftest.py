@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, settings
 
 from tests.allowed_skips import refuse_skip
 
-# No test is timed: how long an example takes says more about what else the machine does.
-# New examples are for developers to find; a submission is judged by the same ones each time.
+# Examples have no deadline, because their duration depends mostly on the other load of the machine. Developers get
+# different examples in each run, but CI always gets the same ones.
 settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("untimed")
 
-# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
+# The background jobs of a shell ignore SIGINT, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 TIER_OF_FOLDER = {"unit": "unit", "rtsp": "rtsp", "gpu": "gpu"}
-"""Tier of the tests of a folder below tests/ that do not choose one; in other folders it is `integration`."""
+"""Tier of each folder below tests/, for tests that do not choose a tier. The tier of other folders is `integration`."""
 
 TIERS = frozenset({"unit", "integration", "engine", "emulated", "rtsp", "gpu"})
 
@@ -43,7 +43,7 @@ _in_unit_test = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test that has no tier the one of its folder."""
+    """Give each test without a tier the tier of its folder."""
     for item in items:
         if TIERS.isdisjoint(marker.name for marker in item.iter_markers()):
             item.add_marker(TIER_OF_FOLDER.get(item.nodeid.split("/")[1], "integration"))

@@ -1,4 +1,4 @@
-"""Reference of the kernel that cuts objects out of frames: slow, in whole numbers."""
+"""Reference of the kernel that cuts objects out of frames: slow, with integer arithmetic."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Outputs of detectors, in the layouts of their public exporters, with objects at known places.
 
 Every layout shows the same scene on a canvas of 128x96 pixels: a car at (16, 24, 80, 72) that a second box covers
-almost exactly, and a person at (90, 8, 114, 80). The second box of the car is a truck where the head has class scores.
+almost exactly, and a person at (90, 8, 114, 80). If the head has class scores, the second box of the car is a truck.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def cells(strides: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def assigned(strides: Sequence[int]) -> dict[int, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Return the index of the cell that finds each object: the cell of its center, in the level that fits its size."""
+    """Return the box and the class scores of each object, by the index of the cell that finds the object.
+
+    This is the cell that contains the center of the object, in the level that fits its size.
+    """
     places: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {}
     table = {cell: index for index, cell in enumerate(cells(strides))}
     for (box, values), stride in zip(ROWS, (strides[1], strides[2], strides[0]), strict=True):
@@ -113,7 +116,10 @@ def bins_of(distance: float, bins: int) -> NDArray[np.float64]:
 def distances(
     strides: Sequence[int], bins: int, center: Callable[[int, int], float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return class scores and distributions of distances. `center` is the position of cell x at a stride."""
+    """Return class scores and distributions of distances.
+
+    `center` computes the center of a cell in pixels from its column or row, and its stride.
+    """
     all_cells = cells(strides)
     classes, sides = np.full((len(all_cells), 3), 0.01), np.zeros((len(all_cells), 4 * bins))
     for index, (box, values) in assigned(strides).items():
@@ -370,7 +376,7 @@ def _suppressed() -> dict[str, Export]:
 
 
 def _numbered() -> dict[str, Export]:
-    """Return outputs without a batch axis: rows with the number of the frame."""
+    """Return outputs without a batch axis, whose rows contain the number of the frame."""
     score, class_ids = labels(20)
     score[4] = 0
     boxes, column, named = corners(20), score[:, None], class_ids[:, None]
@@ -395,5 +401,5 @@ WITHOUT_BATCH: Mapping[str, Export] = {
 
 
 def as_type(export: Export, real: type[np.floating[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the outputs of an exporter, the real ones in a type."""
+    """Return the outputs of an exporter, with those of real numbers converted to the type `real`."""
     return {name: value.astype(real) if value.dtype.kind == "f" else value for name, value in export.outputs.items()}

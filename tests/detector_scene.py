@@ -110,13 +110,13 @@ class Scene:
 
     @property
     def parted(self) -> tuple[Floats, Floats]:
-        """Objectness (N, 1) and class scores (N, classes) whose product are the scores."""
+        """Objectness (N, 1) and class scores (N, classes), whose products are the scores."""
         objectness = np.sqrt(self.scores.max(axis=1, keepdims=True))
         return objectness, self.scores / objectness
 
     @cached_property
     def found(self) -> NDArray[np.intp]:
-        """The boxes that remain after suppression, best first."""
+        """Indices of the boxes that remain after suppression, best first."""
         best = self.scores.max(axis=1)
         order = np.argsort(-best, kind="stable")[:1000]
         ids = self.scores[order].argmax(axis=1).astype(np.int32)
@@ -133,12 +133,12 @@ class Scene:
         return [table[self.cells[:, 2] == stride] for stride in self.strides]
 
     def padded(self, rows: Floats, count: int = 300) -> Floats:
-        """Return rows, filled up with zeros."""
+        """Return `rows` followed by rows of zeros, `count` rows in total."""
         return np.concatenate([rows, np.zeros((count - len(rows), rows.shape[1]), np.float32)])
 
 
 def logits(scores: Floats) -> Floats:
-    """Return the values whose sigmoid are the scores."""
+    """Return the logits of scores, which are the values whose sigmoids are the scores."""
     inner = np.clip(scores, 1e-6, 1 - 1e-6)
     return np.asarray(np.log(inner / (1 - inner)), np.float32)
 

@@ -11,14 +11,14 @@ from vision.types import Frame, FrameBuffer, PixelFormat
 
 
 def wrap(pixels: NDArray[np.uint8]) -> FrameBuffer:
-    """Return a buffer over an array, in the pixel format that its shape suggests (planar: nv12)."""
+    """Return a buffer over an array. The shape determines its pixel format: nv12 (two axes), bgr, or bgrx."""
     pixel_format: PixelFormat = "nv12" if pixels.ndim == 2 else "bgr" if pixels.shape[2] == 3 else "bgrx"
     return FrameBuffer.wrap(pixels, pixel_format)
 
 
 @dataclass
 class PretendedDeviceMemory:
-    """Satisfies `vision.types.DeviceMemory`. Counts the bytes that are copied to the host."""
+    """Implementation of `vision.types.DeviceMemory` that counts the bytes that are copied to the host."""
 
     pixels: NDArray[np.uint8]
     copied_bytes: int = 0

@@ -26,7 +26,7 @@ WIDTH_PX, HEIGHT_PX = 64, 48
 
 @cache
 def jpeg(number: int) -> bytes:
-    """Return a frame whose shade is its number, modulo 24."""
+    """Return a JPEG of one shade of gray, which follows from `number` modulo 24."""
     shade = 10 * (number % 24)
     return bytes(cv2.imencode(".jpg", np.full((HEIGHT_PX, WIDTH_PX, 3), shade, np.uint8))[1].tobytes())
 
@@ -39,7 +39,7 @@ class Request:
     write: Callable[[bytes], object]
     wait: Callable[[float], bool]
     user: str  # "Authorization" of the request
-    count: int  # requests before it
+    count: int  # number of earlier requests
 
 
 Answer: TypeAlias = Callable[[Request], None]
@@ -55,11 +55,11 @@ def head(content_type: str | None, length: int | None = None, status: str = "200
 
 @dataclass(frozen=True)
 class MotionJpeg:
-    """JPEGs in a multipart answer, at `fps`. `lengths` are added to the right length; None sends no length."""
+    """Answer with JPEGs as the parts of a multipart document, at `fps` frames/s."""
 
     fps: float = 10.0
     boundary: str = "frame"
-    announced: str | None = None  # boundary in the header; None: the one that is used
+    announced: str | None = None  # boundary in the header; None means `boundary`
     content_type: str | None = None  # None: multipart/x-mixed-replace with the announced boundary
     part_type: str | None = "image/jpeg"
     length_error: int | None = 0  # added to the right length; None sends no length
@@ -85,7 +85,7 @@ class MotionJpeg:
 
 
 def bare_jpegs(fps: float, content_type: str | None = "image/jpeg") -> Answer:
-    """Return a stream of JPEGs with nothing between them."""
+    """Return an answer with a stream of JPEGs that nothing separates."""
 
     def answer(request: Request) -> None:
         request.write(head(content_type))
@@ -98,7 +98,7 @@ def bare_jpegs(fps: float, content_type: str | None = "image/jpeg") -> Answer:
 
 
 def snapshot(content_type: str | None = "image/jpeg", *, with_length: bool = True) -> Answer:
-    """Return an address that answers each request with one JPEG, numbered by the requests."""
+    """Return an answer with one JPEG, whose number is the number of earlier requests."""
 
     def answer(request: Request) -> None:
         data = jpeg(request.count)
@@ -108,7 +108,7 @@ def snapshot(content_type: str | None = "image/jpeg", *, with_length: bool = Tru
 
 
 def stored(content: bytes | Path, content_type: str | None = None, *, with_length: bool = True) -> Answer:
-    """Return a file, as a web server sends it."""
+    """Return an answer with a file, as a web server sends it."""
     data = content if isinstance(content, bytes) else content.read_bytes()
 
     def answer(request: Request) -> None:
@@ -127,7 +127,7 @@ def refused(status: str, extra: str = "") -> Answer:
 
 
 def live_container(name: str, *, announces_sound: bool) -> Answer:
-    """Return the clip in a container of FFmpeg, in real time. It can announce sound that never comes."""
+    """Return an answer with the clip in a container of FFmpeg, in real time. It can announce sound that never comes."""
 
     class Output(io.RawIOBase):
         def __init__(self, write: Callable[[bytes], object]) -> None:
@@ -227,7 +227,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def http_camera(answer: Answer, *, certificate: Path | None = None) -> Iterator[str]:
-    """Serve `answer`, and yield its address. With a `certificate`, a PEM file that also contains the key, over TLS."""
+    """Serve `answer` until the end of the block, and yield its address.
+
+    `certificate` is a PEM file that also contains the key. With it, the server uses TLS.
+    """
     with _Server(("127.0.0.1", 0), _Handler) as server:
         server.answer, server.closing = answer, threading.Event()
         if certificate is not None:

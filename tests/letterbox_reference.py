@@ -54,10 +54,10 @@ def sample(
     fill: int,
     encoding: YuvEncoding = "bt601",
 ) -> NDArray[np.float32]:
-    """Letterbox a frame to BGR levels 0..255, float32 (3, H, W), without colour order and normalization.
+    """Letterbox a frame to BGR levels from 0 to 255, float32 (3, H, W). Do not reorder colors or normalize levels.
 
-    Bilinear (`taps`). YUV formats are converted first (`to_bgr`) and sampled as BGR. The result is not rounded, so
-    implementations in 8 bits differ by up to one level.
+    The interpolation is bilinear (`taps`). YUV formats are converted first (`to_bgr`) and sampled as BGR. The result is
+    not rounded, so implementations in 8 bits differ by up to one level.
     """
     bgr = to_bgr(pixels, pixel_format, encoding).astype(np.float64)
     width_px, height_px = letterbox.content(bgr.shape[1], bgr.shape[0])
@@ -78,7 +78,7 @@ def normalized(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> NDArray[np.float32]:
-    """Normalize BGR levels (3, H, W): ``(level * scale - mean) / std``, channels in order `color`."""
+    """Normalize BGR levels (3, H, W): ``(level * scale - mean) / std``. Return the channels in the order `color`."""
     ordered = bgr_levels if color == "bgr" else bgr_levels[::-1]
     column = (slice(None), None, None)
     levels = ordered.astype(np.float64) * scale

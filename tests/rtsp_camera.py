@@ -1,7 +1,7 @@
 """An RTSP camera in pure Python, over TCP and TLS, whose RTP times, pauses and packets the test chooses.
 
-GStreamer's server (``tests/rtsp/server.py``) behaves correctly. This one sends what a test asks for, such as times that
-pass at half the pace.
+GStreamer's server (``tests/rtsp/server.py``) behaves correctly. This camera sends whatever a test requests, such as
+times that pass at half the normal speed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _START_CODE = b"\x00\x00\x00\x01"
 
 @cache
 def clip_frames() -> tuple[bytes, ...]:
-    """Return the coded frames of the shipped clip (H.264, Annex B): 10 frames/s, a key frame every 20."""
+    """Return the coded frames of the shipped clip (H.264, Annex B): 10 frames/s, every 20th is a key frame."""
     with av.open(str(CLIP)) as container:
         stream = container.streams.video[0]
         convert = BitStreamFilterContext("h264_mp4toannexb", stream)
@@ -58,7 +58,7 @@ def regular(index: int) -> float:
 
 @dataclass
 class RtspCamera:
-    """Frames of the server: `due_s(index)` is when a frame is due after the start, and `time_s(index)` its RTP time."""
+    """Behavior of the server. A frame is due `due_s(index)` after the start, and has the RTP time `time_s(index)`."""
 
     frames: Sequence[bytes] = field(default_factory=clip_frames)  # repeated forever
     due_s: Callable[[int], float] = regular
@@ -76,7 +76,7 @@ def units(frame: bytes) -> list[bytes]:
 
 
 def payloads(unit: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield the RTP payloads of a NAL unit (RFC 6184), and whether each is the last."""
+    """Yield each RTP payload of a NAL unit (RFC 6184), with True if it is the last payload."""
     if len(unit) <= _PAYLOAD_BYTES:
         yield unit, True
         return
@@ -141,7 +141,10 @@ class _Server(socketserver.ThreadingTCPServer):
 
 @contextmanager
 def rtsp_camera(camera: RtspCamera, *, certificate: Path | None = None) -> Iterator[str]:
-    """Serve the camera, and yield its address. `certificate`: a PEM file that also contains the key, for TLS."""
+    """Serve the camera until the end of the block, and yield its address.
+
+    `certificate` is a PEM file that also contains the key. With it, the server uses TLS.
+    """
     with _Server(("127.0.0.1", 0), _Handler) as server:
         server.camera, server.closing = camera, threading.Event()
         if certificate is not None:

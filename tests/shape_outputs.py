@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shaped:
-    """The outputs of one exporter, the `head` that reads them, and what is to be found, in model pixels."""
+    """The outputs of one exporter, the `head` that reads them, and the expected shapes, in model pixels."""
 
     head: Mapping[str, Any]
     outputs: Mapping[str, NDArray[Any]]
@@ -92,7 +92,7 @@ def pose(kind: str, count: int = 17, values: int = 3, **head: Any) -> Shaped:
 
 
 def oriented(kind: str, *, turn: float = 0.0) -> Shaped:
-    """Return boxes that all have been turned by `turn` radians more than `ROTATED`."""
+    """Return the boxes of `ROTATED`, turned by `turn` radians."""
     boxes, found = ROTATED.copy(), ROTATED_FOUND.copy()
     boxes[:, 4] += turn
     found[:, 4] = (found[:, 4] + turn) % np.pi

@@ -58,7 +58,8 @@ def save_typed_model(
 ) -> None:
     """Save a network that gives `outputs` (without a batch axis, in their own types) for every frame.
 
-    The output `boxes`, if there is one, is multiplied by the constant inputs (width and height, or twice the same).
+    The output `boxes`, if there is one, is multiplied by each constant input, whose two values are the factors of x and
+    y.
 
     Args:
         sides: height and width of the input for frames.
@@ -105,9 +106,10 @@ def save_typed_model(
 
 
 def save_colour_model(path: Path, *, slow: bool = False, fragile: bool = False, batch: int | str = "batch") -> None:
-    """One box, the whole 32x32 canvas; the scores of its three classes are the channels of the pixel in the middle.
+    """Save a network that finds one box in each frame, which covers the whole 32x32 canvas.
 
-    `slow` takes some 10^10 operations more; `fragile` fails when the first channel is over 0.9.
+    The scores of the three classes are the channels of the pixel in the middle. `slow` adds some 10^10 operations.
+    `fragile` makes the network fail when the first channel is over 0.9.
     """
     middle = ["images", "low", "high", "axes"]
     nodes = [_node("Slice", middle, "pixel"), _node("Reshape", ["pixel", "scores_shape"], "scores")]
@@ -162,10 +164,12 @@ def save_classifier(
     axes: Sequence[int] = (2, 3),
     fragile: bool = False,
 ) -> None:
-    """Save a network whose scores are `gain` times the mean of each of its three channels.
+    """Save a network whose scores are `gain` times the means of its three channels.
 
-    `sides` are height and width of its input, `axes` those that the mean is taken over; `fragile` fails when the mean
-    of the first channel is over one half.
+    Args:
+        sides: height and width of the input.
+        axes: axes of the mean.
+        fragile: make the network fail when the mean of the first channel is over one half.
     """
     nodes = [_node("ReduceMean", ["images"], "mean", axes=list(axes), keepdims=0)]
     constants: dict[str, NDArray[np.generic] | np.generic] = {"gain": np.float32(gain)}

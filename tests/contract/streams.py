@@ -34,7 +34,7 @@ FAST_FPS, SLOW_FPS = 100.0, 1.25
 
 
 def numbered(number: int) -> NDArray[np.uint8]:
-    """Return frame `number`. It differs from its neighbours by 10 shades, which survives compression."""
+    """Return frame `number`. It differs from its neighbors by 10 shades, which survives compression."""
     return np.full((HEIGHT_PX, WIDTH_PX, 3), 10 * (number % COUNT), np.uint8)
 
 
@@ -63,7 +63,7 @@ def write_images(path: Path) -> Path:
 
 
 class _MotionJpeg(BaseHTTPRequestHandler):
-    """Serves ``/?fps=25``: frames at this rate; ``&first=5``: five frames at once before that."""
+    """Handler of ``/?fps=25``, which sends frames at this rate. With ``&first=5``, five frames come first, at once."""
 
     protocol_version = "HTTP/1.0"
 
@@ -96,7 +96,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def motion_jpeg_server() -> Iterator[str]:
-    """Serve a web camera, and yield its address."""
+    """Serve a web camera until the end of the block, and yield its address."""
     with _Server(("127.0.0.1", 0), _MotionJpeg) as server:
         server.closing = threading.Event()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -108,7 +108,7 @@ def motion_jpeg_server() -> Iterator[str]:
 
 
 def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
-    """Return all kinds by name. `folder`: an empty folder for their files."""
+    """Return all kinds of streams by name. `folder` is an empty folder for their files."""
     fast = write_video(folder / "fast.avi", FAST_FPS)
     slow = write_video(folder / "slow.avi", SLOW_FPS)
     images = write_images(folder / "images")

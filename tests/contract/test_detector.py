@@ -1,6 +1,6 @@
-"""Contract that every `Detector` fulfils. Add a new one to `DETECTORS`.
+"""Contract that every `Detector` fulfills. Add a new detector to `DETECTORS`.
 
-All of them get frames of one pure colour and find one object: the whole frame, of the colour's class.
+All detectors receive frames of one pure color, and find one object: the whole frame, with the class of the color.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LONG_S = 60.0  # for machines that are busy with something else
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of detector; each function opens a new one with two slots."""
+    """One kind of detector. Each function opens a new detector with two slots."""
 
     open: Callable[[Path], Detector]  # batches of up to 4
     open_slow: Callable[[Path], Detector]  # a batch takes some 0.1 s
     open_failing: (
         Callable[[Path], Detector] | None
-    )  # the first batch fails, if it shows red; None: it cannot be made to
-    goes_on: bool = True  # after such a batch
+    )  # the first batch fails if it shows red; None if no batch can be made to fail
+    goes_on: bool = True  # whether the detector works after such a batch
 
 
 def _onnxruntime(folder: Path, *, slow: bool = False, fragile: bool = False) -> Detector:
@@ -66,7 +66,7 @@ DETECTORS = {
 
 
 def _tensorrt() -> Kind | None:
-    """TensorRT, where there is a GPU; over ONNX Runtime, where the GPU is emulated."""
+    """Return TensorRT on a real GPU, TensorRT over ONNX Runtime on the emulated GPU, or None without a GPU."""
     try:
         from tests.gpu.opening import EMULATED, SlowDetector, open_model
         from vision.gpu.cuda import open_device
@@ -90,7 +90,7 @@ def _tensorrt() -> Kind | None:
 
 
 class _LosesItsGpu:
-    """A detector on the emulated GPU, which is lost in the first batch, and there again for the tests to come."""
+    """A detector on the emulated GPU, which is lost in the first batch, and works again for later tests."""
 
     def __init__(self, detector: Any) -> None:
         self._detector = detector
@@ -144,14 +144,14 @@ def slow(kind: Kind, tmp_path: Path) -> Iterator[Detector]:
 
 
 def image(color: int, width_px: int, height_px: int, pixel_format: PixelFormat) -> NDArray[np.uint8]:
-    """All pixels of one colour."""
+    """Return a frame whose pixels all have one color."""
     return convert(np.full((height_px, width_px, 3), FAKE_COLORS[color], np.uint8), pixel_format)
 
 
 def frame(
     detector: Detector, color: int, width_px: int = 64, height_px: int = 48, pixel_format: PixelFormat = "bgr"
 ) -> Frame:
-    """Return a frame in a buffer of the detector, as a camera's thread makes it."""
+    """Return a frame in a buffer of the detector, as the thread of a camera does."""
     buffer = detector.frame_buffer(height_px, width_px, pixel_format)
     buffer.require_host()[...] = image(color, width_px, height_px, pixel_format)
     return Frame(FrameMeta("cam", 0, 0, 0, 0, width_px, height_px), buffer)

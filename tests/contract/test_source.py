@@ -196,7 +196,7 @@ def slow(request: pytest.FixtureRequest, all_streams: dict[str, Stream]) -> Sour
 
 
 def grab_until_none(source: Source) -> None:
-    """Grab until nothing is waiting. A grab that waits for the next frame would return it."""
+    """Grab until no frame is waiting. A grab that waited for the next frame would return this frame."""
     assert any(source.grab(0.05) is None for _ in range(COUNT))
 
 
@@ -279,7 +279,7 @@ def resources() -> tuple[int, int]:
 
 
 def memory_bytes() -> int:
-    """Return the resident memory of this process."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -36,7 +36,7 @@ def onnx_compute(path: str) -> Compute:
 
 
 class EmulatedContext:
-    """Implements the part of `vision.engine.runtime.Context` that a detector uses."""
+    """Implementation of the part of `vision.engine.runtime.Context` that a detector uses."""
 
     def __init__(self, engine: EmulatedEngine, profile: int) -> None:
         self.profile = profile
@@ -136,7 +136,7 @@ def _array(address: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 
 class EmulatedEngine:
-    """Implements the part of `vision.engine.runtime.Engine` that a detector uses."""
+    """Implementation of the part of `vision.engine.runtime.Engine` that a detector uses."""
 
     def __init__(
         self,

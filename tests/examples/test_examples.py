@@ -35,7 +35,7 @@ def running(config: Path, *arguments: str, env: dict[str, str] | None = None) ->
 
 
 def configuration(tmp_path: Path, pipeline: str = "count", more: str = "") -> tuple[Path, str]:
-    """Write counting.yaml with another socket, and `more` in `publish`. Return it with the socket's address."""
+    """Write counting.yaml with another socket, and `more` in `publish`. Return its path, and the socket's address."""
     address = f"ipc://{tmp_path}/socket"
     text = COUNTING.read_text(encoding="utf-8").replace("source: vtest.mp4", f"source: {ROOT}/configs/vtest.mp4")
     text = "\n".join(line for line in text.splitlines() if not line.startswith("pipeline:"))
@@ -45,7 +45,7 @@ def configuration(tmp_path: Path, pipeline: str = "count", more: str = "") -> tu
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until the condition holds."""
+    """Wait until the condition holds. Fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

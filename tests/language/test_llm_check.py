@@ -33,7 +33,7 @@ def check(server: Any, *options: str) -> int:
 
 
 def shows_something(jpeg: bytes) -> bool:
-    """Return whether the image has the width 320 or 768, and more than one color."""
+    """Check that the image has one of the two expected sizes. Return True if it has more than one color."""
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert image is not None
     assert image.shape in ((240, 320), (576, 768))

@@ -93,7 +93,7 @@ def write_projector(path: Path) -> None:
 
 
 class _Weights:
-    """Adds random float32 tensors, which are the same in every run, to a file."""
+    """Writer that adds random float32 tensors, which are the same in every run, to a file."""
 
     def __init__(self, writer: gguf.GGUFWriter) -> None:
         self._writer = writer

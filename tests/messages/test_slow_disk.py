@@ -180,7 +180,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_appending_never_waits_for_the_disk(tmp_path: Path, shim: Path) -> None:
-    """Events are appended while an fsync waits, also while the log is emptied, and first after that."""
+    """Events are appended while an fsync waits, also while the log is being emptied, and directly after that."""
     command = [sys.executable, "-c", APPENDING, str(tmp_path / "state")]
     environment = os.environ | {"LD_PRELOAD": str(shim)}
     done = subprocess.run(
@@ -213,7 +213,7 @@ def test_slow_disk_delays_neither_results_nor_the_stop(tmp_path: Path, shim: Pat
 
 
 def receive(subscription: Subscription, kind: type[Item], count: int) -> None:
-    """Receive messages until `count` of a kind have come."""
+    """Receive messages until `count` of this kind have arrived."""
     while count:
         message = subscription.receive(60)
         assert message is not None

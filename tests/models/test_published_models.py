@@ -1,4 +1,4 @@
-"""Published networks: what they find agrees with a decoder that is written without this project."""
+"""Published networks: their detections agree with those of a decoder that is independent of this project."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def found_by(path: Path, model: ModelSpec, image: Image) -> Detections:
 
 
 def run(path: Path, model: ModelSpec, image: Image) -> dict[str, NDArray[np.float32]]:
-    """Return the outputs for an image of the size of the input, without a scaled frame."""
+    """Return the outputs for an image that has the size of the input."""
     given = model.input
     pixels = image if given.color == "bgr" else image[..., ::-1]
     tensor = (pixels * given.scale - np.array(given.mean)) / np.array(given.std)

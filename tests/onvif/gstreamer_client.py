@@ -3,8 +3,9 @@
 
     gstreamer_client.py URL USER PASSWORD TRANSPORT COUNT
 
-Run by the system's Python, which has ``gi``. A line has the `document`, and its time `utc_ns`, from the sender reports
-of the server. Documents before the first sender report have no time, and are not counted.
+The system's Python, which has ``gi``, runs this program. A line contains the `document`, and its time `utc_ns`, which
+follows from the sender reports of the server. Documents before the first sender report have no time, and are not
+counted.
 """
 
 from __future__ import annotations

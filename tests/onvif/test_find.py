@@ -58,7 +58,7 @@ def network_address() -> str:
 
 
 def ask(device: OnvifDevice, account: Account | None = None) -> Device:
-    """Return what is found about a device at its address."""
+    """Search for a device at its address, and return the result."""
     (found,) = find_devices([Target(device.host, device.port)], SEARCH_S, account)
     return found
 

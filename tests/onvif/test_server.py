@@ -52,7 +52,7 @@ def with_server(body: Body, account: tuple[str, str] | None = None) -> None:
 
 
 class Connection:
-    """A client that sends requests as they are given."""
+    """A client that sends requests unchanged."""
 
     opened: ClassVar[list[Connection]] = []
 

@@ -1,8 +1,7 @@
-"""The shipped clip through the whole program gives what it gave before.
+"""The results of the shipped clip in the whole program equal the stored results.
 
 `pytest tests/replay --update-golden` writes the golden file again. Times, names and numbers of the run are not
-compared;
-boxes and scores are, with the tolerance that other processors and versions of ONNX Runtime need.
+compared. Boxes and scores are compared with the tolerance that other processors and versions of ONNX Runtime need.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def test_replay_of_the_clip_matches_the_golden_file(tmp_path: Path, request: pyt
 
 
 def compare_objects(objects: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
-    """Each object has one like it on the other side, unless its score is so low that it may be missed."""
+    """Check that each object has one like it on the other side, unless its score is so low that it may be missed."""
     for some, others in ((before, objects), (objects, before)):
         for one in some:
             if one["score"] > 0.37:

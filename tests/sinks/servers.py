@@ -176,7 +176,7 @@ def requests_of(server: Server) -> list[tuple[dict[str, str], str]]:
 
 
 class KafkaCluster:
-    """A broker in a process of its own: the one that librdkafka contains for tests. It stores messages in memory."""
+    """A Kafka broker in a separate process, which librdkafka contains for tests. It stores messages in memory."""
 
     def __enter__(self) -> KafkaCluster:
         command = [sys.executable, "-c", _KAFKA]

@@ -26,7 +26,7 @@ class Clock:
 
 
 class Source:
-    """Creates messages as the publisher of one program does."""
+    """Source of messages like those of the publisher of one program."""
 
     def __init__(self, instance: str = "i1") -> None:
         self._numbering = Numbering("station", instance)

@@ -66,7 +66,7 @@ class Container:
 
 
 def missing() -> str:
-    """Return why no container can be started here; empty if it can."""
+    """Return the reason why this machine cannot start a container; empty if it can."""
     if os.geteuid():
         return "only root can start a container"
     tools = ("setpriv", "systemd-nspawn", "nsenter", "systemd-analyze", "mount")
@@ -119,7 +119,7 @@ def booted(folder: Path) -> Iterator[Container]:
 
 
 def _end(process: subprocess.Popen[bytes], *, now: bool) -> None:
-    """Wait until systemd-nspawn has cleaned up after the end of its container. Kill it if it does not, or `now`."""
+    """Wait until systemd-nspawn has cleaned up after the end of its container. Kill it after 30 s, or `now`."""
     if not now:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=30)
@@ -142,12 +142,12 @@ def _mount(*arguments: str | Path) -> None:
 
 
 def _programs() -> set[str]:
-    """Return folders that the container needs, and that can be mounts, which the view of the root does not contain."""
+    """Return folders that the container needs. They can be separate mounts, which the overlay of the root lacks."""
     return {str(ROOT), sys.prefix, sys.base_prefix} - {"/", "/usr"}
 
 
 def _prepare(root: Path) -> None:
-    """Make the container boot only what the tests need, under an identity of its own."""
+    """Make the container boot only the units that the tests need, with its own machine id."""
     units = root / "etc" / "systemd" / "system"
     for path in units.glob("*.wants"):
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Puts TensorRT-RTX's Python bindings into a folder for PYTHONPATH. They build engines without a GPU or a driver.
+"""Put TensorRT-RTX's Python bindings into a folder for PYTHONPATH. They build engines without a GPU or a driver.
 
     python tests/typing/prepare_bindings.py 1.4 build/tensorrt-rtx-1.4
     PYTHONPATH=build/tensorrt-rtx-1.4 pytest tests/unit -k engine
@@ -24,7 +24,7 @@ REQUIREMENTS = {
 
 
 def prepare(version: str, target: Path) -> None:
-    """Download the wheels of one version and unpack them into `target`: 200 MB each."""
+    """Download the wheels of one version, which have 200 MB each, and unpack them into `target`."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, *REQUIREMENTS[version]]
         subprocess.run(command, check=True)
@@ -34,7 +34,7 @@ def prepare(version: str, target: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """``prepare_bindings.py VERSION FOLDER``: exit code 0 when FOLDER holds the bindings."""
+    """Run ``prepare_bindings.py VERSION FOLDER``. Return 0 if FOLDER contains the bindings."""
     if len(arguments) != 2 or arguments[0] not in REQUIREMENTS:
         print(__doc__)
         return 2

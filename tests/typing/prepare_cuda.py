@@ -1,4 +1,4 @@
-"""Puts the C++ headers of TensorRT, those of CUDA, and CUDA's compiler into a folder, to compile plugins without a GPU.
+"""Put the C++ headers of TensorRT and CUDA, and CUDA's compiler, into a folder, to compile plugins without a GPU.
 
     python tests/typing/prepare_cuda.py build/cuda
 
@@ -40,7 +40,7 @@ def prepare(target: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``prepare_cuda.py FOLDER``: exit code 0 if FOLDER contains headers and compiler."""
+    """Run ``prepare_cuda.py FOLDER``. Return 0 if FOLDER contains headers and compiler."""
     if len(arguments) != 1:
         print(__doc__)
         return 2

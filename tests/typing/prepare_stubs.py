@@ -1,9 +1,9 @@
-"""Puts type stubs of TensorRT into a folder for MYPYPATH, repaired where they are not Python.
+"""Put type stubs of TensorRT into a folder for MYPYPATH, and repair those that are not valid Python.
 
     python tests/typing/prepare_stubs.py build/stubs && MYPYPATH=build/stubs mypy vision/engine
 
-The published stubs describe TensorRT 10.13. Without them mypy takes every call into TensorRT for right; with them it
-finds a misspelt method or a wrong argument on a machine that has neither TensorRT nor a GPU.
+The published stubs describe TensorRT 10.13. Without stubs, mypy accepts every call into TensorRT. With stubs, it finds
+misspelled methods and wrong arguments on a machine that has neither TensorRT nor a GPU.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _DEFAULT_BEFORE_NONE = "power: Weights = None, channel_axis: int)"
 
 
 def repair(text: str) -> str:
-    """Return the stub as valid Python: no parameter named `in`, and none without default after one with.
+    """Return the stub as valid Python: without parameters named `in`, and with defaults in the last parameters only.
 
     Raises:
-        ValueError: the stub is not the one that these repairs were made for.
+        ValueError: the stub has other faults than those that are repaired here.
     """
     text, renamed = _KEYWORD_AS_NAME.subn("in_: ", text)
     if renamed != 4 or text.count(_DEFAULT_BEFORE_NONE) != 1:
@@ -35,14 +35,14 @@ def repair(text: str) -> str:
 
 
 def download(folder: Path) -> Path:
-    """Fetch the wheel without its dependencies (TensorRT itself, a gigabyte)."""
+    """Download the wheel without its dependencies (TensorRT itself, a gigabyte). Return its path."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), REQUIREMENT]
     subprocess.run(command, check=True)
     return next(folder.glob("tensorrt_stubs-*.whl"))
 
 
 def prepare(wheel: Path, target: Path) -> None:
-    """Unpack the stubs of `wheel` into `target` and repair them."""
+    """Unpack the stubs of `wheel` into `target`, and repair them."""
     with zipfile.ZipFile(wheel) as archive:
         for name in ("tensorrt/__init__.pyi", "tensorrt_bindings/__init__.pyi", "tensorrt_bindings/tensorrt.pyi"):
             text = archive.read(name).decode()
@@ -52,7 +52,7 @@ def prepare(wheel: Path, target: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """``prepare_stubs.py FOLDER``: exit code 0 when FOLDER holds the repaired stubs."""
+    """Run ``prepare_stubs.py FOLDER``. Return 0 if FOLDER contains the repaired stubs."""
     if len(arguments) != 1:
         print(__doc__)
         return 2

@@ -1,4 +1,4 @@
-"""Puts the Python bindings of TensorRT into a folder for PYTHONPATH, so that they can be imported without a GPU.
+"""Put the Python bindings of TensorRT into a folder for PYTHONPATH, so that they can be imported without a GPU.
 
     python tests/typing/prepare_tensorrt.py 11.4 build/tensorrt-11.4
     PYTHONPATH=build/tensorrt-11.4 pytest tests/unit/engine
@@ -91,7 +91,7 @@ def prepare(version: str, target: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``prepare_tensorrt.py VERSION FOLDER``: exit code 0 if FOLDER contains the bindings."""
+    """Run ``prepare_tensorrt.py VERSION FOLDER``. Return 0 if FOLDER contains the bindings."""
     if len(arguments) != 2 or arguments[0] not in RELEASES:
         print(__doc__)
         print(f"VERSION is one of {', '.join(RELEASES)}")

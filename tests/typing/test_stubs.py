@@ -1,6 +1,6 @@
-"""The type check against TensorRT's stubs finds what it is there to find.
+"""The type check against the stubs of TensorRT finds wrong calls.
 
-Needs the repaired stubs: ``python tests/typing/prepare_stubs.py build/stubs``.
+The tests need the repaired stubs: ``python tests/typing/prepare_stubs.py build/stubs``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_wheel_is_unpacked_where_mypy_looks(tmp_path: Path) -> None:
 
 
 def check(root: Path, *modules: str) -> subprocess.CompletedProcess[str]:
-    """Run mypy with the stubs."""
+    """Run mypy with the stubs on `modules`, in the folder `root`."""
     return subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *modules],
         cwd=root,

@@ -45,7 +45,7 @@ def is_recorded(persona: Persona) -> bool:
 
 
 def record(zoo: Zoo, folder: Path, fault: Fault, persona: Persona) -> tuple[str, list[str]]:
-    """Record a camera. Return its name, and what was wrong."""
+    """Record a camera. Return its name, and the faults of its files."""
     camera = Camera(persona, fault, fault_after_s=FAULT_AFTER_S, repeats=False)
     zoo.start([camera])
     config = config_of(camera, "ffmpeg")

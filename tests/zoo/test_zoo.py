@@ -1,6 +1,6 @@
 """Every camera of the zoo, read by every library.
 
-Each one plays, and all its frames are counted, or `vision check` reports the code that docs/cameras-zoo.md lists.
+Each camera plays, and all its frames are counted, or `vision check` reports the code that docs/cameras-zoo.md lists.
 `make camera-zoo` runs all cameras under all faults; `./test` runs a part.
 """
 
@@ -133,7 +133,7 @@ def memory_bytes() -> int:
 
 
 def test_page_is_up_to_date() -> None:
-    """`python -m vision.capture.zoo.page > docs/cameras-zoo.md` updates it."""
+    """`python -m vision.capture.zoo.page > docs/cameras-zoo.md` updates the page."""
     assert (ROOT / "docs" / "cameras-zoo.md").read_text(encoding="utf-8") == page()
 
 

@@ -251,7 +251,7 @@ def _account_epoch(camera: Camera, published: list[Published], playback: Playbac
 
 
 def _reordered(camera: Camera) -> int:
-    """Return how many frames a decoder can hold back to put B-frames in order. They are dropped out of order."""
+    """Return the number of frames that a decoder can hold back to reorder B-frames. They are dropped out of order."""
     stream = camera.persona.stream
     return 2 if isinstance(stream, RtspStream) and stream.b_frames else 0
 

@@ -1,7 +1,10 @@
-"""PyNvVideoCodec as far as `vision` calls it, on the emulated GPU: FFmpeg decodes, and NVDEC's habits are kept.
+"""Stand-in for PyNvVideoCodec on the emulated GPU, with the calls that `vision` uses. FFmpeg decodes the video.
 
-Frames lie in a pool that every call writes to again, filled by copies on the caller's stream; a decoder gives all of
-them in the size that it began with; it is told nothing of units behind lengths.
+The stand-in has the peculiarities of NVDEC:
+
+* Frames are in a pool. Each call overwrites them, with copies on the caller's stream.
+* A decoder returns all frames in the size of its first frame.
+* A decoder accepts only units with start codes (Annex B), and no units with a length prefix.
 """
 
 from __future__ import annotations
@@ -100,7 +103,7 @@ class PyNvDecoder:
         self._context.thread_count = 1
         self._size: tuple[int, int] | None = None
         self._pool: list[int] = []
-        self._late: list[Any] = []  # what a decoder gives out when the next frame begins
+        self._late: list[Any] = []  # frames that a decoder returns only when the next frame begins
 
     def Decode(self, packet: PacketData) -> list[DecodedFrame]:
         last = not packet.bsl
@@ -149,7 +152,7 @@ class PyNvDecoder:
         return DecodedFrame(address, self._size, frame.pts or 0, Pixel_Format.P016 if deep else Pixel_Format.NV12)
 
     def _write(self, address: int, pixels: np.ndarray) -> None:
-        """Copy into the pool. A method, so that the pool lives until its work is done: on a real GPU, freeing waits."""
+        """Copy pixels to the pool. The bound method keeps the pool alive until then. On a real GPU, freeing waits."""
         ctypes.memmove(address, pixels.ctypes.data, pixels.nbytes)
 
     def __del__(self) -> None:

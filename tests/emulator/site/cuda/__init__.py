@@ -1,1 +1,1 @@
-"""Stands in for cuda-python where a test wants a GPU and there is none: put this folder's parent first on the path."""
+"""Stand-in for cuda-python, for tests of the GPU on machines without one. Put the parent folder first on the path."""

@@ -1,6 +1,7 @@
-"""The emulated GPU: streams with a thread each, events, graphs as lists of what was recorded, and memory of the host.
+"""The emulated GPU: streams with a thread each, events, graphs as lists of recorded work, and memory of the host.
 
-Work is asynchronous as on a real GPU, so that reading a result too early or reusing a buffer too soon shows.
+Work is asynchronous, as on a real GPU. Therefore, tests detect results that are read too early, and buffers that are
+reused too soon.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Gpu:
         return self.register(np.frombuffer(mmap.mmap(fd, size), np.uint8))
 
     def register(self, array: np.ndarray) -> int:
-        """Make the GPU know memory of the host, and return its address."""
+        """Register host memory with the GPU, and return its address."""
         self.memory[array.ctypes.data] = array
         return int(array.ctypes.data)
 
@@ -146,13 +147,13 @@ class Gpu:
             os.close(self.files.pop(address))
 
     def forget(self, address: int) -> np.ndarray:
-        """Return memory that the GPU no longer knows, after all work is done."""
+        """Wait until all work is done. Then remove memory from the GPU, and return the memory."""
         if address not in self.memory:
             raise Failed(1)
         if not isinstance(threading.current_thread(), _Worker):
             for stream in [each for each in list(self.objects.values()) if isinstance(each, Stream)]:
                 stream.finish()
-                if self.fault:  # what it is in the middle of would be gone by now on a real GPU
+                if self.fault:  # on a real GPU, the work in progress would have ended by now
                     with stream.running:
                         pass
         return self.memory.pop(address)

@@ -70,7 +70,7 @@ ATTRIBUTES = {
 
 
 def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    """Return a status and values, as cuda-python does."""
+    """Make a function return its status and its value, as the functions of cuda-python do."""
 
     @functools.wraps(function)
     def wrapped(*arguments: Any) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
             if not any(word in function.__name__ for word in ("Destroy", "Free", "Unregister", "Close")):
                 gpu.raise_fault()
             value = function(*arguments)
-            gpu.raise_fault()  # what was to be released is, whatever the status says
+            gpu.raise_fault()  # a release is complete, whatever the status says
         except Failed as failed:
             return (cudaError_t(failed.code), None)[:count]
         return (cudaError_t.cudaSuccess, value)[:count]
@@ -347,7 +347,7 @@ def emulate(stream: int, work: Callable[[], None]) -> None:
 
 
 def hold(stream: int) -> Callable[[], None]:
-    """Stop a stream until the returned function is called."""
+    """Stop a stream until the returned function is called, for at most 30 s."""
     release = __import__("threading").Event()
     gpu.get(stream).put(lambda: release.wait(30) and None)
     return release.set
@@ -358,7 +358,7 @@ def settle(seconds: float = 0.0) -> None:
     time.sleep(seconds)
 
 
-# The driver's functions, by their addresses: what `vision.gpu.cuda.driver_calls` calls.
+# Functions of the driver that `vision.gpu.cuda.driver_calls` calls by their addresses.
 
 _ENTRIES = {
     b"cuMemcpyHtoDAsync": lambda target, source, size, stream: cudaMemcpyAsync(
