@@ -77,7 +77,7 @@ def plan(
 def convolution(
     shape: Sequence[int | str] = ("n", 3, 16, 16), *, weight: float | None = None, seed: int = 0, opset: int = 17
 ) -> bytes:
-    """Images -> Conv -> Relu -> Conv -> y, with random weights; `weight` puts one of that size among them."""
+    """Return images -> Conv -> Relu -> Conv -> y, with random weights. `weight` replaces one weight."""
     rng = np.random.default_rng(seed)
     first = rng.normal(size=(8, 3, 3, 3)).astype(np.float32) * 0.2
     if weight is not None:
@@ -95,7 +95,7 @@ def convolution(
 def first_layer(
     *, channels: int = 3, group: int = 1, operator: str = "Conv", second_reader: str = "", shared: bool = False
 ) -> bytes:
-    """Images -> Conv -> y, and what keeps it from being widened."""
+    """Return images -> Conv -> y. Each option is a reason not to widen the model."""
     kernel = np.ones((3, channels // group, 3, 3), np.float32)
     nodes = [helper.make_node(operator, ["images", "w"], ["y"], pads=[1, 1, 1, 1], group=group)]
     ends = ["y"]
@@ -123,14 +123,14 @@ def model(
     opset: int = 17,
     domains: Sequence[str] = (),
 ) -> bytes:
-    """Return a serialised model."""
+    """Return a serialized model."""
     graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
 
 
 def with_operator(operator: str, *, node: str = "odd", domain: str = "") -> bytes:
-    """Images -> Relu -> `operator` -> y."""
+    """Return images -> Relu -> `operator` -> y."""
     nodes = [
         helper.make_node("Relu", ["images"], ["a"], name="relu"),
         helper.make_node(operator, ["a"], ["y"], name=node, domain=domain),
@@ -142,7 +142,7 @@ def with_operator(operator: str, *, node: str = "odd", domain: str = "") -> byte
 
 
 def with_shape_input() -> bytes:
-    """Images resized to the size that the input `size` holds: a shape tensor."""
+    """Return a model that resizes images to the size in the shape tensor `size`."""
     nodes = [
         helper.make_node("Shape", ["images"], ["whole"], name="shape"),
         helper.make_node("Slice", ["whole", "zero", "two", "axis"], ["front"], name="front"),
@@ -158,7 +158,7 @@ def with_shape_input() -> bytes:
 
 
 def quantized(kind: int = Onnx.INT8, *, opset: int = 17) -> bytes:
-    """Images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
+    """Return images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array(rng.normal(size=(16, 3, 3, 3)).astype(np.float32) * 0.2, "w0"),

@@ -16,7 +16,7 @@ from vision.evaluation.tracks import INSTALL
 needs_trackeval = pytest.mark.skipif(find_spec("trackeval") is None, reason=f"needs TrackEval: {INSTALL}")
 
 Row = tuple[float, ...]
-"""frame, id, left, top, width, height and, if it is not 1, the score."""
+"""Frame, id, left, top, width, height and, if it is not 1, the score."""
 
 
 def boxes(*rows: Row) -> Boxes:
@@ -51,7 +51,7 @@ def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = 
 
 
 def synthetic_rows(source: str, class_id: int) -> list[str]:
-    """Return the truth of a ``synthetic:`` source with `frames`, as lines of a truth file, of one class."""
+    """Return the objects of one class in a ``synthetic:`` source that has `frames`, as lines of a truth file."""
     spec = SyntheticSpec.parse(source)
     camera = SyntheticSource(spec)
     rows = []

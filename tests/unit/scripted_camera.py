@@ -1,4 +1,4 @@
-"""A camera that follows a script on a clock that the test turns, and a sink that writes down what happens to it."""
+"""A camera that follows a script, with a clock that the test advances, and a sink that records its calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECOND = 1_000_000_000
 
 @dataclass
 class ManualClock:
-    """A clock that the test turns by hand."""
+    """A clock that the test advances."""
 
     now_ns: int = 1_000 * SECOND
 
@@ -28,7 +28,7 @@ class ManualClock:
 
 @dataclass(frozen=True)
 class Frame:
-    """Comes `after_s` the last step."""
+    """A frame that arrives `after_s` seconds after the previous step."""
 
     after_s: float = 0.04
     shade: int | None = None  # of all pixels; None: other than the last one's
@@ -42,21 +42,21 @@ class Frame:
 
 @dataclass(frozen=True)
 class Silence:
-    """No frame arrives for a time."""
+    """A period of `seconds` without frames."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`grab` raises."""
+    """An error that `grab` raises."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
 class Do:
-    """The test looks, or does something, between two steps."""
+    """An action of the test between two steps."""
 
     action: Callable[[], object]
 
@@ -80,7 +80,7 @@ class Connection:
 
 
 class ScriptedSource:
-    """Satisfies `vision.capture.source.Source`. At the end of its script it calls `ended` and finds nothing more."""
+    """A `vision.capture.source.Source` that follows a script. At its end, it calls `ended`, and has no more frames."""
 
     def __init__(self, script: Connection, clock: ManualClock, ended: Callable[[], None]) -> None:
         self._script = script
@@ -162,7 +162,7 @@ class ScriptedSource:
 
 @dataclass
 class RecordingSink:
-    """Satisfies `vision.capture.source.FrameSink`."""
+    """A `vision.capture.source.FrameSink` that records its calls."""
 
     pixel_limit: int = 1 << 20
     waits: int = 0  # how often the reader keeps the writer waiting
@@ -206,4 +206,4 @@ class RecordingSink:
 
 
 class AllUsed(SourceError):
-    """The script has no further connection."""
+    """Error of a script that has no further connection."""

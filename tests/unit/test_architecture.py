@@ -33,7 +33,7 @@ def parts() -> list[str]:
 
 
 def modules() -> list[Path]:
-    """Return the package's Python files, with the linked folders at their own place."""
+    """Return the Python files of the package. Files in linked folders have their real paths."""
     linked = (path for folder in ("pipelines",) for path in (ROOT / folder).rglob("*.py"))
     own = (path for path in PACKAGE.rglob("*.py") if not any(parent.is_symlink() for parent in path.parents))
     return sorted({*own, *linked})

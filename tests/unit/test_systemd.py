@@ -92,7 +92,7 @@ def end(folder: Path, *, result: str = "exit-code", status: str = "1") -> None:
 
 
 def wait_s(folder: Path) -> int:
-    """Run the command before the start of the service. Return for how many seconds it waits."""
+    """Run the command before the start of the service. Return the number of seconds that it waits."""
     script = f'sleep() {{ echo "$1" >>"{folder}/slept"; }}; {command("ExecStartPre", folder)}'
     subprocess.run(["sh", "-c", script], check=True)
     slept = folder / "slept"

@@ -20,5 +20,5 @@ def _rows() -> list[Row]:
 
 @pytest.mark.parametrize(("scenario", "text", "expected"), _rows(), ids=[row[0] for row in _rows()])
 def test_text_is_as_specified(scenario: str, text: Callable[[], str], expected: str) -> None:
-    """Each row: a scenario, a function that returns the text that a user sees, and that text."""
+    """Each row consists of a scenario, a function that returns the text that a user sees, and the expected text."""
     assert text() == expected

@@ -32,7 +32,7 @@ Place = tuple[float, float]
 
 
 def tracks(*objects: tuple[int, Place] | tuple[int, Place, int], height: float = 100.0) -> Tracks:
-    """Objects (id, foot point[, class]) 40 px wide and `height` px high."""
+    """Return tracks of objects (id, foot point[, class]) that are 40 px wide and `height` px high."""
     feet = np.array([entry[1] for entry in objects], np.float32).reshape(-1, 2)
     boxes = np.stack([feet[:, 0] - 20, feet[:, 1] - height, feet[:, 0] + 20, feet[:, 1]], axis=1)
     return Tracks(
@@ -66,7 +66,7 @@ _now_ns = 0
 
 
 def play(stage: Analytics, frames: Iterable[Tracks], step_ns: int = STEP_NS) -> list[Event]:
-    """Give the frames one after the other; time goes on from where it was."""
+    """Process the frames one after another, and return the events. The clock continues from the previous call."""
     global _now_ns  # noqa: PLW0603 - the one clock of these tests
     events: list[Event] = []
     for frame in frames:
@@ -658,7 +658,10 @@ def test_ground_points_must_fit_the_unit() -> None:
 
 
 def is_inside(point: Place, polygon: Sequence[Place]) -> bool:
-    """Winding angle: slow, and another way than the one under test."""
+    """Return True if the point is inside the polygon.
+
+    This sums the angles between the corners, which is slower and different from the code under test.
+    """
     x, y = point
     total = 0.0
     for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
@@ -668,7 +671,7 @@ def is_inside(point: Place, polygon: Sequence[Place]) -> bool:
 
 
 def from_border(point: Place, polygon: Sequence[Place]) -> float:
-    """Distance of a point from the nearest side, one after the other."""
+    """Return the distance of a point from the nearest side of a polygon, one side after another."""
     nearest = math.inf
     for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
         share = ((point[0] - x0) * (x1 - x0) + (point[1] - y0) * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
@@ -679,7 +682,7 @@ def from_border(point: Place, polygon: Sequence[Place]) -> float:
 
 @st.composite
 def stars(draw: st.DrawFn) -> list[Place]:
-    """Polygons with dents, around (50, 50)."""
+    """Draw a polygon with dents, around (50, 50)."""
     radii = draw(st.lists(st.floats(5, 45), min_size=3, max_size=12))
     turn = 2 * math.pi / len(radii)
     return [(50 + r * math.cos(k * turn + 0.1), 50 + r * math.sin(k * turn + 0.1)) for k, r in enumerate(radii)]

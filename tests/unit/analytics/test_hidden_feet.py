@@ -23,7 +23,10 @@ Foot = Callable[[float], tuple[float, float]]
 def events_of(
     foot: Foot, visible: Callable[[float], float], fps: float, duration_s: float = 9.0, jitter: float = 0.0
 ) -> list[Event]:
-    """Return the events of a person, of whom the upper part `visible(time)` is detected."""
+    """Return the events of a person of whom only the upper part is detected.
+
+    `visible` is the detected fraction of the height as a function of time.
+    """
     rng = np.random.default_rng(1)
     section = CameraAnalytics.model_validate(
         {
@@ -102,7 +105,7 @@ def test_person_who_crouches_keeps_the_feet() -> None:
 
 @pytest.mark.parametrize("fps", [5.0, 10.0])
 def test_turning_car_has_no_hidden_part(fps: float) -> None:
-    """Its box becomes shorter while its upper side and its width stay."""
+    """The box of the car becomes shorter, while its upper side and its width stay."""
     tracker = Tracker(None, (WIDTH, HEIGHT))
     for number in range(round(3 * fps)):
         height = 200.0 - min(max(number / fps - 1.0, 0.0), 1.0) * 90.0

@@ -34,7 +34,7 @@ def anchor_of(box: Box, name: str) -> Place:
 
 
 def right_of(point: Place, line: Sequence[Place]) -> float:
-    """Pixels to the right of the endless line; negative: to the left."""
+    """Return the distance in pixels to the right of the infinite line; negative on its left."""
     (x0, y0), (x1, y1) = line
     return ((x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0)) / math.hypot(x1 - x0, y1 - y0)
 
@@ -58,7 +58,7 @@ def from_border(point: Place, polygon: Sequence[Place]) -> float:
 
 @dataclass
 class OneLine:
-    """One object at one line."""
+    """The state of one object at one line."""
 
     line: Sequence[Place]
     anchor: str
@@ -166,7 +166,7 @@ class Jitter:
 
 @dataclass
 class OneZone:
-    """One object and one zone."""
+    """The state of one object at one zone."""
 
     polygon: Sequence[Place]
     inside: bool | None = None
@@ -233,7 +233,7 @@ class Slow:
 
 
 def as_reported(event: Event) -> tuple[object, ...]:
-    """Return the events of the slow implementation for the same input."""
+    """Return an event in the form in which `Slow` reports it."""
     if event.kind == "line_crossed":
         return event.track_id, event.name, event.data["direction"]
     how = event.data["how"]
@@ -245,7 +245,7 @@ def as_reported(event: Event) -> tuple[object, ...]:
 
 
 def some_config(rng: np.random.Generator) -> CameraAnalytics:
-    """Lines and zones with dents, each with its own anchor, direction and classes."""
+    """Return random lines and zones with dents, each with its own anchor, direction and classes."""
     lines, zones = [], []
     anchors = list(ANCHORS) if rng.random() < 0.5 else [str(rng.choice(list(ANCHORS)))]
 
@@ -267,7 +267,7 @@ def some_config(rng: np.random.Generator) -> CameraAnalytics:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_events_match_a_simple_reference_implementation(seed: int) -> None:
-    """Walkers that turn, stand, jitter, are hidden and come back with new ids, at a varying frame rate."""
+    """The objects turn, stand, jitter, hide, and return with new ids, at a varying frame rate."""
     rng = np.random.default_rng(seed)
     config = some_config(rng)
     fast, slow = Analytics(config, "gate", CLASSES, WIDTH, HEIGHT, forget_s=FORGET_S), Slow(config)

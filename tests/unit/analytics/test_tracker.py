@@ -1,4 +1,4 @@
-"""The tracker: whom it follows, for how long, and that nothing but time and scores decides it."""
+"""The tracker: which objects it follows, for how long, and that only times and scores decide this."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def detections(*rows: tuple[Box, float] | tuple[Box, float, int]) -> Detections:
 
 
 def person(x: float, y: float = 200.0, height: float = 100.0) -> Box:
-    """Return a person whose feet are at (x, y + height)."""
+    """Return the box of a person whose feet are at (x, y + height)."""
     return (x - 0.2 * height, y, x + 0.2 * height, y + height)
 
 
@@ -172,7 +172,7 @@ def test_walker_behind_a_pillar_keeps_the_id(reactivation: str) -> None:
 
 @pytest.mark.parametrize(("reactivation", "exact"), [("observation", True), ("filter", False)])
 def test_observation_reactivation_takes_the_motion_from_two_positions(reactivation: str, exact: bool) -> None:
-    """Someone walks to the right, is hidden for a second, and comes out ten pixels left of where he was last seen."""
+    """A person walks to the right, is hidden for a second, and reappears ten pixels left of the last position."""
     tracker = Tracker(TrackConfig.model_validate({"reactivation": reactivation}))
     seen = [detections((person(100 + 4 * at), 0.9)) for at in range(20)]
     results = follow(tracker, [*seen, *[detections()] * 9, detections((person(166), 0.9))])
@@ -363,7 +363,7 @@ def test_new_object_can_be_missed_in_two_frames_at_any_rate(missed: int, fps: fl
 @pytest.mark.parametrize("fps", [5.0, 10.0])
 @pytest.mark.parametrize(("dx", "dy"), [(-30.0, 15.0), (30.0, 15.0), (-25.0, -25.0), (0.0, 45.0)])
 def test_person_who_appears_beside_a_weak_detection_does_not_get_its_track(dx: float, dy: float, fps: float) -> None:
-    """A person has weak detections for three frames. In these frames, a person who was hidden appears beside it."""
+    """A person has weak detections for three frames. In these frames, a person who was hidden appears nearby."""
     frames, weak = [], range(10, 13)
     for at in range(20):
         x = 100.0 + at * 60.0 / fps
@@ -384,7 +384,7 @@ def test_frames_without_detections_are_accepted() -> None:
 
 @pytest.mark.parametrize("scale", [0.25, 4.0])
 def test_tracking_does_not_depend_on_the_frame_size(scale: float) -> None:
-    """Everything is measured in the object's own size, so 4K and VGA cameras need no other settings."""
+    """All distances are measured in the size of the object, so 4K and VGA cameras need no different settings."""
     rng = np.random.default_rng(3)
     frames = []
     for at in range(60):

@@ -316,7 +316,7 @@ def test_relative_error_of_a_mean_considers_dependent_samples() -> None:
     assert relative_error([0, 0]) is None
     assert relative_error([4, 4, 4]) == 0
     assert relative_error([1, 3]) == pytest.approx(0.5)
-    # What slows many in a row counts once: 10 slow ones and 10 fast ones are hardly more than two samples.
+    # A cause that slows many samples in a row counts once: 10 slow and 10 fast samples are hardly more than two.
     in_turn, in_a_row = [1.0, 3.0] * 10, [1.0] * 10 + [3.0] * 10
     assert relative_error(in_turn) == 0
     assert (relative_error(in_a_row) or 0) > 0.15

@@ -19,7 +19,7 @@ from vision.runtime.builder import find_model
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Labels:
-    """Return frames of the shipped clip as images, whose labels are what the detector itself finds in them."""
+    """Return frames of the shipped clip as images, with the detections of the detector itself as labels."""
     folder, spec = find_model("nanodet-g-416")
     frames = load_frames(shipped_clip(), 4)
     (tmp_path / "frames").mkdir()

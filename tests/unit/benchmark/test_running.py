@@ -30,7 +30,7 @@ from vision.types import PixelFormat
 
 
 class Time:
-    """A clock that only sleeping moves."""
+    """A clock that advances only when the code under test sleeps."""
 
     def __init__(self) -> None:
         self.now_ns = 0
@@ -44,7 +44,7 @@ class Time:
 
 @pytest.fixture
 def time_(monkeypatch: pytest.MonkeyPatch) -> Time:
-    """Return the clock of the measuring loops."""
+    """Replace the clock of the measuring loops, and return the replacement."""
     time_ = Time()
     clock = SimpleNamespace(monotonic_ns=time_.clock, sleep=time_.sleep)
     monkeypatch.setattr("vision.benchmark.loops.time", clock)
@@ -148,7 +148,7 @@ def test_engine_latency_and_throughput_are_measured_separately(time_: Time) -> N
 def test_engine_rate_error_comes_from_the_bursts(time_: Time) -> None:
 
     class Uneven(TimedLane):
-        """Every second burst takes half as long again; a batch that is waited for always takes the same."""
+        """Lane in which every second burst takes 50 % longer. Batches that are waited for take equal times."""
 
         queued = bursts = 0
 
@@ -220,7 +220,7 @@ def test_network_with_a_fixed_batch_refuses_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("pixel_format", "code"), [("nv12", cv2.COLOR_YUV2BGR_NV12), ("i420", cv2.COLOR_YUV2BGR_I420)])
 def test_converted_yuv_frames_match_opencv(pixel_format: PixelFormat, code: int) -> None:
-    bgr = cv2.GaussianBlur(load_frames(shipped_clip(), 1)[0], (0, 0), 4).astype(np.uint8)  # colours without edges
+    bgr = cv2.GaussianBlur(load_frames(shipped_clip(), 1)[0], (0, 0), 4).astype(np.uint8)  # colors without edges
     converted = convert(bgr, pixel_format)
     assert size_of(converted, pixel_format) == bgr.shape[:2]
     back = cv2.cvtColor(converted, code)
@@ -284,7 +284,7 @@ def test_pace_of_slow_cameras_lengthens_the_run() -> None:
     assert pace(600.0, 3, 2.0) == (200.0, 4.0)
     assert pace(5e4, 4, 0.1) == (1000.0, 1.0)
     fps, seconds = pace(1.5, 3, 2.0)
-    assert fps == 0.5  # and not 1: three cameras would give twice as much
+    assert fps == 0.5  # and not 1, because three cameras would deliver twice as many frames
     assert seconds >= 4 / fps  # so that each gives some frames all the same
     assert pace(0.001, 3, 2.0)[1] == 60
 

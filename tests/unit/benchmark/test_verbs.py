@@ -379,7 +379,7 @@ def test_profile_prints_the_command_for_nsight_systems() -> None:
 
 
 def own_model(folder: Path) -> Path:
-    """Return a model of one's own, in a folder whose name has to be quoted."""
+    """Return the folder of a user's own model. A shell command must quote its path."""
     own = folder / "my models"
     own.mkdir()
     shutil.copytree(shipped_models() / MODEL, own / "mine")

@@ -47,7 +47,7 @@ def write_video(path: Path, count: int = 12, fps: float = 10.0, size: tuple[int,
 
 
 class Player(Protocol):
-    """Returns the source of a file, with a manual clock."""
+    """Function that returns the source of a file, with a manual clock."""
 
     def __call__(self, path: Path, *, loop: bool = False, offline: bool = True) -> Source: ...
 
@@ -80,7 +80,7 @@ def in_bgr(pixels: Image, info: StreamInfo) -> Image:
     if info.pixel_format in {"bgr", "bgrx"}:
         return pixels[..., :3]
     code = cv2.COLOR_YUV2BGR_I420 if info.pixel_format == "i420" else cv2.COLOR_YUV2BGR_NV12
-    if info.yuv.endswith("-full"):  # OpenCV knows the other range alone
+    if info.yuv.endswith("-full"):  # OpenCV converts only the limited range
         pixels = pixels.astype(np.float32)
         pixels[: info.height_px] = pixels[: info.height_px] * 219 / 255 + 16
         pixels[info.height_px :] = (pixels[info.height_px :] - 128) * 224 / 255 + 128
@@ -147,7 +147,7 @@ def test_looped_file_of_one_frame_repeats_it(play: Player, tmp_path: Path) -> No
 
 
 def test_looped_file_that_cannot_be_sought_is_reopened(play: Player, tmp_path: Path) -> None:
-    """The times of two recordings in one MPEG transport stream overlap: seeking finds the second one."""
+    """The times of two recordings in one MPEG transport stream overlap: seeking finds the second recording."""
     path = tmp_path / "a.ts"
     parts = []
     for first in (0, 12):
@@ -169,7 +169,7 @@ def test_looped_file_that_cannot_be_sought_is_reopened(play: Player, tmp_path: P
 
 
 def test_looped_file_without_times_has_increasing_times(play: Player, tmp_path: Path) -> None:
-    """Bare motion JPEG has no index either."""
+    """Bare motion JPEG has neither times nor an index."""
     path = tmp_path / "a.mjpeg"
     frames = [cv2.imencode(".jpg", np.full((48, 64, 3), 10 * n, np.uint8))[1].tobytes() for n in range(4)]
     path.write_bytes(b"".join(frames))
@@ -377,7 +377,7 @@ def test_size_change_within_a_file_is_reported(tmp_path: Path) -> None:
 
 
 def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times: Sequence[int] = ()) -> Path:
-    """Write frames (H, W, 3) in bgr at `times` in tenths of a second; default: 0, 1, 2, ..."""
+    """Write frames (H, W, 3) in bgr at `times` in tenths of a second. Without `times`, these are 0, 1, 2, and so on."""
     with av.open(str(path), "w") as file:
         stream: Any = file.add_stream(codec, rate=10)
         stream.height, stream.width = images[0].shape[:2]
@@ -391,7 +391,7 @@ def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times:
 
 
 def quarters(height_px: int, width_px: int) -> Image:
-    """Return quarters of red, green, blue and white, row by row."""
+    """Return a frame with quarters of red, green, blue and white, row by row."""
     image = np.empty((height_px, width_px, 3), np.uint8)
     image[: height_px // 2] = np.where(np.arange(width_px)[:, None] < width_px // 2, (0, 0, 200), (0, 200, 0))
     image[height_px // 2 :] = np.where(np.arange(width_px)[:, None] < width_px // 2, (200, 0, 0), (200, 200, 200))

@@ -35,7 +35,7 @@ WIDTH_PX, HEIGHT_PX = 128, 96
 ALL: tuple[PixelFormat, ...] = ("bgr", "i420", "nv12")
 
 
-# --- formats and colours ----------------------------------------------------------------------------------------------
+# --- formats and colors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float,
         ("yuv420p", 2, 0, 96, "bt601"),
         ("yuv420p", 2, 0, 720, "bt709"),
         ("yuvj420p", 5, 0, 720, "bt601-full"),
-        ("yuvj420p", 5, 1, 96, "bt601"),  # what FFmpeg makes of a stream that was of full range, and is no more
+        ("yuvj420p", 5, 1, 96, "bt601"),  # FFmpeg's format for a stream that has changed from the full range
         ("nv12", 1, 2, 96, "bt709-full"),
         ("nv12", 2, 1, 96, "bt601"),
     ],
@@ -174,13 +174,13 @@ def coded(
 
 
 def damaged(image: bytes) -> bytes:
-    """Return the packets without the missing ones."""
+    """Return a packet from whose middle a part is missing."""
     return image[: len(image) // 3] + image[len(image) // 2 :]
 
 
 @contextmanager
 def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[str]:
-    """Serve the packets, and yield the address. `pause_s`: the connection stays open after the last packet."""
+    """Serve the packets, and yield the address. The connection stays open for `pause_s` after the last packet."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -215,7 +215,7 @@ def source_of(address: str, **settings: object) -> FFmpegSource:
 
 
 def every(source: FFmpegSource) -> list[bool]:
-    """Return for each frame if it is corrupt, until the stream ends."""
+    """Read frames until the stream ends. Return, for each frame, True if it is corrupt."""
     source.open()
     observed: list[bool] = []
     with pytest.raises(SourceError) as raised:
@@ -239,7 +239,7 @@ def test_frames_after_damage_are_marked_until_a_key_frame(at: int) -> None:
 
 
 def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
-    """The decoder itself does not detect this."""
+    """The decoder itself does not detect the missing frame."""
     at = GOP + 3
     with served(*coded()[:at], *coded()[at + 1 :]) as address, closing(source_of(address)) as source:
         corrupt = every(source)
@@ -317,7 +317,7 @@ SAID: tuple[Change, ...] = (
 
 
 def changing(changes: Sequence[Change]) -> Iterator[bytes]:
-    """Check three frames of each encoding."""
+    """Yield three packets of each encoding."""
     for height_px, said, _ in changes:
         yield from coded(WIDTH_PX, height_px, 3, f"bframes=0{said}")
 

@@ -58,12 +58,12 @@ ORIENTATIONS = {
     "transposed": (0, 1, 1, 0),
     "transposed along the other diagonal": (0, -1, -1, 0),
 }
-"""a, b, c, d of the display matrix."""
+"""Values a, b, c, d of the display matrix."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file. Without a pixel format, the first that the codec accepts; without a container, likewise."""
+    """One kind of file. If the pixel format or the container is empty, the first that fits the codec is used."""
 
     codec: str
     pixel_format: str = ""

@@ -233,7 +233,7 @@ def short_clip(folder: Path, frames: int) -> Path:
 
 @contextmanager
 def supervised(answer: Answer, path: str) -> Iterator[tuple[CameraSupervisor, RecordingSink]]:
-    """Run the supervisor of a camera, as the program does, and wait up to 20 s for its end."""
+    """Run the supervisor of a camera, as the program does, until the end of the block."""
     sink = RecordingSink()
     with http_camera(answer) as url:
         camera = CameraConfig.model_validate({"id": "gate", "source": url + path, "reader": "ffmpeg"})
@@ -255,7 +255,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_video_file_ends_like_a_file(tmp_path: Path) -> None:
-    """An end is no lost connection, after which the camera would start again."""
+    """The end of the file is not a lost connection, after which the camera would start again."""
     with supervised(stored(short_clip(tmp_path, 10)), "/short.avi") as (supervisor, sink):
         wait_for(lambda: supervisor.status().state == "ended" or supervisor.status().reconnects > 0)
         status = supervisor.status()
@@ -426,7 +426,7 @@ def test_http_on_a_tls_port_is_named() -> None:
 
 
 def test_client_that_leaves_ends_no_server() -> None:
-    """The helper itself: the next client is served."""
+    """This tests the helper `http_camera`: it serves the next client after one has left."""
     with http_camera(MotionJpeg(50)) as url:
         for _ in range(3):
             with closing(source_of(url)) as source, suppress(SourceError):
@@ -446,7 +446,7 @@ def with_exif_orientation(data: bytes, orientation: int) -> bytes:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_a_jpeg_is_that_of_opencv(orientation: int) -> None:
-    """OpenCV turns images by their EXIF data. So does FFmpeg from version 8 on; before, it ignores the data."""
+    """OpenCV turns images by their EXIF data. FFmpeg does the same from version 8 on, and ignores the data before."""
     y, x = np.mgrid[0:48, 0:64]
     scene = np.stack([4 * x, 5 * y, np.full_like(x, 60)], axis=2).astype(np.uint8)
     data = with_exif_orientation(bytes(cv2.imencode(".jpg", scene)[1].tobytes()), orientation)

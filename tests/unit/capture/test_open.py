@@ -67,7 +67,7 @@ def test_open_source_chooses_the_library(
 
 @pytest.mark.integration
 def test_nvdec_is_not_chosen_without_its_package() -> None:
-    """Run in a separate process. `tests/gpu` has the choices on a machine with NVDEC."""
+    """The test runs in a separate process. `tests/gpu` tests the choices on a machine with NVDEC."""
     done = run_python("""
 import sys
 sys.modules["PyNvVideoCodec"] = None
@@ -108,7 +108,7 @@ def test_rtsp_falls_back_to_ffmpeg_with_a_warning(caplog: pytest.LogCaptureFixtu
 def test_missing_library_is_an_error_or_a_logged_fallback(
     missing: str, source: str, reader: str, expected: str
 ) -> None:
-    """Run in a separate process, in which the library cannot be imported."""
+    """The test runs in a separate process, in which the library cannot be imported."""
     done = run_python(f"""
 import sys
 sys.modules[{missing!r}] = None
@@ -138,7 +138,7 @@ def test_required_gstreamer_that_is_missing_is_an_error(source: str) -> None:
 
 @pytest.mark.integration
 def test_exceptions_of_other_libraries_work_after_loading_gstreamer() -> None:
-    """GStreamer brings an unwinder with the function names of GCC's: a C++ exception would end the process."""
+    """GStreamer loads an unwinder with GCC's function names, with which a C++ exception would end the process."""
     if (reason := available(camera("rtsp://10.0.0.4/a"))) is not None:
         pytest.skip(f"needs GStreamer: {reason}")
     done = run_python(f"""
@@ -158,7 +158,7 @@ except Exception as error:
 def test_nvdec_reader_without_nv12_falls_back_to_ffmpeg_with_a_warning(
     source: str, expected: type, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Drawing and evaluating need bgr and no graphics card."""
+    """Drawing and evaluation need bgr, and no GPU."""
     config = CameraConfig.model_validate({"id": f"gate-{expected.__name__}", "source": source, "reader": "nvdec"})
     assert type(open_source(config, offline=False, pixel_formats=("bgr",))) is expected
     ((warning,),) = log_args(caplog, "vision.capture.open")

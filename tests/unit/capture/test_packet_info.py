@@ -8,7 +8,11 @@ MS = 1_000_000
 
 
 def run(stream: str) -> str:
-    """Feed a new gate: K key frame, p other frame, ! lost packets. Out: . refused, c corrupt, else as it was."""
+    """Pass a stream through a new gate, and return the result.
+
+    In the stream, K is a key frame, p another frame, and ! a loss of packets. In the result, a dot is a refused frame,
+    c is a corrupt frame, and other frames are unchanged.
+    """
     gate = KeyFrameGate()
     out = ""
     for symbol in stream:
@@ -41,7 +45,10 @@ def test_gate_passes_and_marks_frames(stream: str, expected: str) -> None:
 
 
 def backlog(lag_ms: list[int], gop: int = 4, step_ms: int = 100) -> str:
-    """Return which frames are decoded, with a key frame every `gop` frames and a delay in ms for each."""
+    """Return K or p for each decoded frame, and a dot for each skipped frame.
+
+    Every `gop`-th frame is a key frame, and `lag_ms` contains the delay of each frame.
+    """
     gate = KeyFrameGate()
     out = ""
     for index, lag in enumerate(lag_ms):
@@ -68,7 +75,7 @@ def test_lag_that_skipping_does_not_reduce_is_accepted() -> None:
     first = out.index("K")
     assert given_up <= first <= given_up + 4
     assert "." not in out[first:]
-    assert backlog([late] * (given_up + 20) + [2 * late + 1] * 4)[-4:] == "...."  # and a further backlog is one again
+    assert backlog([late] * (given_up + 20) + [2 * late + 1] * 4)[-4:] == "...."  # a larger backlog is skipped again
 
 
 def test_timeline_finds_frames_and_discards_earlier_ones() -> None:
@@ -100,7 +107,7 @@ def test_timeline_is_bounded() -> None:
 
 
 def test_frame_that_passes_over_damaged_frames_counts_as_damaged() -> None:
-    """A decoder can give a damaged frame that it flushes at a key frame the time of the key frame."""
+    """A decoder can flush a damaged frame at a key frame. The damaged frame then has the time of the key frame."""
     timeline = Timeline()
     for pts in range(5):
         timeline.put(pts, PacketInfo(pts, None, corrupt=pts in {2, 3}))

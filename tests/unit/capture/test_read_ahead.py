@@ -21,7 +21,7 @@ MAX_AGE_NS = 500 * MS
 
 
 class Desk:
-    """A backlog on a clock that the test turns."""
+    """A backlog with a clock that the test advances."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -29,7 +29,7 @@ class Desk:
         self.backlog: Backlog[int] = Backlog(MAX_AGE_NS, self.skipped, self.clock)
 
     def put(self, frames: str, first: int = 0, interval_ms: int = 100) -> None:
-        """Add frames: K is a key frame. Their numbers count from `first`."""
+        """Add frames, of which each K is a key frame. Number them from `first` on."""
         for number, symbol in enumerate(frames, first):
             self.clock.now_ns += interval_ms * MS
             self.backlog.put(number, key=symbol == "K")
@@ -38,7 +38,7 @@ class Desk:
         return self.backlog.take(0.0)
 
     def rest(self) -> list[int]:
-        """Take everything that waits."""
+        """Take all waiting frames, and return their numbers."""
         return [frame.frame for frame in iter(self.take, None)]
 
     def stale(self) -> int:
@@ -47,7 +47,7 @@ class Desk:
 
 @pytest.mark.parametrize("interval_ms", [1, 40, 100, 1000, 10_000])
 def test_decoder_that_keeps_pace_gets_every_frame(interval_ms: int) -> None:
-    """No presentation time is involved, so that no frame rate can be wrong."""
+    """No presentation time is used, so a wrong frame rate has no effect."""
     desk = Desk()
     for number in range(50):
         desk.put("K" if number % 10 == 0 else "p", number, interval_ms)
@@ -75,7 +75,7 @@ def test_late_decoder_continues_with_the_newest_key_frame() -> None:
 
 
 def test_late_decoder_without_a_newer_key_frame_skips_nothing_at_first() -> None:
-    """Skipping would only make it wait longer for a frame that it can decode."""
+    """Skipping would only make the decoder wait longer for a frame that it can decode."""
     desk = Desk()
     desk.put("Kpppppppp")
     assert desk.rest() == list(range(9))
@@ -133,7 +133,7 @@ def test_every_frame_is_taken_skipped_or_waiting(steps: list[tuple[str, int]]) -
 
 
 class Connection:
-    """Sends numbers until it is closed, or fails."""
+    """Connection that sends numbers until it is closed, or until it fails."""
 
     def __init__(self, count: int = 1_000_000, error: Exception | None = None) -> None:
         self.count = count

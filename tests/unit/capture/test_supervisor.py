@@ -212,7 +212,7 @@ def test_retries_of_two_cameras_differ() -> None:
 
 
 class NoJitter(random.Random):
-    """Returns the upper limit."""
+    """Random generator that always returns the upper limit."""
 
     def uniform(self, a: float, b: float) -> float:
         return b
@@ -636,7 +636,7 @@ LARGE = (80, 60)
 
 @dataclass
 class SmallMemory:
-    """Allocates at most two large frames, and any number of small ones."""
+    """Allocator of at most two large frames, and any number of small ones."""
 
     error: type[Exception]
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
@@ -655,7 +655,7 @@ class SmallMemory:
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
 @pytest.mark.parametrize("at", ["open", "in mid-stream"])
 def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
-    """It delivers frames again when they are smaller."""
+    """The camera delivers frames again when they are smaller."""
     memory = SmallMemory(error)
     large = [Frame(size=LARGE)] if at == "in mid-stream" else []
     size = LARGE if at == "open" else (4, 6)
@@ -796,12 +796,12 @@ connections = st.builds(
 def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
     scripts: list[Connection], finite: bool, reads_until_closed: int, lossless: bool
 ) -> None:
-    """Every script of a camera, with a reader that takes frames and closes the slot at any time."""
+    """The test runs every script of a camera, with a reader that takes frames and closes the slot at any time."""
     clock = ManualClock()
     slot = LatestSlot("gate", FrameBuffer.allocate, lossless=lossless, clock=clock)
 
     class Reading(Shim):
-        """Takes every second frame, and closes after some frames."""
+        """Sink whose reader takes every second frame, and closes the slot after some frames."""
 
         calls = 0
 
@@ -828,7 +828,7 @@ def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
 
 
 class Shim:
-    """Forwards every call to a sink."""
+    """Sink that forwards every call to another sink."""
 
     def __init__(self, sink: FrameSink) -> None:
         self.configure = sink.configure

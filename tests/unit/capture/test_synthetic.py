@@ -262,7 +262,7 @@ def test_capture_time_is_the_due_time() -> None:
     began_ns = clock.now_ns
     ages = []
     for number in range(5):
-        clock.advance(0.03)  # what a busy machine takes to come to it
+        clock.advance(0.03)  # delay of a busy machine
         grab = source.grab(1.0)
         assert grab is not None
         assert grab.captured_ns == began_ns + SECOND // 10 * number + (3 * SECOND // 100)

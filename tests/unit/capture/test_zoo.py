@@ -33,7 +33,7 @@ def test_painted_numbers_can_be_read(size: tuple[int, int]) -> None:
 
 
 def test_damaged_number_cannot_be_read() -> None:
-    """A frame of which one half shows another number must not pass for either."""
+    """A frame whose parts show two numbers must not be read as a third number."""
     top, bottom = np.zeros((128, 160), np.uint8), np.zeros((128, 160), np.uint8)
     for number in range(FRAMES):
         other = (number + 100) % FRAMES

@@ -55,7 +55,7 @@ class PseudoTerminal:
         assert text in "\n".join(self.lines), "\n".join(self.lines)
 
     def read_for(self, seconds: float) -> None:
-        """Take in what arrives within this time, or up to the end of the process."""
+        """Read the output that arrives within this time, or until the process ends."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if not select.select([self._master], [], [], left)[0]:

@@ -25,7 +25,7 @@ from vision.version import install_hint
 
 
 def test_printed_hint_can_be_typed() -> None:
-    """Brackets are Rich's markup: `pip install 'name[cuda12]'` was printed as `pip install 'name'`."""
+    """Brackets are Rich's markup: unescaped, `pip install 'name[cuda12]'` is printed as `pip install 'name'`."""
     console = Console(file=StringIO(), width=200)
     finding = Finding("cuda-python", "missing", "no module [cuda]", install_hint("cuda12"))
     print_findings([finding], console)

@@ -55,7 +55,7 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Return the lines of standard error up to the first that holds `text`."""
+    """Return the lines of standard error up to the first line that contains `text`."""
     assert process.stderr is not None
     lines = ""
     for line in process.stderr:

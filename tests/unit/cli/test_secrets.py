@@ -77,7 +77,7 @@ def test_check_shows_no_secret(tmp_path: Path) -> None:
 
 
 def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log, tracebacks of the main thread and of another one, messages, recording, and process titles."""
+    """The log, tracebacks of two threads, messages, the recording, and process titles contain no secret."""
     (tmp_path / "mine.py").write_text(PIPELINE)
     config = write_config(tmp_path, cameras=cameras(), pipeline="mine.py", state_dir="state")
     monkeypatch.setenv("P", SECRET)
@@ -98,7 +98,7 @@ def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert process.stderr is not None
             log = process.stderr.read()
     assert process.returncode == 1
-    # Not the whole lines: Python writes a traceback in pieces, with log lines of other threads between them.
+    # Whole lines are not compared, because Python writes a traceback in pieces, and other threads log between them.
     assert "thread: rtsp://" in log
     assert "stage: rtsp://" in log
     assert any(b"last_error" in part for part in received)
@@ -113,7 +113,7 @@ def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("where", ["raise error", "import threading; threading.Thread(target=fail).start()"])
 def test_address_in_a_traceback_is_shown_without_its_password(where: str) -> None:
-    """Also if the password is not registered, because it does not come from the configuration."""
+    """The password is not registered, because it does not come from the configuration. It is still hidden."""
     program = (
         "from vision.cli.main import _conceal_output; _conceal_output()\n"
         "error = RuntimeError('no rtsp://u:hunter2@cam/')\n"

@@ -47,7 +47,7 @@ def whatif(folder: Path, *arguments: str, config: str = "camera.yaml") -> int:
 
 
 class Elements(HTMLParser):
-    """Counts the elements of a page."""
+    """Parser that counts the elements of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

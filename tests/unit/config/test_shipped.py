@@ -40,7 +40,7 @@ SECRETS = {
 }
 REFERENCE = shipped_configs()["reference"]
 DEMONSTRATED = {"pipeline"}
-"""Keys with a default whose value in the reference is another: lines and zones need a pipeline that has them."""
+"""Keys whose value in the reference is not the default, because lines and zones need a pipeline with analytics."""
 
 
 # --- shipped ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Paths that name pipes, devices, folders, and sockets in the place of files: no command waits for what never comes."""
+"""Paths of pipes, devices, folders, and sockets in the place of files: no command waits without end."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ READERS = {
     "whatif --against": ["whatif", "camera.yaml", "--against", "@", "--video", VIDEO],
     "whatif --video": ["whatif", "camera.yaml", "--against", "camera.yaml", "--video", "@"],
 }
-"""Commands that read files or folders. @ is the path."""
+"""Arguments of commands that read files or folders. @ stands for the path."""
 
 ACCEPTED = [
     ("models", "folder"),

@@ -182,7 +182,7 @@ def errors_of(schema: Mapping[str, Any]) -> set[str]:
 
 
 def nodes(schema: object) -> Iterator[Mapping[str, Any]]:
-    """Every node of a core schema; a kind that `errors_of` does not know fails the test there."""
+    """Yield every node of a core schema. `errors_of` fails for a node of an unknown kind."""
     if isinstance(schema, Mapping):
         if isinstance(schema.get("type"), str):
             yield schema

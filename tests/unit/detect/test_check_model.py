@@ -192,7 +192,7 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_plugin_library_is_checked_before_the_gpu(
     tmp_path: Path, backend: str, contents: bytes | None, sha256: str, code: str
 ) -> None:
-    """Check the library also on machines that lack a GPU, a driver, or TensorRT."""
+    """The library is checked also on machines that lack a GPU, a driver, or TensorRT."""
     folder = save_colours(tmp_path)
     text = (folder / "model.yaml").read_text()
     (folder / "model.yaml").write_text(f"{text}\nplugins: [{{file: libmine.so, sha256: '{sha256}'}}]\n")

@@ -13,11 +13,11 @@ from vision.gpu.cuda import Event, Stream
 MS = 1_000_000
 SIZE = 8
 TIMEOUT_S = 0.1
-WAKING_NS = 10_000  # that each sleep lasts longer than it should
+WAKING_NS = 10_000  # time by which each sleep is too long
 
 
 class OnTheClock(Event):
-    """Event that is reached at a given time. Counts how often it is polled."""
+    """Event that is reached at a given time, and that counts how often it is polled."""
 
     def __init__(self) -> None:
         self.now_ns = 1000 * MS

@@ -247,7 +247,7 @@ MANY_NAMED = ("yolov5", "yolov8", "yolox, raw", "yolo-nas, flat", "nanodet-plus"
 @pytest.mark.parametrize("name", MANY_NAMED)
 @pytest.mark.parametrize("score", [0.05, 0.45])
 def test_vehicle_that_is_a_car_and_a_truck_is_one_object(name: str, score: float, tmp_path: Path) -> None:
-    """One box has scores of both classes, and a box beside it has them the other way round."""
+    """One box has scores of both classes, and a box beside it has the same scores exchanged."""
     with closing(opened(tmp_path / "tiny.onnx", EXPORTS[name], score=score)) as detector:
         (found,) = detected(detector)
     vehicles = [each for each in found.class_ids.tolist() if each != 0]
@@ -279,7 +279,7 @@ def test_overlap_across_classes_is_configurable(nms: Mapping[str, Any], count: i
 
 
 def test_rider_and_bicycle_are_two_objects(tmp_path: Path) -> None:
-    """They overlap, but less than two boxes of one object."""
+    """The rider and the bicycle overlap, but less than two boxes of one object."""
     boxes, values = corners(20), scores(20)
     boxes[3], values[3] = (16, 8, 56, 88), (0.75, 0.1, 0.1)
     boxes[4], values[4] = (12, 24, 60, 92), (0.1, 0.7, 0.1)

@@ -46,7 +46,7 @@ def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0
 
 
 def rows(decoded: Candidates) -> list[tuple[float, ...]]:
-    """Class, score, box of each candidate; float32 rounded for comparison."""
+    """Return class, score, and box of each candidate, rounded for the comparison."""
     return [
         (int(class_id), round(float(score), 4), *(round(float(side), 3) for side in box))
         for class_id, score, box in zip(decoded.class_ids, decoded.scores, decoded.boxes_xyxy, strict=True)
@@ -65,7 +65,7 @@ NANODET_SHAPES: dict[str, Shape] = {"scores": (None, CELLS, 3), "distances": (No
 
 
 def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
-    """Scores of (cell, class); the sides of cell n are 0, 1, 2 and 1.5 strides, for every cell."""
+    """Return outputs with scores by (cell, class). The sides of every cell are 0, 1, 2 and 1.5 strides."""
     scores = np.zeros((CELLS, 3), np.float32)
     for at, score in scored.items():
         scores[at] = score
@@ -78,12 +78,12 @@ def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Fl
     ("scored", "options", "expected"),
     [
         ({}, {}, []),
-        # cell 0: centre (7.5, 7.5); left 0, top 16, right 32, bottom 24
+        # cell 0: center (7.5, 7.5); left 0, top 16, right 32, bottom 24
         ({(0, 2): 0.75}, {}, [(2, 0.75, 7.5, -8.5, 39.5, 31.5)]),
-        # cell 5: column 1 of row 1: centre (23.5, 23.5)
+        # cell 5: column 1 of row 1: center (23.5, 23.5)
         ({(5, 0): 0.5}, {}, [(0, 0.5, 23.5, 7.5, 55.5, 47.5)]),  # the threshold itself is enough
         ({(5, 0): 0.4999}, {}, []),
-        # cell 9: the second of stride 32: centre (47.5, 15.5)
+        # cell 9: the second of stride 32: center (47.5, 15.5)
         ({(9, 1): 1.0}, {}, [(1, 1.0, 47.5, -16.5, 111.5, 63.5)]),
         # a cell has one class, the best that is reported
         ({(0, 0): 0.6, (0, 2): 0.9}, {}, [(2, 0.9, 7.5, -8.5, 39.5, 31.5)]),

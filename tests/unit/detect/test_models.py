@@ -86,7 +86,10 @@ def open_folder(folder: Path, **options: Any) -> Detector:
 
 
 def nanodet_outputs() -> dict[str, Floats]:
-    """Cell 9 of stride 8 (centre 11.5, 11.5) sees a dog, 8 model pixels to each side; its neighbour sees it less."""
+    """Return outputs in which cell 9 of stride 8 (center 11.5, 11.5) finds a dog, 8 model pixels to each side.
+
+    A neighboring cell finds the dog with a lower score.
+    """
     scores = np.zeros((64 + 16 + 4, 3), np.float32)
     scores[9, 1], scores[10, 1] = 0.9, 0.6
     sides = np.full((84, 4, 3), -50, np.float32)
@@ -99,7 +102,7 @@ def rows(*values: Sequence[float]) -> Floats:
     return np.array(values, np.float32)
 
 
-WEAK, STRONG, OTHER = (12, 12, 16, 16), (11.5, 11.5, 16, 16), (40, 16, 16, 8)  # centre, width, height
+WEAK, STRONG, OTHER = (12, 12, 16, 16), (11.5, 11.5, 16, 16), (40, 16, 16, 8)  # center, width, height
 
 HEADS = {
     "nanodet": ("{kind: nanodet, strides: [8, 16, 32], bins: 3}", nanodet_outputs()),
@@ -202,7 +205,7 @@ def test_fixed_batch_assigns_detections_to_their_frames(tmp_path: Path) -> None:
 
 
 def test_boxes_outside_the_frame_are_dropped(tmp_path: Path) -> None:
-    """A wide frame fills the upper half of the canvas: what lies below is not in it."""
+    """A wide frame fills the upper half of the canvas, so a box in the lower half is outside of the frame."""
     objects = rows([0, 0, 10, 10, 0.9, 0], [0, 40, 10, 60, 0.8, 1], [20, 30, 30, 50, 0.7, 2])
     folder = save_mine(tmp_path / "mine", "{kind: end-to-end}", {"output": objects})
     with closing(open_folder(folder)) as detector:
@@ -258,7 +261,7 @@ def test_shipped_models_have_no_fault() -> None:
 
 
 def documented_cards() -> list[str]:
-    """Those of detectors; a classifier's has a mark above it."""
+    """Return the documented specifications of detectors. Those of classifiers follow a mark."""
     return re.findall(r"(?<!-->\n)```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 

@@ -64,7 +64,7 @@ def nms(
     max_candidates: int = 1024,
     max_objects: int = 300,
 ) -> tuple[NDArray[np.intp], int]:
-    """Apply the rules with the functions under test. Return indices, best first, and how many were truncated."""
+    """Apply the rules with the functions under test. Return indices, best first, and the number of truncated ones."""
     order, truncated = best_first(scores, max_candidates)
     survivors = order[kept_in_order(boxes[order], class_ids[order], Overlaps(iou, across))]
     return survivors[:max_objects], truncated + max(0, len(survivors) - max_objects)
@@ -177,7 +177,7 @@ def test_nms_equals_the_naive_implementation(
 
 
 def test_chain_of_suppressions_is_greedy() -> None:
-    count = 500  # every second one stays, and each waits for the verdict on the one before it
+    count = 500  # every second box stays, and each decision depends on that for the previous box
     boxes = np.array([(4 * index, 0, 4 * index + 10, 10) for index in range(count)], np.float32)
     scores = np.linspace(1, 0.5, count, dtype=np.float32)
     kept, _ = nms(boxes, scores, np.zeros(count, np.int32), iou=0.4, max_objects=count)

@@ -168,7 +168,7 @@ def drawn_line(direction: str, points: object = ((20.0, 120.0), (300.0, 120.0)))
     ("direction", "above", "below"), [("in", False, True), ("out", True, False), ("both", True, True)]
 )
 def test_arrows_point_in_the_directions_of_crossings(direction: str, above: bool, below: bool) -> None:
-    """A line drawn from left to right is crossed `in` by what moves down."""
+    """An object that moves down crosses a line that is drawn from left to right in the direction `in`."""
     middle = drawn_line(direction)[:, 100:220]  # without the plate at the line's beginning
     assert (count(middle[:110], LINE_COLOR) > 50) is above
     assert (count(middle[130:], LINE_COLOR) > 50) is below

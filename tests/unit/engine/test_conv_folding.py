@@ -132,7 +132,7 @@ def copy_of(original: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold(onnx_model: onnx.ModelProto) -> tuple[str, ...]:
-    """Fold a model in place."""
+    """Fold a model in place. Return the names of the folded convolutions."""
     loaded = ir.from_proto(onnx_model)
     folded = fold_narrow_convolutions(loaded)
     onnx_model.CopyFrom(ir.to_proto(loaded))
@@ -477,7 +477,7 @@ def stage(activation: str, size: tuple[int | str, int] = (64, 64)) -> bytes:
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list of all further messages of TensorRT, verbose ones included."""
+    """Return a list that receives all further messages of TensorRT, including verbose ones."""
     lines: list[str] = []
     take = library.take_message
 

@@ -236,7 +236,7 @@ def test_threads_get_separate_memory() -> None:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Checks, for any order of calls, that parts do not overlap, lie in segments, and that the sums are correct."""
+    """State machine that checks, for any order of calls, that parts lie in segments, do not overlap, and add up."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
 
 
 def test_finite_value_beyond_bfloat16_stays_finite() -> None:
-    """The lowest float32 is the usual mask of language models. As an infinite value, it would make NaN of a 0."""
+    """The lowest float32 is the usual mask of language models. An infinite value would turn a 0 into NaN."""
     lowest = float(np.finfo(np.float32).min)
     rewritten = onnx.load_model_from_string(
         rewrite_onnx(convolution(weight=lowest), "bf16", keep_inputs=False, keep_outputs=False)

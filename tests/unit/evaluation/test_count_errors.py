@@ -26,7 +26,7 @@ SECTION = CameraAnalytics.model_validate(
 
 
 def walk(*xs: float | None, first: int = 1, object_id: int = 1) -> list[Row]:
-    """Return boxes of 20 x 40 px with their centers at these places; None: absent."""
+    """Return boxes of 20 x 40 px with their centers at these places. None means that the object is absent."""
     return [(at, object_id, x - 10, 80.0, 20.0, 40.0) for at, x in enumerate(xs, first) if x is not None]
 
 
@@ -151,7 +151,7 @@ def test_interval_corrects_the_bias_and_grows_with_errors_and_with_few_data() ->
 
 
 def test_intervals_of_thirty_sites_contain_the_true_counts() -> None:
-    """The 300 sites of `python -m tests.accuracy.intervals` begin with these."""
+    """These are the first of the 300 sites of `python -m tests.accuracy.intervals`."""
     coverage = random_sites(30)
     assert coverage.intervals == 120 and coverage.without == 0
     assert 0.9 <= coverage.contained / coverage.intervals < 1.0

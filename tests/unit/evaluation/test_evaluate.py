@@ -100,7 +100,7 @@ def test_counted_crossings_equal_true_ones(tmp_path: Path) -> None:
 
 
 def test_wrong_count_is_an_error(tmp_path: Path) -> None:
-    """A truth that lacks one object does not have its crossings."""
+    """If the truth lacks an object, the counted crossings of this object are errors."""
     (tmp_path / "count.py").write_text(COUNT)
     config = write_config(tmp_path, source=SOURCE, pipeline="count.py", analytics={"a": {"lines": [LINE]}})
     truth = read_truth(write_truth(tmp_path))

@@ -142,7 +142,10 @@ def test_failing_video_ends_the_evaluation() -> None:
 
 
 def half_filled(folder: Path) -> str:
-    """Return a frame of two objects: one fills its box, the other, of two rectangles that touch, half of it."""
+    """Write an image of two objects, and return the folder.
+
+    The first object fills its box. The second consists of two rectangles that touch, and fills half of its box.
+    """
     import cv2
 
     pixels = np.full((120, 160, 3), 128, np.uint8)

@@ -1,4 +1,4 @@
-"""`vision whatif --against` and `vision replay` with what `vision run` recorded of a real RTSP camera."""
+"""`vision whatif --against` and `vision replay` with recordings that `vision run` made of a real RTSP camera."""
 
 from __future__ import annotations
 

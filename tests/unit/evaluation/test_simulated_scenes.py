@@ -108,7 +108,7 @@ TURNS = {
     "turns aside behind the line": ["in"],
     "comes from the side": ["in"],
 }
-"""Crossings of a line 12 m from the camera by an object that turns, by its path."""
+"""Crossings of a line 12 m from the camera, for each path of an object that turns."""
 
 
 def _path(turn: str, reach_m: float) -> list[tuple[float, float]]:

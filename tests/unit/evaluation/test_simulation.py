@@ -174,7 +174,7 @@ def test_scene_is_repeatable_and_has_crossings(name: str) -> None:
 
 
 def _detected(errors: ErrorModel, frames_per_s: float, seed: int = 0) -> tuple[float, np.ndarray]:
-    """Return the part of an object's frames in which it is detected, and the detected centres relative to the truth."""
+    """Return the fraction of frames in which an object is detected, and the detected centers relative to the truth."""
     scene = Scene("still", VIEW, (rest("person", (0.0, 10.0), 0.0, 149.0),))
     frames = observe(scene, np.arange(0.0, 140.0, 1.0 / frames_per_s))
     detector = SimulatedDetector(errors, VIEW, class_ids(scene), confused_class_ids(scene), seed)

@@ -34,7 +34,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "tests/gpu/test_nvdec_detector.py",
     ),
 }
-"""Arguments of pytest for each process. A process takes 2 s to start, so there are few."""
+"""Arguments of pytest for each process. There are few processes, because each takes 2 s to start."""
 WITHOUT_ENGINES = ("kernels", "video")
 
 

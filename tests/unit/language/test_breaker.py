@@ -1,4 +1,4 @@
-"""When the circuit breaker opens, probes, and closes."""
+"""Conditions in which the circuit breaker opens, probes the server, and closes."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def test_a_killed_process_ends_the_wait_of_its_events(tmp_path: Path, on_timeout
 
 
 class Published:
-    """Collects the events that the process publishes late."""
+    """Receiver of the events that the process publishes late."""
 
     def __init__(self) -> None:
         self.events: list[EventMessage] = []

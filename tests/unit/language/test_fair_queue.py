@@ -70,9 +70,10 @@ def test_a_camera_keeps_its_turn_while_it_has_no_entries() -> None:
 
 
 def served(quiet: list[float], *, cameras: int, answer_s: float, max_age_s: float, most: int) -> Counter[str]:
-    """Simulate a server with one request at a time. The busy cameras ask each second, the quiet one at `quiet`, in s.
+    """Simulate a server that answers one request at a time.
 
-    Return the number of questions of each camera that were asked before they expired.
+    The busy cameras ask every second, and the quiet camera asks at the times `quiet` in seconds. Return the number of
+    questions of each camera that were asked before they expired.
     """
     clock, asked, left = Clock(), Counter[str](), list(quiet)
     waiting = queue(most, clock)

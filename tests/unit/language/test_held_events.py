@@ -1,4 +1,4 @@
-"""Which events are held, published, amended, and dropped, in every order in which an answer can arrive."""
+"""Events are held, published, amended, or dropped, in every order in which an answer can arrive."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ WAITS: dict[str, Any] = {"wait_s": 2.0, "keep": ("yes",)}
 
 
 def publish(events: HeldEvents, *messages: EventMessage, seq: int = 5) -> list[EventMessage]:
-    """Publish events as the publisher does. Return what `admit` lets pass."""
+    """Publish events as the publisher does. Return the events that `admit` lets pass."""
     passed = events.admit(messages)
     assert not events.sent([msgspec.structs.replace(each, seq=seq) for each in passed])
     return passed

@@ -27,7 +27,10 @@ CONFIG = AppConfig.model_validate(
 
 
 def documented() -> list[re.Pattern[str]]:
-    """Return a pattern for each counter in the table of the page. Later cells of a row replace the last word."""
+    """Return a pattern for each counter in the table of the page.
+
+    The later names in a row replace the last part of the first name.
+    """
     patterns = []
     for row in re.findall(r"^\| (`language\..*?) \|", PAGE.read_text(), re.MULTILINE):
         first, *others = re.findall(r"`([^`]+)`", row)

@@ -37,7 +37,7 @@ def entry(name: str, *images: bytes, left_s: float = 60.0) -> Entry:
 
 
 class Sender:
-    """A sender, and what became of its questions."""
+    """A sender that records which questions were sent, and which were given up."""
 
     def __init__(self) -> None:
         self.name = f"vision-test-{secrets.token_hex(8)}"
@@ -69,7 +69,7 @@ class Process:
         self._reader = self._connection.makefile("rb")
 
     def receive(self) -> str:
-        """Return the id of the next question, whose images are not read."""
+        """Return the id of the next question. Do not read its images."""
         (size,) = struct.unpack("!I", self._reader.read(4))
         return decode_question(self._reader.read(size)).id
 

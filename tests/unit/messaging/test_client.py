@@ -90,7 +90,7 @@ class Relay:
                 sink.sendall(data)
 
     def cut(self) -> None:
-        """Break every connection; new ones are accepted."""
+        """Break every connection. New connections are accepted."""
         for pair in self._pairs:
             for end in pair:
                 with contextlib.suppress(OSError):

@@ -39,7 +39,7 @@ NOTHING = ChangedReply(added=[], removed=[], reopened=[], adjusted=[], stages=[]
 
 
 class Handler:
-    """Handles requests, and keeps them."""
+    """Handler that stores its requests."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

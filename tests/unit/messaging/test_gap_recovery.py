@@ -236,7 +236,7 @@ def test_request_after_an_error_is_repeated_later_and_later() -> None:
 
 @pytest.mark.parametrize("journals", [["one"], ["one", "two"]])
 def test_publisher_without_new_events_is_asked_rarely(journals: list[str]) -> None:
-    """A reply that promises more events but has none, and journals that change all the time."""
+    """The replies promise more events but contain none, and the journal can change all the time."""
     clock = Clock()
     recovery = GapRecovery(0, clock=clock)
     asked = 0
@@ -270,7 +270,7 @@ def test_held_events_are_limited() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_losses_do_not_affect_order_and_completeness(seed: int) -> None:
-    """Events and replies get lost, arrive late and twice."""
+    """Events and replies are lost, late, or repeated."""
     rng = random.Random(seed)
     server, clock = Server(page=rng.choice([1, 3, 50])), Clock()
     server.publish(rng.randrange(10))

@@ -36,7 +36,7 @@ class Clock:
 
 @contextmanager
 def process(*mib: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that holds `mib[0]` MiB, and that starts a process which holds `mib[1]` MiB, if it is given."""
+    """Run a process that holds `mib[0]` MiB. If `mib[1]` is given, it starts a process that holds `mib[1]` MiB."""
     command = [sys.executable, "-c", _HOLD, _HOLD, *map(str, mib)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         assert running.stdin is not None

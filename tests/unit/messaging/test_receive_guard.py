@@ -26,7 +26,7 @@ MESSAGE = codec.encode(codec.detections(HEADER, result(found(1)), CLASSES, publi
 
 
 class HostilePublisher:
-    """Never ends its first message. After that connection was closed, it sends one good message."""
+    """Publisher that never ends its first message. After this connection is closed, it sends one good message."""
 
     def __init__(self, kind: bytes) -> None:
         self.sent = 0

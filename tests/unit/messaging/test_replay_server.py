@@ -43,7 +43,7 @@ def publish(publisher: Publisher, count: int = 1, camera: str = "gate") -> None:
 
 
 def lose(publisher: Publisher, count: int = 1) -> None:
-    """Store events without sending them. To a subscriber they are lost."""
+    """Store events without sending them. For a subscriber, these events are lost."""
     assert publisher._event_log is not None
     for _ in range(count):
         number = publisher._event_log.newest + 1

@@ -33,7 +33,7 @@ Run = Callable[[Task, threading.Event], None]
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set the folders for the cache and for temporary files. Return the second."""
+    """Set the folders for the cache and for temporary files. Return the folder for temporary files."""
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -60,7 +60,7 @@ COMMANDS = pytest.mark.parametrize("run", [calibrate, repair])
 
 
 class StopAfter(threading.Event):
-    """Event that is set after it was asked a number of times."""
+    """Event that is set after a number of calls of `is_set`."""
 
     def __init__(self, questions: int) -> None:
         super().__init__()

@@ -208,7 +208,7 @@ def frames(tmp_path: Path, images: Path) -> Frames:
 
 
 class Counter:
-    """Counts the frames that a calibration runs."""
+    """Counter of the frames that a calibration processes."""
 
     def __init__(self) -> None:
         self.frames = 0

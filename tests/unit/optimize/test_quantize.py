@@ -19,7 +19,7 @@ from vision.optimize.quantize import quantize, quantized_inputs
 
 
 class Ones(dict[str, float]):
-    """The threshold 1 for every tensor."""
+    """Thresholds that are 1 for every tensor."""
 
     def __missing__(self, name: str) -> float:
         return 1.0
@@ -71,7 +71,7 @@ def test_tensor_that_several_layers_read_has_one_pair(tmp_path: Path) -> None:
 
 
 def residual(first: str, second: str) -> onnx.ModelProto:
-    """Images -> a (Conv) and b (Conv, then SiLU) and c (MaxPool); output = first + second."""
+    """Return a model with images -> a (Conv), b (Conv, then SiLU), and c (MaxPool). Its output is first + second."""
     nodes = [
         node("Conv", ["images", "wa"], "a"),
         node("Conv", ["images", "wb"], "b0"),
@@ -103,7 +103,7 @@ def test_addition_of_a_constant_is_not_quantized(tmp_path: Path) -> None:
 
 
 def dense(operator: str, **attributes: Any) -> onnx.ModelProto:
-    """Images (batch, 6) -> Gemm or MatMul with weights of 4 output channels."""
+    """Return images (batch, 6) -> Gemm or MatMul with weights of 4 output channels."""
     shape = (4, 6) if attributes.get("transB") else (6, 4)
     return model([node(operator, ["images", "w"], "output", **attributes)], {"w": random(*shape)}, shape=("batch", 6))
 

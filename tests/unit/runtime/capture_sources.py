@@ -1,4 +1,4 @@
-"""Sources for capture workers that crash, hang, leak, do not return, or close slowly. The id of a camera says which."""
+"""Sources that crash, hang, leak, do not return, or close slowly. The camera id selects the fault."""
 
 from __future__ import annotations
 

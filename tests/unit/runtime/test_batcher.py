@@ -24,7 +24,7 @@ MS = 1_000_000
 
 @dataclass
 class ManualClock:
-    """A clock that the test turns by hand."""
+    """A clock that the test advances."""
 
     now_ns: int = 1_000 * MS
 
@@ -40,7 +40,7 @@ allocate = FrameBuffer.allocate
 
 @dataclass
 class Camera:
-    """Writes numbered frames into a slot, as a supervisor would."""
+    """Writer of numbered frames into a slot, like a supervisor."""
 
     slot: LatestSlot
     clock: ManualClock
@@ -279,7 +279,7 @@ def test_new_size_keeps_old_leases_valid(make: MakeCamera) -> None:
 
 @dataclass
 class Allocator:
-    """Remembers which buffer was made for what, as the detector does, and gives out at most `room` at once."""
+    """Allocator of at most `room` live frame buffers. It calls `when_freed` when the pixels of a buffer are freed."""
 
     room: int = 1000
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
@@ -303,7 +303,7 @@ def layout_of(buffer: FrameBuffer) -> tuple[int, int, PixelFormat]:
 
 
 def test_new_format_of_the_same_shape_gets_new_buffers(clock: ManualClock) -> None:
-    """Those of the old one, leased or waiting, do not come back among them."""
+    """Buffers of the old format, leased or waiting, are not used again."""
     camera = Camera(LatestSlot("a", Allocator(), clock=clock, leases=2), clock)
     camera.configure("nv12")
     leases = []
@@ -349,7 +349,7 @@ def test_number_of_buffers_is_constant_when_a_size_returns(clock: ManualClock) -
 
 
 def test_failed_allocation_leaves_no_buffers(clock: ManualClock) -> None:
-    """None that could be had is kept, and the old ones went first."""
+    """The old buffers are freed first, and no buffer of the failed allocation is kept."""
     allocate = Allocator(room=3)
     camera = Camera(LatestSlot("a", allocate, clock=clock, leases=1), clock)
     camera.write()
@@ -389,14 +389,14 @@ def is_held(lock: threading.Condition) -> bool:
 
 
 def test_buffers_are_freed_without_the_shared_lock(clock: ManualClock) -> None:
-    """Freeing one waits for all the work of the GPU."""
+    """Freeing a buffer waits for all work of the GPU."""
     changed = threading.Condition()
     freed: list[bool] = []
     allocate = Allocator(when_freed=lambda: freed.append(is_held(changed)))
     camera = Camera(LatestSlot("a", allocate, clock=clock, changed=changed, leases=2), clock)
 
     def again(*steps: Callable[[], object]) -> None:
-        """Free, written to, waiting and leased buffers; then another size."""
+        """Create free, written, waiting and leased buffers. Then change the size."""
         camera.write()
         leases = Batcher([camera.slot], 1, clock=clock).form_batch()
         camera.write()
@@ -563,7 +563,7 @@ Steps = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(Steps, st.booleans(), st.integers(1, 3))
 def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: int) -> None:
-    """And lies in a buffer that was made for frames of its size and format."""
+    """Each frame also lies in a buffer that was allocated for its size and format."""
     clock, allocate = ManualClock(), Allocator()
     slot = LatestSlot("a", allocate, clock=clock, lossless=lossless, leases=leases, max_fps=20.0, max_frame_age_s=0.1)
     camera = Camera(slot, clock)
@@ -616,7 +616,7 @@ def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: 
 
 @dataclass
 class Simulation:
-    """One detector that takes `service_ms` a batch and queues the rest, one camera faster than it, a virtual clock."""
+    """Simulation, with a virtual clock, of a detector that takes `service_ms` per batch, and of a faster camera."""
 
     service_ms: float
     slots: int
@@ -626,7 +626,7 @@ class Simulation:
     clock: ManualClock = field(default_factory=lambda: ManualClock(0))
 
     def run(self, seconds: float) -> tuple[float, float]:
-        """Batches per second, and median age of a frame when its batch comes back, ms."""
+        """Return the batches per second, and the median age in ms of a frame when its batch returns."""
         timer = SubmitScheduler(self.parallel)
         running: list[tuple[int, int]] = []  # captured, done
         ages: list[float] = []

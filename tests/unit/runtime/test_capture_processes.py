@@ -236,7 +236,7 @@ def test_faulty_camera_disturbs_only_its_worker(
 
 
 def test_camera_whose_library_does_not_return_gets_a_new_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It also gets new memory, because the call that hangs may still write to the old one."""
+    """The camera also gets new memory, because the call that hangs can still write to the old memory."""
     allocated = allocations(monkeypatch)
     run = site(
         {"stuck-0": "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, workers=1, faulty=True, hang_s=2.0

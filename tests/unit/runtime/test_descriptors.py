@@ -1,4 +1,4 @@
-"""A program that has no file descriptors left goes on, or ends with a clear error."""
+"""A program without free file descriptors continues, or ends with a clear error."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def children(pid: int) -> set[int]:
 
 
 def wait_until_idle(pid: int) -> None:
-    """Wait until the children have started, and so have connected. While they connect, a limit aborts the program."""
+    """Wait until the children have started and connected. A limit that is set earlier aborts the program."""
     used_s = float("inf")
     while True:
         before_s = used_s
@@ -113,7 +113,7 @@ def wait_until_idle(pid: int) -> None:
 
 
 def starve(pid: int, *, below: bool = False) -> None:
-    """Leave no free descriptor to a process; with `below`, not even those that it gives back."""
+    """Leave a process no free descriptor. With `below`, it cannot even use those that it releases again."""
     used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
     lowest_free = min(set(range(len(used) + 1)) - used)
     _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)

@@ -206,7 +206,7 @@ def test_next_result_reports_the_drops_of_a_result_that_was_too_old() -> None:
 
 @dataclass
 class Together:
-    """A stage that processes a batch. It takes its time, and notes the cameras of each batch."""
+    """A stage that processes batches in `takes_ms` each, and records the cameras of each batch."""
 
     clock: ManualClock
     takes_ms: int = 0
@@ -247,7 +247,7 @@ def test_queued_batches_are_processed_together_up_to_a_limit() -> None:
 
 
 def test_refused_frame_does_not_wake_the_batcher() -> None:
-    """But the result that is in its way does, once it is finished."""
+    """The unfinished result that blocks the frame wakes the batcher when it is finished."""
     clock = ManualClock()
     camera = Camera(slot_of(clock), clock)
     leases = [take(camera) for _ in range(MAX_UNFINISHED)]
@@ -262,7 +262,7 @@ def test_refused_frame_does_not_wake_the_batcher() -> None:
 
 
 class Woken(threading.Condition):
-    """Counts the calls of `notify_all`."""
+    """Condition that counts the calls of `notify_all`."""
 
     count = 0
 
@@ -383,7 +383,7 @@ def test_every_frame_is_accounted_for_with_results(steps: list[str]) -> None:
 
 @dataclass
 class Ages(Collector):
-    """Notes the age of each frame when its turn comes, and takes its time."""
+    """Sink that records the age of each frame at its turn, and takes `sleep_s` for each frame."""
 
     sleep_s: float = 0.0
     ages_s: list[float] = field(default_factory=list)
@@ -411,7 +411,7 @@ class SlowPixels:
 @pytest.mark.integration
 @pytest.mark.parametrize("slow", ["stage", "pixel stage", "sink", "detector"])
 def test_overload_keeps_frames_young_and_accounts_for_each(slow: str) -> None:
-    """Three times as many frames as the slow part can process, which takes 50 ms for one."""
+    """The cameras send three times as many frames as the slow part can process, at 50 ms per frame."""
     sink = Ages(sleep_s=0.05 if slow == "sink" else 0.0)
     stages: dict[str, Stage] = {"stage": sleep_stage(0.05), "pixel stage": SlowPixels()}
     detector = FakeDetector(max_batch=1, service_ns=50 * MS if slow == "detector" else 0)

@@ -53,7 +53,7 @@ LEFT = {"name": "left", "polygon": ((0, 0), (0.5, 0), (0.5, 1), (0, 1)), "anchor
 
 @dataclass
 class Kept:
-    """A sink that keeps everything."""
+    """A sink that stores all results and reports."""
 
     results: list[Result] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
@@ -217,7 +217,7 @@ def test_evaluation_writes_no_files(tmp_path: Path) -> None:
 
 @contextmanager
 def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = False) -> Iterator[list[Item]]:
-    """Run for a while, and everything that a subscriber was sent meanwhile."""
+    """Run the program until it ends. Yield the messages that a subscriber has received."""
     items: list[Item] = []
     stop = threading.Event()
     with ExitStack() as resources:

@@ -1,4 +1,4 @@
-"""Random changes of a running program: what a change does not concern continues, and an invalid one changes nothing."""
+"""Random changes of a running program: other parts continue, and invalid changes have no effect."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def section(**changes: Any) -> Content:
 
 
 class RandomSite(Site):
-    """The program with a sink and with `realign`, and what must be true after each change."""
+    """The program with a sink and with `realign`, and the checks after each change."""
 
     def __init__(self, folder: Path, processes: int, hook: Server) -> None:
         super().__init__(folder, processes=processes)
@@ -185,8 +185,9 @@ def check_counts(messages: list[CountsMessage]) -> None:
 
 
 def _changed(content: Content, what: str, name: str, number: int) -> Content:
-    """Return a valid configuration with one change. If the change does not fit, for example because the camera does
-    not exist, return an equal one.
+    """Return a valid configuration with one change.
+
+    If the change does not fit, for example because the camera does not exist, return an equal configuration.
     """
     own = next((each for each in content["cameras"] if each["id"] == name), None)
     analytics = content["analytics"]

@@ -67,7 +67,7 @@ def camera(name: str, seed: int = 1, **more: Any) -> dict[str, Any]:
 
 
 class Site:
-    """A running program, its configuration, and what a subscriber in this process has received from it."""
+    """A running program, its configuration, and the messages that a subscriber in this process has received."""
 
     def __init__(self, folder: Path, *, processes: int = 1, cameras: int = 4) -> None:
         self.path = folder / f"camera-{processes}-{cameras}.yaml"
@@ -92,7 +92,7 @@ class Site:
         self.path.write_text(yaml.safe_dump(self.content, sort_keys=False))
 
     def restore(self) -> None:
-        """Return to the first configuration, and forget what was received."""
+        """Return to the first configuration, and forget the received messages."""
         self.content = {}
         self.write(**self.first)
         self.change()

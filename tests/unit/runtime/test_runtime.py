@@ -37,7 +37,7 @@ MS = 1_000_000
 
 @dataclass
 class Collector:
-    """A sink that keeps everything."""
+    """A sink that stores all results by camera, and all reports."""
 
     results: dict[str, list[Result]] = field(default_factory=lambda: defaultdict(list))
     reports: list[Report] = field(default_factory=list)
@@ -241,7 +241,7 @@ def test_report_counts_no_frame_that_is_published_while_it_is_made(monkeypatch: 
 
 
 class HangingDetector(FakeDetector):
-    """Takes a batch and never gives it back."""
+    """Detector that never returns the results of a batch."""
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
         time.sleep(min(timeout_s, 0.01))
@@ -264,7 +264,7 @@ def test_hanging_device_is_an_error() -> None:
 
 
 class StuckDetector(FakeDetector):
-    """Its device does not return from a call."""
+    """Detector whose device does not return from a call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ print(threads)
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
-    """To its end, which must come soon."""
+    """Run a Python program to its end, which must come within 60 s."""
     command = [sys.executable, "-c", program]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
 
@@ -355,7 +355,7 @@ def test_watchdog_does_not_end_a_working_process() -> None:
 
 @dataclass
 class PausingSink(Collector):
-    """Takes the first result, and waits for something with it."""
+    """Sink that calls `pause` before it accepts the first result."""
 
     pause: Callable[[], None] = lambda: None
 
@@ -368,7 +368,7 @@ class PausingSink(Collector):
 @pytest.mark.integration
 @pytest.mark.parametrize("max_batch", [1, 8])
 def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batch: int) -> None:
-    """Each camera may have those that it may have before its next frame is refused, and those of the batches then."""
+    """Each camera can have `MAX_UNFINISHED` results before its next frame is refused, plus those of batches in flight."""
     waiting: list[int] = []
 
     def until_refused() -> None:
@@ -389,7 +389,7 @@ def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batc
 
 @pytest.mark.integration
 def test_loop_that_waits_for_the_results_thread_makes_progress() -> None:
-    """So it is not taken for one that is stuck."""
+    """Therefore, the watchdog does not consider the loop stuck."""
 
     def move() -> None:
         before_ns = runtime._loop.progress_ns
@@ -434,7 +434,7 @@ def test_ended_loop_is_not_stuck() -> None:
 
 
 class CrowdedDetector(FakeDetector):
-    """Cannot look at all that it finds."""
+    """Detector that reports three truncated candidates for each frame."""
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
         return [replace(found, truncated_candidates=3) for found in super().wait(slot, timeout_s)]

@@ -1,4 +1,4 @@
-"""The start of a service: what the world may repair is tried again, and what a person wrote ends it."""
+"""The start of a service: errors that can disappear are retried, and errors of an operator end the start."""
 
 from __future__ import annotations
 

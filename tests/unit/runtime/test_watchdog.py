@@ -31,7 +31,7 @@ SOURCE = "synthetic:160x120@50"
 
 
 class Parts:
-    """One part whose progress the test sets, and what the watchdog did about it."""
+    """One part whose progress the test sets, and the reactions of the watchdog."""
 
     def __init__(self, *, repairs: bool | None = None) -> None:
         self.clock = ManualClock()
@@ -94,7 +94,7 @@ def test_part_that_cannot_be_repaired_fails() -> None:
 
 
 class HangingStage:
-    """Does not return from its tenth call."""
+    """Stage that does not return from its tenth call."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -108,7 +108,7 @@ class HangingStage:
 
 
 class HangingSink(Collector):
-    """Does not return from `publish`."""
+    """Sink that does not return from `publish`."""
 
     def __init__(self, returns: threading.Event) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_sink_that_hangs_ends_the_run() -> None:
 
 
 class StageWithThread:
-    """Gives its frames to a thread that never finishes one."""
+    """Stage that passes its frames to a thread, which never finishes one."""
 
     def __init__(self, returns: threading.Event) -> None:
         self.returns = returns
@@ -184,7 +184,7 @@ def test_thread_of_a_stage_that_hangs_ends_the_run(caplog: pytest.LogCaptureFixt
 
 
 class SlowStage:
-    """Takes a quarter of the limit for each result."""
+    """Stage that takes a quarter of the limit for each result."""
 
     def __call__(self, result: Result) -> Result:
         time.sleep(0.25)

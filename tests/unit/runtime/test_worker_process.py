@@ -43,7 +43,7 @@ def poll_until(workers: Workers, condition: Callable[[], bool], timeout_s: float
 
 @dataclass
 class StoppedClock:
-    """Clock in ns that stands until the test sets `now_ns`."""
+    """Clock in ns that stands still until the test sets `now_ns`."""
 
     now_ns: int = 0
 
@@ -133,7 +133,7 @@ def test_killed_process_is_replaced_at_once_if_it_ran_well(workers: Workers) -> 
 
 @pytest.fixture
 def with_spare() -> Iterator[tuple[Workers, StoppedClock]]:
-    """Workers that keep a spare process for the entry `echo`, and their clock."""
+    """Yield workers that keep a spare process for the entry `echo`, and their clock."""
     clock, before = StoppedClock(time.monotonic_ns()), set(psutil.Process().children())
     group = Workers(clock, SpareProcess(f"{ENTRIES}:echo", clock))
     yield group, clock

@@ -29,7 +29,7 @@ def echo(channel: WorkerChannel, setup: bytes) -> None:
 
 
 def act(channel: WorkerChannel, setup: bytes) -> None:
-    """Do what the messages name: crash, hang, use memory, log, or ignore the stop."""
+    """Do what each message requests: crash, hang, use memory, log, or ignore the stop."""
     channel.ready()
     kept = []
     while True:
@@ -75,7 +75,7 @@ def flood(channel: WorkerChannel, setup: bytes) -> None:
 
 @dataclass
 class Recorded:
-    """Records what happens to a worker."""
+    """Handler that records what happens to a worker."""
 
     starts: int = 0
     messages: list[Message] = field(default_factory=list)

@@ -76,7 +76,7 @@ class Program:
         return self.counts.view
 
     def show(self, pixels: Pixels, objects: Tracks, seconds: float) -> list[Event]:
-        """Show a frame for some seconds. Wait for the thread where it has work."""
+        """Show a frame for some seconds. Wait while the thread has work. Return the events."""
         events: list[Event] = []
         for _ in range(round(seconds * 10)):
             now_ns = 1 + self.index * 100_000_000
@@ -138,7 +138,7 @@ UNALIGNED: dict[str, Any] = {**SECTION, "realign": False}
 
 @pytest.fixture
 def watching(tmp_path: Path) -> Iterator[Program]:
-    """Return a program that reports movements and covers, and leaves the lines where they are."""
+    """Yield a program that reports movements and covers, and does not move the lines."""
     started = Program(tmp_path / "views", config_of(UNALIGNED, moved=15, covered=30))
     with closing(started.views):
         yield started

@@ -39,7 +39,7 @@ CLASSES = ("person", "car")
 
 @dataclass
 class Grey:
-    """A classifier that reads the grey level: below 100 dark, above 150 light, between them it cannot say."""
+    """A classifier of the gray level: dark below 100, light above 150, and uncertain in between."""
 
     exclusive: bool = True
     max_batch: int = 4

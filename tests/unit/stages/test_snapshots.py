@@ -1,4 +1,4 @@
-"""Frames of events: the right one, whole, and never more of them than there may be."""
+"""Snapshots of events: the right frame, complete files, and their limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def result(snapshot_stage: Frame, *kinds: str) -> Result:
 
 
 def size_and_name(snapshot_stage: Frame, _result: Result) -> bytes:
-    """In place of a JPEG: 1000 bytes with the frame's number."""
+    """Return 1000 bytes with the number of the frame, instead of a JPEG."""
     return b"%1000d" % snapshot_stage.meta.index
 
 

@@ -64,7 +64,7 @@ def test_each_camera_has_its_own_tracker() -> None:
 
 
 def test_ids_continue_when_a_process_is_replaced_twice() -> None:
-    """Also if the first replacement ends before it has given an id."""
+    """The ids continue also if the first replacement ends before it has given an id."""
     stage = TrackStage(camera_ids=["gate", "yard"])
     stage.continue_after({"gate": 7, "yard": 12})
     reported = stage.last_ids()

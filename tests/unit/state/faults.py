@@ -48,6 +48,6 @@ class SlowDisk:
         os.fsync(descriptor)
 
     def stop(self) -> None:
-        """Let no further fsync return."""
+        """Block each further fsync until `go` is set."""
         self.go.clear()
         self.waiting.clear()

@@ -1,1 +1,1 @@
-"""The only tests that hold full texts: one module an area, each with a table `ROWS`."""
+"""The only tests that contain full texts. Each module tests one area, and has a table `ROWS`."""

@@ -1,4 +1,4 @@
-"""Texts of the capture folder."""
+"""Texts about cameras and video files."""
 
 from vision.capture.gstreamer import errors
 from vision.capture.source import not_open

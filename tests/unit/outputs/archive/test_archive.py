@@ -35,7 +35,7 @@ def waiting() -> Site:
 
 
 def first_results(one: Site, folder: Path, number: int) -> list[Result]:
-    """Store the first results of a camera. Return them."""
+    """Store the first `number` results of a camera. Return these results."""
     recorder, results = Recorder(folder), list(live_results(one, islice(detections_of(one), number)))
     for result in results:
         recorder.add(result)

@@ -17,7 +17,7 @@ TOKEN = "0123456789abcdef"
 
 
 class Client:
-    """Sends requests to an application. `cookies` are sent with each of them, as a browser does."""
+    """Client that sends requests to an application. It sends `cookies` with each request, as a browser does."""
 
     def __init__(self, app: ASGIApp, base_url: str = "http://127.0.0.1:8080") -> None:
         self._app = app

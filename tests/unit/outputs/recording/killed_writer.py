@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def record_forever(folder: Path) -> None:
-    """Record clips and everything."""
+    """Record clips and continuous files without end."""
     desk = Desk(folder / "recordings", RecordingIndex(folder), mode="both", file_s=10, max_gb=3e-4)
     for connection in count(1):
         start_s = connection * 12.0 + time.time() % 1e6

@@ -33,7 +33,7 @@ class Desk:
         self.camera = CameraRecorder("gate", config, self.store, self.ring, lambda: self.now_ns)
 
     def play(self, arriving: Sequence[CodedPacket], events_s: Sequence[float] = ()) -> None:
-        """Let packets arrive, and events, whose times are in seconds since the start."""
+        """Process packets and events as they arrive. The times of the events are in seconds since the start."""
         waiting = [START_NS + round(each * NS) for each in events_s]
         for packet in arriving:
             self.now_ns = packet.header.arrived_ns
@@ -86,7 +86,7 @@ def test_clip_starts_with_a_key_frame_before_the_event_and_ends_after_it(
 def test_key_frame_that_later_frames_refer_across_starts_a_clip_only_if_there_is_no_other(
     tmp_path: Path, index: RecordingIndex
 ) -> None:
-    """The encoder sends one key frame that separates the frames, and then only others."""
+    """In this stream, later frames refer across every key frame except the first."""
     made = desk(tmp_path, index)
     made.play(packets(coded(b_frames=2, open_gop=True, frames=200)), [5.0, 15.5])
     made.wait(10)

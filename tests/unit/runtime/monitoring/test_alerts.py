@@ -108,7 +108,7 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def evaluation(alert: str, case: Case, *, fires: bool) -> dict[str, object]:
-    """Return a test of promtool: how many alerts of a rule fire?"""
+    """Return a test of promtool for the number of alerts of a rule that fire."""
     series = case.fires if fires else case.quiet
     expression = f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)'
     check = {

@@ -68,7 +68,7 @@ def state_of(*states: str, clock: Clock | None = None) -> ProgramState:
 
 
 class Client:
-    """Sends requests to an application without a socket."""
+    """Client that sends requests to an application without a socket."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
