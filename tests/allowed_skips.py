@@ -30,9 +30,9 @@ ALLOWED = (
     ),
     # ModelOpt needs PyTorch, several gigabytes. `VISION_MODELOPT_PYTHON` names an environment that contains it.
     (r"tests/unit/optimize/test_routes\.py", r"VISION_MODELOPT_PYTHON"),
-    # The advisory service, which knows the vulnerabilities of packages, may be out of reach when the packages are not.
+    # The service that knows the vulnerabilities of packages can be unreachable although the packages are reachable.
     (r"tests/unit/test_locks\.py", r"advisory service does not answer"),
-    # The registry of packages may be out of reach.
+    # The registry of packages can be unreachable.
     (r"tests/models/", r"cannot be downloaded"),
     # The project does not ship the video and the ground truth of the accuracy test. The Debian package puts the video
     # into /usr/share/doc, which container images often leave out.

@@ -1,4 +1,4 @@
-"""`vision chaos` with three cameras and a handful of faults."""
+"""`vision chaos` with three cameras and a few faults."""
 
 from __future__ import annotations
 

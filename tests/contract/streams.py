@@ -43,7 +43,7 @@ class Stream:
     """One kind of source. `make` returns a new source, which starts with the first frame."""
 
     make: Callable[[], Source]
-    make_slow: Callable[[], Source] | None = None  # after a few frames, one in 0.8 s; None: it never waits
+    make_slow: Callable[[], Source] | None = None  # one frame in 0.8 s after the first few; None: it never waits
     endless: bool = False
 
 

@@ -331,7 +331,7 @@ def test_unknown_slot_is_refused(detector: Detector, slot: int) -> None:
 def test_batch_size_out_of_range_is_refused(detector: Detector, count: int) -> None:
     with pytest.raises(ValueError):
         detector.submit(0, [frame(detector, 0)] * count)
-    detector.submit(0, [frame(detector, 0)])  # the slot was not taken
+    detector.submit(0, [frame(detector, 0)])  # the failed call has not taken the slot
     assert_finds(detector.wait(0, LONG_S)[0], 0)
 
 

@@ -270,7 +270,7 @@ def test_reopened_source_starts_with_its_first_frame(stream: Stream) -> None:
         assert near(read(source, source.open()), first)
 
 
-# --- nothing is left --------------------------------------------------------------------------------------------------
+# --- leaks ------------------------------------------------------------------------------------------------------------
 
 
 def resources() -> tuple[int, int]:
@@ -292,7 +292,7 @@ def returns_to(before: tuple[int, int]) -> bool:
 
 
 def test_50_opens_leave_no_resources(stream: Stream) -> None:
-    with closing(stream.make()) as source:  # what is made once stays
+    with closing(stream.make()) as source:  # objects that exist only once per process are created here
         read(source, source.open())
     assert wait_until(lambda: threading.active_count() <= 2)
     before = resources()

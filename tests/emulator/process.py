@@ -30,7 +30,7 @@ def run_emulated(tests: Sequence[str], cache: Path, *, engines: bool = True) -> 
     """
     try:
         if engines:
-            find_library()  # engines are built by the real library, wherever PYTHONPATH has it
+            find_library()  # the real library builds the engines, from the place that PYTHONPATH names
     except DeviceMissing as error:
         pytest.skip(str(error))
     path = [str(ROOT / "tests" / "emulator" / "site"), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]

@@ -136,7 +136,7 @@ def test_shipped_clip_matches_ffmpeg() -> None:
         ("libvpx-vp9", "webm", (("deadline", "realtime"), ("cpu-used", "8"), ("g", "10")), 0),
         ("libvpx", "webm", (("deadline", "realtime"), ("cpu-used", "8"), ("g", "10")), 0),
         ("libsvtav1", "mp4", (("preset", "12"), ("g", "10")), 0),
-        ("mpeg2video", "mpegts", (("g", "10"), ("bf", "2")), 3),  # its arithmetic is not exact by definition
+        ("mpeg2video", "mpegts", (("g", "10"), ("bf", "2")), 3),  # a codec without exact arithmetic
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -213,7 +213,7 @@ def test_session_is_not_used_for_a_different_stream(tmp_path: Path) -> None:
             assert len(list(rest_of(source, height_px, width_px))) == 5
     sessions = kept_sessions()
     assert len(set(map(id, sessions))) == 4
-    with opened_file(paths[0]) as source:  # its session was the oldest, and is closed
+    with opened_file(paths[0]) as source:  # the session of this file was the oldest, and is closed
         source.open()
         assert kept_sessions() == sessions
     idle_sessions.close()

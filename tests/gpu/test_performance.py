@@ -48,7 +48,7 @@ SHAPES = {"images": (2, 3, 64, 96)}
 @emulated
 @pytest.mark.parametrize("graph", [False, True])
 def test_lane_runs_only_the_network(graph: bool) -> None:
-    gc.collect()  # what earlier tests left behind
+    gc.collect()  # frees the memory of earlier tests
     before = allocated()
     with engine() as opened:
         with closing(GpuLane(opened, SHAPES, graph=graph)) as lane:
@@ -79,7 +79,7 @@ def test_lanes_are_measured_in_parallel() -> None:
 
 @emulated
 def test_engine_with_dynamic_outputs_is_not_measured_alone() -> None:
-    gc.collect()  # what earlier tests left behind
+    gc.collect()  # frees the memory of earlier tests
     before = allocated()
     with engine() as opened:
         opened.outputs = (opened.outputs[0].__class__("output", "output", "float32", (-1, -1, 6), "device", False),)
@@ -113,7 +113,7 @@ def test_time_line_has_the_slots(steps: bool) -> None:
             assert lanes[f"slot {slot} copies"] == ["copy"] * 3
             assert lanes[f"slot {slot}"] == ["in flight"] * 3
         assert set(lanes["thread MainThread"]) == {"copy", "launch"}
-        detector.submit(0, [frame()])  # it is as it was
+        detector.submit(0, [frame()])  # the detector still works as before
         assert_two_objects(detector.wait(0, 10.0)[0])
 
 
@@ -129,7 +129,7 @@ def test_program_runs_on_the_frames_of_the_stage() -> None:
         )
         assert ran.published_per_s > 0
         assert ran.objects_per_frame == 2
-        detector.submit(0, shown[0])  # its slots are free again
+        detector.submit(0, shown[0])  # the slots of the detector are free again
 
 
 def test_device_memory_is_counted() -> None:

@@ -154,7 +154,7 @@ def test_detections_do_not_depend_on_slot_batch_size_or_buffer(detector: Any) ->
     same(detect(detector, locked), plain)
     same(detect(detector, locked, slot=1), plain)
     same(detect(detector, on_gpu), plain)
-    # another batch size may take other kernels, whose sums differ in the last bits
+    # for another batch size, TensorRT can choose other kernels, whose sums differ in the last bits
     single = [detect(detector, [each])[0] for each in locked]
     for one, other in zip(single, plain, strict=True):
         strong, other_strong = one.scores > 0.4, other.scores > 0.4
@@ -209,7 +209,7 @@ def test_failed_allocation_is_reported_with_its_purpose(device: object) -> None:
         with pytest.raises(DeviceError) as caught:
             kind(1 << 50, "a test")
         assert "a test" in caught.value.args[0]
-    with DeviceBuffer(1000, "a test") as after:  # the error did not stay
+    with DeviceBuffer(1000, "a test") as after:  # the error did not persist
         assert after.address % 256 == 0
 
 

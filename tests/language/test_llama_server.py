@@ -170,7 +170,7 @@ def test_server_that_is_killed_before_it_answers_is_an_error(tiny_model: TinyMod
                 asking.complete("?", jpegs(1), deadline_s=60.0)
             errors.append(caught.value)
 
-        server.freeze()  # so that it does not answer before it is killed
+        server.freeze()  # the server then does not answer before it is killed
         thread = threading.Thread(target=ask)
         thread.start()
         thread.join(0.3)

@@ -1,4 +1,4 @@
-"""Every published start of a state gets its end, also if the process that reported the start was killed."""
+"""After every published start of a state, its end is published, also if the process that reported it was killed."""
 
 from __future__ import annotations
 

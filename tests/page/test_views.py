@@ -115,7 +115,7 @@ def test_events_of_a_running_program_appear_with_snapshots(
     program = start_program(COUNTING.replace("VIDEO", str(ROOT / "configs" / "vtest.mp4")))
     opened = open_page(f"{program.url}/#/history")
     page = opened.page
-    page.wait_for_selector(".plot canvas >> nth=2")  # nothing was counted yet when the view opened
+    page.wait_for_selector(".plot canvas >> nth=2")  # when the view opened, nothing was counted yet
     assert "archive" in (page.locator("main [role=status]").text_content() or "")
     page.evaluate("location.hash = '#/events'")
     page.wait_for_selector(".event .thumb img >> nth=1")

@@ -133,7 +133,7 @@ def _wait(server: ChatServer, process: subprocess.Popen[bytes], until_s: float) 
         time.sleep(_POLL_S)
 
 
-# --- the clients, in a process of their own, because they would delay the receipt of the messages ---------------------
+# --- the clients, in a separate process, because they would delay the receipt of the messages -------------------------
 
 
 @contextmanager

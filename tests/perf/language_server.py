@@ -21,7 +21,7 @@ import httpx
 from tests.chat_server import Handler, chat_server, completion, json_answer
 
 WORKS: Final = "works"
-_AFTER: Final = "answers after "  # and the time in seconds
+_AFTER: Final = "answers after "  # followed by the time in seconds
 _START_S: Final = 30.0
 
 

@@ -34,7 +34,7 @@ def run_supervision(batch: Batch, anchors: str) -> tuple[np.ndarray[Any, np.dtyp
         ids = np.flatnonzero(seen)
         found = sv.Detections(xyxy=boxes[ids], tracker_id=ids, class_id=np.zeros(len(ids), int))
         for line, zone in enumerate(zones):
-            to_left, to_right = zone.trigger(found)  # its `in` is from right to left
+            to_left, to_right = zone.trigger(found)  # `in` of this package is from right to left
             counted[ids[to_right], line, 0] += 1
             counted[ids[to_left], line, 1] += 1
     return counted, time.perf_counter() - began

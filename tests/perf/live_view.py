@@ -4,7 +4,7 @@
 
 The measurement needs Chromium. `exact` compares the numbers that cameras of the zoo paint into their frames with the
 numbers in the overlay of the browser, also after losses, new connections, and changes of the frame size. `viewers`
-alternates between 0, 1, and 20 viewers, which discard what they receive. The command writes
+alternates between 0, 1, and 20 viewers, which discard the received data. The command writes
 results/MACHINE/live_view.json.
 """
 

@@ -34,7 +34,7 @@ from tests.perf.results import snake_case_keys
 _WARM_NS = 10_000_000_000
 _SETTLED_S = 30.0  # start of the memory samples
 _EVERY_S = 5.0  # interval of the memory samples
-_AT_THE_END = 1  # number of last samples to leave out, because the program may already have freed memory
+_AT_THE_END = 1  # number of last samples to leave out, because the program can already have freed memory
 _NAP_S = 0.002
 _LATE_S = 0.010  # a longer delay counts as a pause
 _FEW = 100  # maximum number of items of a list in the result

@@ -21,7 +21,7 @@ _MASKED: Final = float(np.finfo(np.float32).min)  # added to the scores of maske
 
 
 class _Builder:
-    """Adds layers to an ONNX graph. Each method returns the name of the layer's output."""
+    """Builder of an ONNX graph. Each method adds a layer, and returns the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []

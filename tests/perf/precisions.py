@@ -38,7 +38,7 @@ from vision.runtime.builder import find_model
 _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16")
 _DETECTOR: Final = "nanodet-g-416"
 _BATCHES: Final = (1, 8)
-_ONLY_ONE: Final = ("yolov8x",)  # its float32 reference on the CPU takes long
+_ONLY_ONE: Final = ("yolov8x",)  # the float32 reference takes long on the CPU
 _ACCURATE: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16")
 _ACCURACY_TITLE: Final = "AP@0.5 of the shipped detector on a labeled video, by precision"
 _TITLE: Final = "Precisions of networks, measured by `vision bench --precisions`, with and without CUDA graphs"

@@ -47,7 +47,7 @@ from vision.messaging.schema import CameraStatusMessage, DetectionsMessage, Even
 
 _SETTLE_S: Final = 6.0  # warm-up: connections, first batches, and the batcher's measurements of batch times
 _LAST_S: Final = 1.0  # not measured, before the program is stopped
-_START_S: Final = 600.0  # timeout of the first message, because an engine may have to be built
+_START_S: Final = 600.0  # timeout of the first message: the program can need time to build an engine
 _QUEUE: Final = 100_000  # maximum number of messages that wait for this process
 _OPENING_S: Final = 1.0  # after the first frame of an epoch or of a repetition, the stream counts as settled
 SPARE_S: Final = 60.0  # by which a stream is longer than the run

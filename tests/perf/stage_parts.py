@@ -82,7 +82,7 @@ def opened(
         detector.close()
 
 
-# ------------------------------------------------------------------------------------------------ measuring
+# ------------------------------------------------------------------------------------------------ measurement
 
 
 def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: float, least: int = 20) -> float:

@@ -33,10 +33,11 @@ _CYCLE: Final = 400  # number of frames after which the scene repeats
 
 
 class StandInDetector:
-    """Detector whose batches take `service_s` seconds each, one after another, whatever the frames show.
+    """Detector whose batches take `service_s` seconds each, one after another.
 
-    The detector reports the same `objects` objects for every camera. The objects move horizontally from frame to frame,
-    and turn at the borders of the frame. Together, they fill the whole width of the frame.
+    The detector does not read the frames. It reports the same `objects` objects for every camera. The objects move
+    horizontally from frame to frame, and turn at the borders of the frame. Together, they fill the whole width of the
+    frame.
     """
 
     def __init__(self, class_names: Sequence[str], *, service_s: float, objects: int, max_batch: int) -> None:

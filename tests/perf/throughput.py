@@ -59,7 +59,7 @@ def work(config: str) -> None:
     scenes = [make_crowd(_OBJECTS, _CYCLE, seed, size=(64, 48)) for seed in range(8)]
 
     class StandIn(fake):  # type: ignore[misc,valid-type] # a class of the tree that is measured
-        """Detector that reports the objects of a scene, whatever the frames show."""
+        """Detector that reports the objects of a scene. It does not read the frames."""
 
         def _detect(self, frame: Any) -> Any:
             scene = scenes[hash(frame.meta.camera_id) % len(scenes)]

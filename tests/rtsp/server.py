@@ -81,7 +81,7 @@ CAPS = {
     "mjpeg": "image/jpeg,width=384,height=288,framerate=10/1",
 }
 PAYLOADERS = {"h264": "rtph264pay config-interval=-1", "h265": "rtph265pay config-interval=-1", "mjpeg": "rtpjpegpay"}
-GOP = 20  # frames from key frame to key frame, of the clip and of what is encoded here
+GOP = 20  # frames from key frame to key frame, in the clip and in the streams that are encoded here
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A real RTSP server in a process of its own, and cameras under supervision as in the program."""
+"""A real RTSP server in a separate process, and cameras under supervision as in the program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PYTHON = Path("/usr/bin/python3")
 SERVER = Path(__file__).with_name("server.py")
 CLIP = Path(__file__).parents[2] / "configs" / "vtest.mp4"
 FORMATS: tuple[PixelFormat, ...] = ("bgr", "i420", "nv12")
-PATIENCE_S = 60.0  # for what takes a second on an idle machine
+PATIENCE_S = 60.0  # timeout of operations that take a second on an idle machine
 
 
 @cache
@@ -87,7 +87,7 @@ class Server:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill the server without a goodbye to its clients. The kernel closes the connections."""
+        """Kill the server. It sends its clients no message, but the kernel closes the connections."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -278,7 +278,7 @@ def open_files() -> set[str]:
         try:
             found.add(f"{entry.name} {entry.readlink()}")
         except FileNotFoundError:
-            continue  # the one that lists them
+            continue  # the descriptor that lists the others
     return found
 
 

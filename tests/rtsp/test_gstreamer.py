@@ -217,7 +217,7 @@ UNSAID: tuple[tuple[int, str, YuvEncoding], ...] = ((96, "bframes=0", "bt601"), 
 SAID: tuple[tuple[int, str, YuvEncoding], ...] = (
     (96, "colormatrix=smpte170m", "bt601"),
     (96, "colormatrix=bt709", "bt709"),
-    (720, "colormatrix=smpte170m:fullrange=on", "bt601-full"),  # 1.22 says nothing of a range that changes alone
+    (720, "colormatrix=smpte170m:fullrange=on", "bt601-full"),  # 1.22 does not report a change of the range alone
     (96, "colormatrix=smpte170m", "bt601"),
 )
 

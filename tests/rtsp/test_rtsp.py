@@ -34,7 +34,7 @@ PASSWORD = "hunter2"
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_stream_plays_over_the_configured_transport(server: Server, reader: str, transport: str) -> None:
     """Every frame is a later frame of the clip, and the server reports the configured transport."""
-    clip_luma()  # takes time, in which frames would be missed
+    clip_luma()  # takes time, during which frames would be missed
     played = server.lines.count(f"play /clip {transport}")
     with opened(camera(server.url("/clip"), reader, transport=transport)) as (source, info):
         assert (info.width_px, info.height_px) == (768, 576)
@@ -116,7 +116,7 @@ def test_interrupt_ends_a_waiting_open(reader: str) -> None:
 
         thread = threading.Thread(target=connect)
         thread.start()
-        time.sleep(0.3)  # into the wait for an answer; an interrupt before it must work as well
+        time.sleep(0.3)  # the source now waits for an answer; an earlier interrupt must work as well
         assert_ends_soon(thread, source.interrupt)
         assert failures[0].code == "interrupted"
         with pytest.raises(SourceError) as raised:

@@ -1,4 +1,4 @@
-"""Delivery to real brokers and servers: all messages arrive in order, also if the far side is killed."""
+"""Delivery to real brokers and servers: all messages arrive in order, also if a server is killed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def add(sender: Sender, queue: Spool, numbers: Sequence[int]) -> None:
 
 
 def killing(server: Server) -> Callable[[Sender, Spool], Any]:
-    """Return steps that send messages 0 to 59, with the server away in the middle."""
+    """Return steps that send messages 0 to 59. The server does not run while 20 to 39 are added."""
 
     async def steps(sender: Sender, queue: Spool) -> None:
         add(sender, queue, range(20))
@@ -103,7 +103,7 @@ async def all_sixty(sender: Sender, queue: Spool) -> None:
     add(sender, queue, range(60))
 
 
-# --- what arrived -----------------------------------------------------------------------------------------------------
+# --- received messages ------------------------------------------------------------------------------------------------
 
 
 def numbers_of(payloads: Sequence[bytes | bytearray | str]) -> list[int]:

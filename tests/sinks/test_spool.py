@@ -128,7 +128,7 @@ def test_time_without_the_program_does_not_count_as_age(tmp_path: Path) -> None:
     clock.s = 1e9
     with closing(spool(tmp_path, max_age_s=60, clock=clock)) as queue:
         queue.add([message(1)])
-    later = Clock()  # such as the monotonic clock after a boot
+    later = Clock()  # like the monotonic clock after a boot
     with closing(spool(tmp_path, max_age_s=60, clock=later)) as queue:
         later.s = 30
         queue.add([message(2)])

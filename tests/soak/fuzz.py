@@ -1,4 +1,4 @@
-"""Mutated input for the readers of files, messages, and requests: each reader must refuse it with an error of its own.
+"""Mutated input for the readers of files, messages, and requests, which must refuse it with a `VisionError`.
 
 python -m tests.soak.fuzz {config,wire,http,truth} [--seconds 600] [--seed 1]
 
@@ -82,7 +82,7 @@ def _alarm(_number: int, _frame: FrameType | None) -> None:
 
 
 class Mutator:
-    """Changes valid inputs at random."""
+    """Mutator that changes valid inputs at random."""
 
     def __init__(self, inputs: Sequence[bytes], seed: int) -> None:
         self._inputs = inputs

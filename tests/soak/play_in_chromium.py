@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def play(path: Path) -> dict[str, Any]:
-    """Play a file in Chromium. Return what the page reported."""
+    """Play a file in Chromium. Return the report of the page."""
     results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, path.read_bytes(), results)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Brokers that are killed again and again: no event is lost, the order stays, and the program does not notice.
+"""Brokers that are killed again and again: no event is lost, the order is kept, and the program does not notice.
 
 python -m tests.soak.sinks [--minutes 10] [--kills 20]
 

@@ -204,7 +204,7 @@ class Target:
 
 
 def in_threads(count: int, work: Callable[[int, Counter[str]], None]) -> dict[str, int]:
-    """Run `work` in threads with the numbers from 0 to `count` - 1. Return the sum of what they have counted."""
+    """Run `work` in threads with the numbers from 0 to `count` - 1. Return the sum of their counts."""
     counts = [Counter[str]() for _ in range(count)]
     threads = [threading.Thread(target=work, args=each) for each in enumerate(counts)]
     for thread in threads:

@@ -4,7 +4,7 @@ The truth follows from the positions on the path of an object, compared on one a
 include the difficult cases of a counter: an object that turns back on either side of a line, that stands on it while
 its box jitters, that stands at the border of a zone, or that jumps over a line between two frames.
 
-Each object has a lane of its own, so that a tracker cannot confuse two objects.
+Each object has a separate lane, so that a tracker cannot confuse two objects.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Traffic:
             ([here, there], [0, 0]),
             ([here, beyond, here], [0, 1, 0]),  # turns back behind a line
             ([here, before, here], [0, 1, 0]),  # turns back before it
-            ([here, line, there], [0, stay_s, 0]),  # stands on it and goes on
+            ([here, line, there], [0, stay_s, 0]),  # stands on it, and continues
             ([here, line, here], [0, stay_s, 0]),  # stands on it and turns back
             ([here, beyond, before, there], [0, 0.5, 0.5, 0]),  # hesitates
             ([here, middle, there], [0, stay_s, 0]),  # waits in the zone

@@ -111,7 +111,7 @@ def booted(folder: Path) -> Iterator[Container]:
         yield container
     finally:
         if leader is not None:
-            os.kill(leader, signal.SIGKILL)  # and with PID 1, all processes of the container
+            os.kill(leader, signal.SIGKILL)  # this kills PID 1, and with it all processes of the container
         if process is not None:
             _end(process, now=leader is None)
         for mount in reversed(mounts):

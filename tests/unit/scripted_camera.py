@@ -31,10 +31,10 @@ class Frame:
     """A frame that arrives `after_s` seconds after the previous step."""
 
     after_s: float = 0.04
-    shade: int | None = None  # of all pixels; None: other than the last one's
+    shade: int | None = None  # of all pixels; None: different from that of the previous frame
     corrupt: bool = False
     pts_s: float | None = None
-    size: tuple[int, int] | None = None  # height, width; from now on
+    size: tuple[int, int] | None = None  # height and width of this frame and all later ones
     error: Exception | None = None  # that `retrieve` raises
     clock: ClockSource = "arrival"
     yuv: YuvEncoding | None = None
@@ -165,7 +165,7 @@ class RecordingSink:
     """A `vision.capture.source.FrameSink` that records its calls."""
 
     pixel_limit: int = 1 << 20
-    waits: int = 0  # how often the reader keeps the writer waiting
+    waits: int = 0  # number of times that the reader delays the writer
     on_wait: Callable[[], object] = lambda: None
     closed: bool = False
     layouts: list[tuple[int, int, PixelFormat]] = field(default_factory=list)

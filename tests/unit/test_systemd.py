@@ -131,7 +131,7 @@ def test_failure_long_after_the_last_one_counts_as_the_first(tmp_path: Path) -> 
 @pytest.mark.parametrize("content", ["", "x\n", "1\n"])
 def test_damaged_count_does_not_prevent_a_start(tmp_path: Path, content: str) -> None:
     (tmp_path / "shop.failures").write_text(content)
-    done = subprocess.run(["sh", "-c", command("ExecStartPre", tmp_path)], check=False)  # `-` ignores the exit code
+    done = subprocess.run(["sh", "-c", command("ExecStartPre", tmp_path)], check=False)  # like `-` in the unit
     assert done.returncode in (0, 1, 2)
     end(tmp_path, result="success")
     assert not (tmp_path / "shop.failures").exists()

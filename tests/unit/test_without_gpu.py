@@ -151,8 +151,8 @@ def test_second_model_is_not_moved_to_the_cpu_either(tmp_path: Path, library: Pa
     ("files", "hidden", "has_library"),
     [
         ({}, {}, True),
-        (GRAPHICS_CARD, {"CUDA_VISIBLE_DEVICES": ""}, True),  # on purpose
-        (GRAPHICS_CARD, {}, False),  # nobody installed the driver
+        (GRAPHICS_CARD, {"CUDA_VISIBLE_DEVICES": ""}, True),  # the user hides the GPU
+        (GRAPHICS_CARD, {}, False),  # the driver is not installed
     ],
     ids=["no GPU", "hidden GPU", "no driver"],
 )

@@ -88,7 +88,7 @@ def record(zoo: Zoo, folder: Path, fault: Fault, persona: Persona) -> tuple[str,
 
 
 def faults_of(path: Path, file: RecordedFile, persona: Persona, fault: Fault) -> list[str]:
-    """Return what is wrong in a file: frames that are missing or late."""
+    """Return the faults of a file: frames that are missing or late."""
     numbers: list[int | None] = []
     times_s: list[float] = []
     with av.open(str(path)) as container:

@@ -24,7 +24,7 @@ from vision.types import DropReason, FrameBuffer, FrameMeta, PixelFormat
 FAULT_AFTER_S = 1.5
 OPEN_TIMEOUT_S = 10.0  # each camera must deliver its first frame within this time
 READ_TIMEOUT_S = 2.5
-PATIENCE_S = 60.0  # a slow machine needs longer; a visit ends as soon as its goal is reached
+PATIENCE_S = 60.0  # for slow machines; a visit ends as soon as its goal is reached
 ENOUGH = 8  # frames of a visit without a fault
 AFTER_FAULT = 3  # frames that must arrive after the fault
 _IN_FLIGHT_S = 0.3  # frames that were sent before the fault
@@ -112,7 +112,7 @@ def config_of(camera: Camera, reader: Reader, remedy: Mapping[str, object] | Non
 def visit(
     zoo: Zoo, persona: Persona, reader: Reader, fault: Fault, remedy: Mapping[str, object] | None = None
 ) -> Visit:
-    """Read a camera of the zoo until the goal of this fault is reached. Return what was wrong."""
+    """Read a camera of the zoo until the goal of this fault is reached. Return the result."""
     result = Visit(persona.name, reader, fault)
     camera = Camera(persona, fault, fault_after_s=FAULT_AFTER_S, repeats=False)
     zoo.start([camera])
@@ -196,7 +196,7 @@ def _is_reached(camera: Camera, sink: Sink) -> bool:
 
 
 def _enough(camera: Camera) -> int:
-    """Return the number of frames of a visit without a fault: past the oddity, if it comes later in the stream."""
+    """Return the number of frames of a visit without a fault. They include an oddity that comes late in the stream."""
     stream = camera.persona.stream
     if isinstance(stream, RtspStream):
         late = max(stream.jump_at, stream.new_ssrc_at, 2 * stream.resize_every)
@@ -206,7 +206,7 @@ def _enough(camera: Camera) -> int:
 
 
 def account(camera: Camera, published: list[Published]) -> list[str]:
-    """Return what is wrong with the published frames: damaged, repeated, or not counted.
+    """Return the faults of the published frames: those that are damaged, repeated, or not counted.
 
     The frames of each connection are compared with what the camera sent to each client, because a library can connect
     more often than the program does.
@@ -272,7 +272,7 @@ def _number(frame: Published) -> int:
 def _account_start(camera: Camera, first: Published) -> list[str]:
     """Check the frames of the first connection before the first published frame."""
     stream = camera.persona.stream
-    if isinstance(stream, HttpStream) and stream.kind == "hls":  # a player starts where it wants
+    if isinstance(stream, HttpStream) and stream.kind == "hls":  # a player chooses where it starts
         return []
     uncounted = []
     for playback in camera.playbacks:

@@ -118,20 +118,20 @@ def test_crossing_from_left_to_right_is_in(
     [
         ([(300, 500), (700, 500)], ["out"]),
         ([(300, 500), (700, 500), (300, 500)], ["out", "in"]),
-        ([(300, 500), (489, 500), (300, 500)], []),  # turned back before it
-        ([(300, 500), (509, 500), (300, 500)], []),  # hardly over it: within the margin of 10 px
-        ([(300, 500), (519, 500), (300, 500)], []),  # a little over it, for a moment
-        ([(300, 500), (521, 500), (300, 500)], ["out", "in"]),  # clearly over it: twice the margin
-        ([(300, 500), *[(511, 500)] * 6, (300, 500)], ["out", "in"]),  # a little over it, for half a second
+        ([(300, 500), (489, 500), (300, 500)], []),  # turned back before the line
+        ([(300, 500), (509, 500), (300, 500)], []),  # hardly beyond the line: within the margin of 10 px
+        ([(300, 500), (519, 500), (300, 500)], []),  # slightly beyond the line, for a moment
+        ([(300, 500), (521, 500), (300, 500)], ["out", "in"]),  # clearly beyond the line: twice the margin
+        ([(300, 500), *[(511, 500)] * 6, (300, 500)], ["out", "in"]),  # slightly beyond the line, for half a second
         ([(300, 500), *[(511, 500)] * 5, (300, 500)], []),
-        ([(300, 500), *[(511, 500), (509, 500)] * 3, (300, 500)], ["out", "in"]),  # and sways there
-        ([(300, 500), *[(511, 500), (511, 500), (499, 500), (499, 500)] * 3, (300, 500)], []),  # but not back over it
-        ([(300, 500), (509, 500), (491, 500), (509, 500), (491, 500), (700, 500)], ["out"]),  # jitters on it
-        ([(300, 500), (500, 500), (700, 500)], ["out"]),  # exactly on it
+        ([(300, 500), *[(511, 500), (509, 500)] * 3, (300, 500)], ["out", "in"]),  # with small movements there
+        ([(300, 500), *[(511, 500), (511, 500), (499, 500), (499, 500)] * 3, (300, 500)], []),  # back over the line
+        ([(300, 500), (509, 500), (491, 500), (509, 500), (491, 500), (700, 500)], ["out"]),  # jitters on the line
+        ([(300, 500), (500, 500), (700, 500)], ["out"]),  # exactly on the line
         ([(300, 500), (500, 500), (300, 500)], []),
         ([(500, 500), (700, 500)], []),  # appeared on it: the side is unknown
         ([(491, 500), (700, 500)], []),  # appeared within the margin: jitter can have hidden its side
-        ([(489, 500), (700, 500)], ["out"]),  # appeared just before it
+        ([(489, 500), (700, 500)], ["out"]),  # appeared just before the line
         ([(497, 500), (489, 500), (700, 500)], ["out"]),
         ([(503, 500), (497, 500), (700, 500), (300, 500)], ["in"]),
     ],
@@ -146,9 +146,9 @@ def test_crossing_is_counted_once(path: list[Place], crossings: list[str]) -> No
     [
         ([(300, 100), (700, 100)], []),  # passes beyond the end
         ([(300, 100), (700, 100), (700, 500), (300, 500)], ["in"]),  # around the end and back through
-        ([(300, 500), (700, 500), (700, 100), (300, 100), (300, 500), (700, 500)], ["out", "out"]),  # in circles
-        ([(488, 500), (512, 100), (700, 100)], ["out"]),  # the path met the line at y = 300
-        ([(488, 290), (512, 100), (700, 100)], []),  # the path met its extension
+        ([(300, 500), (700, 500), (700, 100), (300, 100), (300, 500), (700, 500)], ["out", "out"]),  # around the end
+        ([(488, 500), (512, 100), (700, 100)], ["out"]),  # the path meets the line at y = 300
+        ([(488, 290), (512, 100), (700, 100)], []),  # the path meets only the extension of the line
     ],
 )
 def test_path_around_the_end_of_a_line_is_not_counted(path: list[Place], crossings: list[str]) -> None:
@@ -292,8 +292,8 @@ def test_object_lost_slightly_beyond_a_line_has_crossed_it() -> None:
         ([(300, 500), (490, 500), (509, 500)], {}),  # within the margin
         ([(300, 500), (490, 500), (511, 500)], {"direction": "in"}),
         ([(300, 500), (490, 500), (511, 500)], {"classes": ["car"]}),
-        ([(511, 500)], {}),  # appeared there
-        ([(300, 100), (511, 100)], {"points": ((500, 200), (500, 800))}),  # beyond its end
+        ([(511, 500)], {}),  # appeared beyond the line
+        ([(300, 100), (511, 100)], {"points": ((500, 200), (500, 800))}),  # beyond the end of the line
     ],
 )
 def test_object_lost_near_a_line_has_not_always_crossed_it(path: list[Place], more: dict[str, Any]) -> None:
@@ -304,7 +304,7 @@ def test_object_lost_near_a_line_has_not_always_crossed_it(path: list[Place], mo
 @pytest.mark.parametrize(
     ("path", "crossings"),
     [
-        ([(300, 500), (700, 500)], ["out"]),  # behind something, for longer than it is remembered as present
+        ([(300, 500), (700, 500)], ["out"]),  # hidden for longer than a lost track counts as present
         ([(300, 500), (511, 500), (300, 500)], ["out", "in"]),  # counted when it was lost
         ([(300, 500), (511, 500), (700, 500)], ["out"]),
         ([(300, 500), (509, 500), (495, 500), (300, 500)], []),
@@ -415,8 +415,8 @@ def test_zone_reports_entering_and_leaving() -> None:
         ([(100, 500), (211, 500), (100, 500)], 1),
         ([(100, 500), (211, 500), (191, 500), (209, 500), (191, 500), (500, 500)], 1),  # jitters at the border
         ([(500, 500)], 1),  # appears inside
-        ([(201, 500)], 1),  # also at the border
-        ([(100, 500), (900, 500)], 0),  # leaps over it
+        ([(201, 500)], 1),  # appears at the border
+        ([(100, 500), (900, 500)], 0),  # jumps over the zone
     ],
 )
 def test_jitter_at_a_border_enters_a_zone_once(path: list[Place], entries: int) -> None:
@@ -575,7 +575,7 @@ def test_speed_does_not_depend_on_frame_rate_and_jitter(speed_kmh: float, fps: f
         stage.update(tracks((7, (x + jitter[0], y + jitter[1]))), round(at / fps * 1e9))
     speed, heading = motion(stage)
     assert speed == pytest.approx(speed_kmh, rel=0.1, abs=1.0)
-    assert min(heading, 360 - heading) < 10  # up in the frame
+    assert min(heading, 360 - heading) < 10  # upwards in the frame
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_mast_that_shakes_in_the_wind_moves_nothing(square: Pixels) -> None:
     for x, y in rng.normal(0, 3 / WIDTH, (40, 2)).tolist():
         assert camera.see(seen(square, pose(x, y))) in ("aligned", "unsure")
     assert error(camera.tracker, pose()) == 0
-    assert camera.see(*[seen(square, pose(0.05))] * 8) == "aligned"  # it was really moved
+    assert camera.see(*[seen(square, pose(0.05))] * 8) == "aligned"  # the camera was really moved
     assert error(camera.tracker, pose(0.05)) < ALLOWED
 
 

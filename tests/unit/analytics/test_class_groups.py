@@ -1,4 +1,4 @@
-"""An object that the detector calls by several classes of one group is one track, and its class is the majority."""
+"""An object that is detected with several classes of one group has one track, with the most frequent class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Something hides the lower part of an object: its point on the ground stays where it is."""
+"""If an obstacle hides the lower part of an object, its point on the ground does not move."""
 
 from __future__ import annotations
 

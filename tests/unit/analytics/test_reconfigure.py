@@ -1,4 +1,4 @@
-"""Lines and zones that change while objects are tracked: what has not changed continues as if nothing had happened."""
+"""Lines and zones that change while objects are tracked. A change of one has no effect on the others."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class OneLine:
     line: Sequence[Place]
     anchor: str
     side: int | None = None  # the first side, or the established one; 1: right
-    reach: float = 0.0  # how far the object went on its first side, in sizes; infinite later
+    reach: float = 0.0  # distance that the object went on its first side, in sizes; infinite later
     point: Place | None = None
     passed: bool = False
     beyond_s: float | None = None
@@ -189,7 +189,7 @@ class Slow:
     config: CameraAnalytics
     lines: dict[tuple[int, str], OneLine] = field(default_factory=dict)
     zones: dict[tuple[int, str], OneZone] = field(default_factory=dict)
-    seen: dict[int, tuple[float, str]] = field(default_factory=dict)  # when last, and its class
+    seen: dict[int, tuple[float, str]] = field(default_factory=dict)  # last time, and class
     jitter: Jitter = field(default_factory=Jitter)
 
     def update(self, objects: Sequence[tuple[int, int, Box]], now_s: float) -> set[tuple[object, ...]]:

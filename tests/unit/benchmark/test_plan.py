@@ -128,7 +128,7 @@ def run_result(
     [
         (run_result(busy=(0.95, 0.9)), 1, "detector"),
         (run_result(busy=(0.95, 0.1), own=1.9), 2, "CPU"),
-        (run_result(busy=(0.95,), own=2.0), 1, "detector"),  # it computes on the CPU
+        (run_result(busy=(0.95,), own=2.0), 1, "detector"),  # the detector computes on the CPU
         (run_result(threads={"results": 0.93}), 1, "results thread"),
         (run_result(threads={"inference": 0.93}), 1, "inference thread"),
         (run_result(threads={"camera-a": 0.2, "camera-b": 0.97}), 1, "camera thread"),

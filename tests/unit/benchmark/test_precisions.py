@@ -150,7 +150,7 @@ def test_model_without_layers_that_can_be_sparse_says_so(tmp_path: Path) -> None
     assert [bool(row.reason) for row in report.rows] == [False, True]
 
 
-@pytest.mark.integration  # it starts the programs that describe the machine
+@pytest.mark.integration  # starts the programs that describe the machine
 def test_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, file = classifier(tmp_path), tmp_path / "out.json"
     command = ["bench", str(path), "--precisions", "fp32,fp16,int8", "--shape", "images=1x3x16x16", "--seconds", "0.02"]

@@ -284,8 +284,8 @@ def test_pace_of_slow_cameras_lengthens_the_run() -> None:
     assert pace(600.0, 3, 2.0) == (200.0, 4.0)
     assert pace(5e4, 4, 0.1) == (1000.0, 1.0)
     fps, seconds = pace(1.5, 3, 2.0)
-    assert fps == 0.5  # and not 1, because three cameras would deliver twice as many frames
-    assert seconds >= 4 / fps  # so that each gives some frames all the same
+    assert fps == 0.5  # not 1, because three cameras would deliver twice as many frames
+    assert seconds >= 4 / fps  # long enough for four frames of each camera
     assert pace(0.001, 3, 2.0)[1] == 60
 
 
@@ -311,13 +311,13 @@ def test_non_closing_detector_stays_open() -> None:
         ran = run_deployment(
             synthetic_deployment(2, 20.0, 64, 48, None), 0.5, lambda *_: NonClosingDetector(detector, 4)
         )
-        assert ran.cpu.own > 0  # short as it is
+        assert ran.cpu.own > 0  # measured although the run is short
         borrowed = NonClosingDetector(detector, 4)
         assert borrowed.spec.max_batch == 4
         assert NonClosingDetector(detector, 99).spec.max_batch == 8
         frames = make_batches(detector, load_frames("synthetic:64x48", 1), 1, 1, "bgr")[0]
         borrowed.submit(0, frames)
-        borrowed.close()  # waits for what was left
+        borrowed.close()  # waits for the batch in flight
         detector.submit(0, frames)
         assert len(detector.wait(0, 1.0)) == 1
 

@@ -263,7 +263,7 @@ def test_engine_for_another_gpu_is_built_once_and_listed(tmp_path: Path) -> None
 def test_bench_of_the_fake_back_end_writes_rows_and_a_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file, plot = tmp_path / "a.json", tmp_path / "a.png"
-    source = "synthetic:64x48?objects=5"  # more than the frames of synthetic cameras have
+    source = "synthetic:64x48?objects=5"  # more objects than the frames of synthetic cameras have
     small = ("--backend", "fake", "--batch", "4", "--batches-in-flight", "1,2", "--seconds", "0.1", "--source", source)
     done = run("bench", MODEL, *small, "--json", file, "--plot", plot)
     assert done.returncode == 0, done.stderr
@@ -278,7 +278,7 @@ def test_bench_of_the_fake_back_end_writes_rows_and_a_plot(tmp_path: Path) -> No
     assert all(row.rate_error is not None for row in measured.rows)
     assert measured.frame == "64x48 bgr"
     assert measured.source == source
-    assert measured.settings["max_batch"] == 8  # as `vision run` has it, though no batch is so large
+    assert measured.settings["max_batch"] == 8  # the value of `vision run`, although no batch is so large
     assert measured.cores_available > 0
     assert "stage" in done.stdout
     assert len(done.stderr.splitlines()) >= len(measured.rows), "a line of progress for each row"

@@ -53,8 +53,8 @@ def machine(caplog: pytest.LogCaptureFixture) -> Machine:
         (0, 0, "rtcp", False),
         (120 * MS, 120 * MS, "rtcp", False),
         (500 * MS, 500 * MS, "rtcp", False),
-        (501 * MS, 0, "arrival", True),  # over the staleness budget at first sight: the clock, not the network
-        (-300 * MS, 0, "rtcp", False),  # a clock slightly ahead: never in the future
+        (501 * MS, 0, "arrival", True),  # such a delay in the first frame means a wrong clock
+        (-300 * MS, 0, "rtcp", False),  # the clock is slightly ahead, but a time is never in the future
         (-501 * MS, 0, "arrival", True),
         (UTC_MINUS_MONOTONIC, 0, "arrival", True),  # 1970
         (-86_400 * S, 0, "arrival", True),  # tomorrow
@@ -74,7 +74,7 @@ def test_decoding_time_is_part_of_the_age(machine: Machine, delay_ns: int | None
 
 def test_late_frames_of_a_trusted_clock_have_their_age(machine: Machine) -> None:
     assert machine.frame(50 * MS)[2] == "rtcp"
-    assert machine.frame(3 * S) == (150 * MS - 1, 150 * MS - 1, "rtcp")  # not before the last
+    assert machine.frame(3 * S) == (150 * MS - 1, 150 * MS - 1, "rtcp")  # not before the previous frame
     machine.now_ns += 10 * S
     assert machine.frame(3 * S) == (3 * S, 3 * S, "rtcp")
     assert machine.warnings == []

@@ -373,7 +373,7 @@ def test_size_change_within_a_file_is_reported(tmp_path: Path) -> None:
     source.close()
 
 
-# --- what files say of themselves -------------------------------------------------------------------------------------
+# --- properties that files state --------------------------------------------------------------------------------------
 
 
 def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times: Sequence[int] = ()) -> Path:

@@ -263,7 +263,7 @@ def test_missing_reference_frames_are_found(x264: str) -> None:
         watch = FrameGapFinder(b"")
         observed = [watch.before(image) for image in (*images[:at], *images[at + 1 :])]
         if key:
-            continue  # what follows has no parameters of its own to differ from
+            continue  # the next stream has no parameters that could differ
         assert observed[at] is (reference and not next_key), (at, units)
         assert not any(observed[:at])
 
@@ -339,7 +339,7 @@ def test_slot_receives_each_frame_with_its_encoding() -> None:
         supervisor = CameraSupervisor("gate", lambda: source_of(address), slot)
         thread = threading.Thread(target=supervisor.run, daemon=True)
         thread.start()
-        while len(metas) < 14:  # the last one may be dropped with its connection
+        while len(metas) < 14:  # the last frame can be dropped together with its connection
             assert batcher.wait_frame(20)
             for lease in batcher.form_batch():
                 metas.append(lease.frame.meta)

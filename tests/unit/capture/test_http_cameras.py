@@ -1,4 +1,4 @@
-"""HTTP cameras as they are in the field: odd multipart streams, bare JPEGs, snapshots, playlists, files, and faults."""
+"""HTTP cameras as they exist: odd multipart streams, bare JPEGs, snapshots, playlists, files, and faults."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_every_jpeg_of_a_stream_is_delivered(kind: str) -> None:
 
 @pytest.mark.integration
 def test_every_frame_is_delivered_at_any_rate() -> None:
-    """FFmpeg invents times of 25 frames/s. They say nothing about how late a frame is."""
+    """FFmpeg invents times of 25 frames/s. They do not show how late a frame is."""
     counts: dict[float, tuple[int, int, int]] = {}
 
     def watch(fps: float) -> None:
@@ -426,7 +426,7 @@ def test_http_on_a_tls_port_is_named() -> None:
 
 
 def test_client_that_leaves_ends_no_server() -> None:
-    """This tests the helper `http_camera`: it serves the next client after one has left."""
+    """The helper `http_camera` serves the next client after one has left."""
     with http_camera(MotionJpeg(50)) as url:
         for _ in range(3):
             with closing(source_of(url)) as source, suppress(SourceError):

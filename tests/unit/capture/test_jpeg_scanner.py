@@ -1,4 +1,4 @@
-"""JPEGs found in streams of bytes, whatever separates them."""
+"""Search for JPEGs in streams of bytes, with any bytes between them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def damage(data: bytes, places: Sequence[int], values: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_damage_never_ends_the_search(seed: int) -> None:
-    """Whatever bytes are wrong, later JPEGs are found."""
+    """Later JPEGs are found, independent of the damaged bytes."""
     values = random.Random(seed)
     bad = b"".join(SEPARATORS["boundary"](jpeg) for jpeg in jpegs())
     bad = damage(bad, [values.randrange(len(bad)) for _ in range(200)], values)

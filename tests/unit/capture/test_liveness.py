@@ -44,7 +44,7 @@ def test_interval_is_the_mean_of_the_last_arrivals(arrivals_s: list[float], inte
         ([], 5.0, 0.0),
         ([1.0], 5.0, 0.0),
         ([1.0, 1.1, 1.2], 1.2, 10.0),
-        ([1.0, 1.1, 1.2], 1.3, 10.0),  # the next one is not late yet
+        ([1.0, 1.1, 1.2], 1.3, 10.0),  # the next frame is not late yet
         ([1.0, 1.1, 1.2], 3.3, 2 / 2.2),
         ([1.0, 1.0, 1.0], 1.0, 0.0),
     ],

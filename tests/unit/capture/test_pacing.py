@@ -50,7 +50,7 @@ def test_late_reader_catches_up_without_a_burst(late_s: float, next_in_s: float)
     [(0.0, 0.0), (0.3, 0.3), (0.5, 0.5), (0.6, 0.0), (100.0, 0.0)],
 )
 def test_age_of_a_frame_is_its_lateness(late_s: float, age_s: float) -> None:
-    """The reader may be late to ask, or late to wake up. A restarted schedule is not late."""
+    """The reader can ask late, or wake up late. A restarted schedule is not late."""
     clock = ManualClock()
     player = playback(clock, offline=False)
     assert player.due(0, 1.0)

@@ -28,10 +28,10 @@ def run(stream: str) -> str:
     ("stream", "expected"),
     [
         ("KppKpp", "KppKpp"),
-        ("pppKpp", "...Kpp"),  # joined in the middle of a group
+        ("pppKpp", "...Kpp"),  # the first packets belong to a group whose key frame is missing
         ("ppp", "..."),
         ("Kp!ppKp", "KpccKp"),
-        ("Kp!KpKp", "KpccKp"),  # the loss may have been in that key frame
+        ("Kp!KpKp", "KpccKp"),  # the lost packet can belong to that key frame
         ("Kp!p!pKp", "KpccKp"),
         ("Kp!pK!pKp", "KpcKcKp"),
         ("!KpKp", "ccKp"),

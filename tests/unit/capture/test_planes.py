@@ -30,7 +30,7 @@ def padded(pixel_format: PixelFormat, height: int, width: int, pad: int, gap: in
         strides.append(row_bytes + pad)
         at += gap + wide.size
         expected.append(plane.reshape(-1))
-    flat = np.concatenate(memory)[: at - pad if pad else at]  # the last row's padding need not be there
+    flat = np.concatenate(memory)[: at - pad if pad else at]  # the padding of the last row can be missing
     return flat, np.concatenate(expected), np.array(strides), np.array(offsets)
 
 
@@ -63,7 +63,7 @@ def test_surplus_planes_are_ignored() -> None:
 @pytest.mark.parametrize(("size", "stride"), [(69, 20), (200, 9)])
 def test_memory_that_is_shorter_than_the_plane_is_refused(size: int, stride: int) -> None:
     memory = np.zeros(200, np.uint8)
-    copied("nv12", 4, 10, [(memory[:70], 20), (memory, 20)])  # the padding of the last row may be missing
+    copied("nv12", 4, 10, [(memory[:70], 20), (memory, 20)])  # the padding of the last row can be missing
     with pytest.raises(ValueError):
         copied("nv12", 4, 10, [(memory[:size], stride), (memory, 20)])
 

@@ -75,7 +75,7 @@ def test_path_without_a_file_is_refused_at_once(make: Callable[[Path], None], su
     with pytest.raises(SourceError) as raised:
         require_file(path)
     assert raised.value.code == KINDS[make]
-    if suffix == ".jpg" and make is folder:  # a folder of this name is a folder
+    if suffix == ".jpg" and make is folder:  # a folder is a valid source of images
         return
     source = ImageFolder(path) if suffix == ".jpg" else VideoFile(path, ("bgr",), FFmpegDecoder)
     with pytest.raises(SourceError) as raised:

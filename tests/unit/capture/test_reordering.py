@@ -1,4 +1,4 @@
-"""Compare what a parameter set says about the order of frames with the order that real encoders produce."""
+"""Compare the order of frames that a parameter set states with the order that real encoders produce."""
 
 from __future__ import annotations
 

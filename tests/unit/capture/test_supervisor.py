@@ -102,7 +102,7 @@ def world(*connections: Connection, policy: SupervisorPolicy = LIVE, sink: Recor
     return World(connections, policy, sink or RecordingSink()).run()
 
 
-# --- the normal way ---------------------------------------------------------------------------------------------------
+# --- normal operation -------------------------------------------------------------------------------------------------
 
 
 def test_frames_are_committed_with_index_times_and_size() -> None:
@@ -388,11 +388,11 @@ def test_hanging_call_is_reported() -> None:
         (0.2, 5.0, 1.9, "streaming"),  # 8 intervals are shorter than 2 s
         (0.5, 5.0, 3.9, "streaming"),
         (0.5, 5.0, 4.1, "frozen"),
-        (0.5, 5.0, 5.3, "lost"),  # the operator's time-out is the upper end
+        (0.5, 5.0, 5.3, "lost"),  # the configured timeout is the upper limit
         (1.0, 30.0, 7.9, "streaming"),
         (1.0, 30.0, 8.1, "frozen"),
         (1.0, 30.0, 16.3, "lost"),
-        (10.0, 30.0, 29.0, "streaming"),  # one frame in 10 s, not called dead for it
+        (10.0, 30.0, 29.0, "streaming"),  # a camera with one frame in 10 s does not count as lost
         (10.0, 30.0, 30.3, "lost"),
         (10.0, 120.0, 79.0, "streaming"),
         (10.0, 120.0, 81.0, "frozen"),
@@ -417,7 +417,7 @@ def test_unknown_frame_rate_has_the_configured_timeout() -> None:
 
 
 def test_new_connection_has_the_configured_timeout() -> None:
-    """The settings of a camera may change between two connections."""
+    """The settings of a camera can change between two connections."""
     camera = World([])
     quick: list[Step] = [*[Frame() for _ in range(40)], Fault(SourceError("cable"))]
     camera.connections = [Connection(quick), Connection([Silence(4.8), Frame(), Silence(4.8), Frame()])]
@@ -445,7 +445,7 @@ def test_blocked_camera_is_reported_as_frozen() -> None:
     camera = World([])
 
     def hang() -> None:
-        camera.clock.advance(100)  # a call that ignores its time-out
+        camera.clock.advance(100)  # a call that ignores its timeout
         camera.look()
 
     camera.connections = [Connection([*[Frame(0.04) for _ in range(10)], Do(hang), Frame()])]
@@ -667,7 +667,7 @@ def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exc
     camera.supervisor = CameraSupervisor(
         "gate", camera.make, slot, camera.policy, clock=camera.clock, wait=camera.wait, jitter=camera.jitter
     )
-    gc.disable()  # buffers go at once, and not with the next collection
+    gc.disable()  # buffers are freed at once, and not by the next collection
     try:
         camera.run()
     finally:

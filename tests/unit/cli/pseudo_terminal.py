@@ -1,4 +1,4 @@
-"""A process in a pseudo-terminal, and what a user sees of it: the screen and everything that scrolled off it."""
+"""A process in a pseudo-terminal, with the text that a user sees: the screen and the lines that scrolled off it."""
 
 from __future__ import annotations
 

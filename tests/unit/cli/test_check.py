@@ -1,4 +1,4 @@
-"""`vision check`: faults that only this machine shows have their place in the file."""
+"""`vision check`: faults that depend on the machine are reported with their place in the file."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_missing_or_old_pyav_is_reported(monkeypatch: pytest.MonkeyPatch, versio
 @dataclass(frozen=True)
 class Machine:
     spec: bool
-    module: str | None = None  # what PyNvVideoCodec does when it is imported
+    module: str | None = None  # code of PyNvVideoCodec, which runs at its import
 
 
 @pytest.mark.parametrize(

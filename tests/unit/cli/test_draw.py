@@ -51,7 +51,7 @@ def test_each_camera_is_drawn_with_its_lines_and_zones(tmp_path: Path) -> None:
     assert plain.shape == drawn.shape == (120, 160, 3)
     assert has_lines(drawn)
     assert not has_lines(plain)
-    bottom = plain[100:]  # below the banner it is the camera's own frame
+    bottom = plain[100:]  # below the banner, the image is the camera's frame
     assert np.array_equal(bottom, next(read_frames(site(source).cameras[0], offline=True)).pixels[100:])
 
 

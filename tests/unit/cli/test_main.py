@@ -175,7 +175,7 @@ def test_signal_during_the_start_ends_the_program(tmp_path: Path, delay_s: float
     with started("run", str(write_config(tmp_path))) as process:
         time.sleep(delay_s)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) in (0, -signal.SIGTERM)  # before its handler is there, the system ends it
+        assert process.wait(60) in (0, -signal.SIGTERM)  # before the program has a handler, the system ends it
     assert not (tmp_path / "out").exists()
 
 
@@ -195,7 +195,7 @@ def test_signal_ends_the_program_with_a_hanging_camera(tmp_path: Path) -> None:
 
 
 def test_second_signal_ends_the_program_at_once(tmp_path: Path) -> None:
-    # A stop that may take a minute, and a camera that keeps it waiting.
+    # The stop can take a minute, because a camera delays it.
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -19,10 +19,10 @@ Polygon = tuple[tuple[float, float], ...]
     "polygon",
     [
         ((0, 0), (1, 0), (0, 1)),
-        ((0, 0), (0, 1), (1, 0)),  # the other way round
+        ((0, 0), (0, 1), (1, 0)),  # in the opposite direction
         ((0, 0), (4, 0), (4, 4), (2, 1), (0, 4)),  # with a notch
         ((0, 0), (2, 0), (4, 0), (4, 4)),  # a corner on a straight side
-        ((0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.3, 0.1)),  # straight as decimals, not as binary fractions
+        ((0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.3, 0.1)),  # straight in decimal numbers, but not in binary fractions
         ((0, 0), (1e-9, 0), (0, 1e-9)),
         ((0, 0), (10, 0), (10, 10), (8, 10), (8, 2), (2, 2), (2, 10), (0, 10)),  # a U
     ],

@@ -204,7 +204,7 @@ def nested_aliases(levels: int, times: int) -> str:
     [
         (nested_aliases(9, 9), MAX_VALUES),
         (nested_aliases(MAX_DEPTH + 2, 1), MAX_DEPTH),
-        # chains that stand in keys, which no value visits before its last link
+        # chains of aliases in keys. Only the last alias is used in a value.
         (
             "\n".join(["? &a0 [1]\n: 1", *(f"? &a{link} [*a{link - 1}]\n: 1" for link in range(1, 400)), "x: *a399"]),
             MAX_DEPTH,
@@ -252,8 +252,8 @@ ENVIRON = {
 def test_variables_are_replaced_in_text(text: str, value: str) -> None:
     document = parse(f"a: ['{text}']\n'{text}': 1", ENVIRON)
     assert document.faults == ()
-    assert document.plain() == {"a": (value,), text: 1}  # keys stay as they are
-    assert parse(f"a: '{text}'").plain() == {"a": text}  # and without an environment so does everything
+    assert document.plain() == {"a": (value,), text: 1}  # keys are not changed
+    assert parse(f"a: '{text}'").plain() == {"a": text}  # without an environment, no text is changed
 
 
 def test_variable_is_always_text() -> None:

@@ -53,7 +53,7 @@ def check(text: str, secret: str) -> None:
         assert isinstance(config, AppConfig)
         for camera in config.cameras:
             if "://" in camera.source and MARK in camera.source.rpartition("@")[0]:  # user and password of a URL
-                shown = str(dict(camera.__repr_args__())["source"])  # an id may hold any text
+                shown = str(dict(camera.__repr_args__())["source"])  # an id can contain any text
                 assert MARK not in shown.rpartition("@")[0]
 
 

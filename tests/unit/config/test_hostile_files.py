@@ -1,4 +1,4 @@
-"""Files that are made to harm: programs that others can write, programs that end the process, and endless faults."""
+"""Malicious files: programs that others can write, programs that end the process, and endless faults."""
 
 from __future__ import annotations
 

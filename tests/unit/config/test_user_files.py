@@ -138,7 +138,7 @@ def test_output_of_any_size_goes_through_a_pipe(odd: Path) -> None:
     with os.fdopen(os.open(odd / "pipe", os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
         os.set_blocking(reader.fileno(), True)
         thread = threading.Thread(target=lambda: received.append(reader.read()))
-        writer = open_output(str(odd / "pipe"), os.O_WRONLY)  # the reader sees an end only when this one is closed
+        writer = open_output(str(odd / "pipe"), os.O_WRONLY)  # the reader sees the end only after this is closed
         thread.start()
         write_output(odd / "pipe", text)
         os.close(writer)
@@ -191,7 +191,7 @@ def test_stop_ends_a_wait_for_a_pipe(odd: Path, monkeypatch: pytest.MonkeyPatch)
     stop = threading.Event()
     stop.set()
     stop_waits_on(stop)
-    with os.fdopen(os.open(odd / "pipe", os.O_RDWR), "wb"):  # a writer that is silent, and a reader that is
+    with os.fdopen(os.open(odd / "pipe", os.O_RDWR), "wb"):  # nobody reads or writes the other end
         with pytest.raises(Closed):
             read_input(odd / "pipe")
         with pytest.raises(Closed):

@@ -82,7 +82,7 @@ def test_host_pause_delays_no_other_batch() -> None:
             if at in (5, 12):
                 gpu.takes_ns = MS // 2
                 completion.record(NoStream(), SIZE)
-                gpu.now_ns += 100 * MS  # before anybody looked
+                gpu.now_ns += 100 * MS  # before the first poll
                 assert completion.wait(TIMEOUT_S)
             assert run(gpu, completion, 0.5)[0] < 0.05
 
@@ -91,7 +91,7 @@ def test_host_pause_delays_no_other_batch() -> None:
 def test_polling_is_rare_from_the_third_batch_on(takes_ms: float) -> None:
     """The end is still detected as early as by continuous polling."""
     batches = run_all([takes_ms] * 30)
-    assert max(looks for _, looks in batches[2:]) <= 20  # looking all the time would take up to 400
+    assert max(looks for _, looks in batches[2:]) <= 20  # continuous polling would need up to 400
     assert max(late_ms for late_ms, _ in batches) < 0.05 + takes_ms / 64
 
 

@@ -112,7 +112,7 @@ def test_outputs_can_be_in_any_order(name: str, tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     for _ in range(5):
         names = list(outputs)
-        if not name.startswith("picodet"):  # its outputs have no telling names, so scores come first
+        if not name.startswith("picodet"):  # the outputs of picodet have no meaningful names, so the scores come first
             random.shuffle(names)
         shuffled = {each: outputs[each] for each in names}
         with closing(opened(tmp_path / "tiny.onnx", export, shuffled)) as detector:

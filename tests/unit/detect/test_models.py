@@ -94,7 +94,7 @@ def nanodet_outputs() -> dict[str, Floats]:
     scores[9, 1], scores[10, 1] = 0.9, 0.6
     sides = np.full((84, 4, 3), -50, np.float32)
     sides[:, :, 1] = 50
-    sides[10] = [[-50, -50, 50], [-50, 50, -50], [50, -50, -50], [-50, 50, -50]]  # left two strides, right none
+    sides[10] = [[-50, -50, 50], [-50, 50, -50], [50, -50, -50], [-50, 50, -50]]  # sides: left 2 strides, right none
     return {"scores": scores, "distances": sides.reshape(84, 12)}
 
 
@@ -283,7 +283,7 @@ def test_every_head_is_documented(tmp_path: Path) -> None:
     assert load_model_spec(tmp_path).name == "my-model"
 
 
-# ------------------------------------------------------------------------------------- what can be wrong
+# ------------------------------------------------------------------------------------------------ faults
 
 
 def broken_missing(folder: Path) -> None:

@@ -177,7 +177,7 @@ def test_nms_equals_the_naive_implementation(
 
 
 def test_chain_of_suppressions_is_greedy() -> None:
-    count = 500  # every second box stays, and each decision depends on that for the previous box
+    count = 500  # every second box remains, and each decision depends on that for the previous box
     boxes = np.array([(4 * index, 0, 4 * index + 10, 10) for index in range(count)], np.float32)
     scores = np.linspace(1, 0.5, count, dtype=np.float32)
     kept, _ = nms(boxes, scores, np.zeros(count, np.int32), iou=0.4, max_objects=count)

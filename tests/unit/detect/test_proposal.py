@@ -1,4 +1,4 @@
-"""Proposals for model.yaml: what the file and the sample show is found, and what they do not show is named."""
+"""Proposals for model.yaml: they contain all facts that the file and the sample show, and name all missing facts."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], classes: tuple[s
     [
         ({"kind": "yolov8", "task": "segment"}, {"output0": (1, 38, 84)}),  # no prototypes
         ({"kind": "yolov8", "task": "segment"}, {"output0": (1, 6, 84), "output1": (1, 32, 24, 32)}),
-        ({"kind": "yolov8", "task": "pose"}, {"output0": (1, 6 + 4, 84)}),  # no multiple of 3
+        ({"kind": "yolov8", "task": "pose"}, {"output0": (1, 6 + 4, 84)}),  # not a multiple of 3
         ({"kind": "yolov8", "task": "pose", "keypoints": ["a", "b"]}, {"output0": (1, 6 + 9, 84)}),
         ({"kind": "yolov8", "task": "pose"}, {"output0": (1, 6, 84)}),
         ({"kind": "yolov8", "task": "obb"}, {"output0": (1, 6, 84)}),
@@ -161,7 +161,7 @@ def test_hint_names_the_task_that_fits(
     with pytest.raises(ModelError) as refused:
         bound({"kind": kind}, shapes, names)
     assert all(f"`{word}`" in refused.value.hint for word in words)
-    bound({"kind": kind, "task": words[1].removeprefix("task: ")}, shapes, names)  # the hint holds
+    bound({"kind": kind, "task": words[1].removeprefix("task: ")}, shapes, names)  # the named task is correct
 
 
 def test_hint_for_one_more_value_mentions_oriented_boxes() -> None:

@@ -200,7 +200,7 @@ def test_zones_in_fractions_and_percent_are_scaled_to_the_frame(units: Units, wh
     assert changed.min(axis=0) == pytest.approx([60, 80], abs=3)
     assert changed.max(axis=0) == pytest.approx([180, 240], abs=3)
     assert is_color(frame, 160, 60, ZONE_COLORS[0])
-    tinted = frame[170, 160].astype(int)  # within, below the name
+    tinted = frame[170, 160].astype(int)  # inside the zone, below its name
     assert tinted == pytest.approx(100 + 0.18 * (np.array(ZONE_COLORS[0]) - 100), abs=2)
 
 

@@ -1,4 +1,4 @@
-"""Hidden areas and objects: no pixel of them survives, and the other pixels do not change."""
+"""Hidden areas and objects: none of their pixels can be seen, and the other pixels do not change."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_ctrl_c_is_raised_after_tensorrt_has_stopped() -> None:
             self.reports += 1
             if self.reports == 3:
                 _thread.interrupt_main()
-            threading.Event().wait(0.02)  # a build that takes its time
+            threading.Event().wait(0.02)  # a slow build
 
     user = User()
     builders: list[threading.Thread] = []
@@ -204,10 +204,10 @@ def test_building_thread_is_prepared_first() -> None:
     assert seen == ["engine build"]
 
 
-# ------------------------------------------------------------------------------------------------ what goes wrong
+# ------------------------------------------------------------------------------------------------ errors
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])  # as the file is, and rewritten before TensorRT sees it
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])  # the file as it is, and a file that is rewritten for TensorRT
 @pytest.mark.parametrize(
     ("model", "code", "part"),
     [
@@ -294,7 +294,7 @@ def test_unsupported_precision_is_refused(precision: Precision, gpu: GpuDescript
 def test_precision_that_was_wrong_on_unlisted_gpus_is_warned_about(
     precision: Precision, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ModelError):  # this library cannot build for that GPU without one
+    with pytest.raises(ModelError):  # this library can build for that GPU only on a machine with one
         build(convolution(), plan(precision), gpu=GpuDescription("H100", (9, 0)))
     assert bool([each for each in caplog.records if each.levelname == "WARNING" and "9.0" in each.message]) == warned
 
@@ -372,7 +372,7 @@ def test_gpu_unknown_to_tensorrt_rtx_gets_the_default() -> None:
 
 
 def test_weak_typing_flags_are_set_if_the_library_has_them() -> None:
-    """This is the method of TensorRT 10, tested with a library that has the same names (TensorRT-RTX 1.4)."""
+    """TensorRT 10 uses these flags. The test uses a library with the same names (TensorRT-RTX 1.4)."""
     if library.member_of("BuilderFlag", "FP16") is None:
         pytest.skip("a library without weak typing")
     config = library.trt.Builder(library.logger()).create_builder_config()
@@ -502,7 +502,7 @@ def test_profile_refused_by_tensorrt_is_an_error(capfd: pytest.CaptureFixture[st
         add_profile(builder, builder.create_builder_config(), [given], negative)
     assert caught.value.code == "profile-refused"
     backwards = Range((2, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))
-    object.__setattr__(backwards, "opt", (8, 3, 16, 16))  # past our own check, to see TensorRT's
+    object.__setattr__(backwards, "opt", (8, 3, 16, 16))  # bypass the check of `vision`, to test TensorRT's check
     with pytest.raises(ModelError) as caught:
         add_profile(builder, builder.create_builder_config(), [given], Profile({"images": backwards}, {}))
     assert caught.value.code == "profile-refused"

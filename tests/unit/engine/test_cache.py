@@ -311,7 +311,7 @@ def test_prune_removes_foreign_and_unused_engines(cache: EngineCache) -> None:
     cut_short, fresh = (cache.folder / f".{orphan.name}.{random}.tmp" for random in ("a_1", "b_2"))
     cut_short.write_bytes(b"")
     os.utime(cut_short, (long_ago, long_ago))
-    fresh.write_bytes(b"")  # somebody may be writing it
+    fresh.write_bytes(b"")  # another process could be writing this file
     timings = cache.folder / f"{'0' * 20}.timing"
     timings.write_bytes(b"")
     os.utime(timings, (long_ago, long_ago))
@@ -355,7 +355,7 @@ def test_prune_keeps_files_of_others(cache: EngineCache) -> None:
 
 def test_prune_keeps_engines_in_progress(cache: EngineCache) -> None:
     path = cache.load_or_build("tiny", key(), Builder()).path
-    path.with_suffix(".json").unlink()  # the plan is stored, its JSON not yet
+    path.with_suffix(".json").unlink()  # the plan is stored, but its JSON file is not
     unbuilt = cache.path_of("other", key())
     with locked(path.with_suffix(".lock")), locked(unbuilt.with_suffix(".lock")):
         assert cache.prune(LIBRARY, ORIN) == {}
@@ -389,7 +389,7 @@ def test_unreadable_or_undeletable_files_are_reported(cache: EngineCache) -> Non
 
 def test_plan_that_cannot_be_stored_is_used(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
     path = cache.path_of("tiny", key())
-    path.mkdir()  # as a full disk: nothing can be put in its place
+    path.mkdir()  # like a full disk: the file cannot be replaced
     (path / "in the way").write_text("")
     path.with_suffix(".json").mkdir()
     path.with_suffix(".lock").mkdir()

@@ -155,7 +155,7 @@ def check_fold(
     return folded
 
 
-# ------------------------------------------------------------------------------------------------ what is folded
+# ------------------------------------------------------------------------------------------------ folded convolutions
 
 
 @pytest.mark.parametrize("activation", ACTIVATED)
@@ -174,7 +174,7 @@ def test_convolution_before_a_supported_activation_is_folded(activation: str) ->
         (16, (1, 2), 16, [64, 32, 3, 9]),
         (32, (2, 2), 15, [64, 32, 3, 5]),
         (8, (1, 1), 16, [64, 32, 3, 10]),
-        (8, (1, 1), 8, [64, 32, 3, 10]),  # one column of what is folded
+        (8, (1, 1), 8, [64, 32, 3, 10]),  # the folded output has one column
         (9, (1, 1), 16, [36, 32, 3, 6]),
     ],
 )
@@ -313,7 +313,7 @@ def test_shapes_stored_in_the_file_are_ignored() -> None:
     assert fold(wrong) == ("narrow",)
 
 
-# ------------------------------------------------------------------------------------------------ what is left alone
+# ------------------------------------------------------------------------------------------------ other convolutions
 
 
 def then(kind: str, *more: str, **attributes: Any) -> list[NodeProto]:

@@ -289,7 +289,7 @@ TestPoolMachine = PoolMachine.TestCase
 TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
-# ------------------------------------------------------------------------------------------------ TensorRT's side
+# ------------------------------------------------------------------------------------------------ calls by TensorRT
 
 
 @needs_tensorrt

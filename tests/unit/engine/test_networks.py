@@ -45,7 +45,7 @@ def test_network_is_built_in_float16(make, shapes) -> None:  # type: ignore[no-u
     fixed = with_fixed_shapes(Graph(onnx.load_model_from_string(make()), ""), shapes)
     chosen = replace(plan("fp16", 2), half_input=False, half_outputs=False, interleaved_input=False)
     size = spec().input.model_copy(update={"width": 224, "height": 224})
-    of = spec().model_copy(update={"input": size})  # only the input for frames uses it
+    of = spec().model_copy(update={"input": size})  # only the input for frames is used
     built = build_engine(fixed.serialized(), of, chosen, AMPERE, BuildOptions())
     weights = parameters(fixed.serialized())
     assert 1.9 * weights < len(built.plan) < 2.6 * weights, "two bytes per weight"

@@ -218,7 +218,7 @@ def test_invalid_onnx_cannot_be_reshaped() -> None:
     assert caught.value.code == "not-onnx"
 
 
-# ------------------------------------------------------------------------------------------------ weights elsewhere
+# ------------------------------------------------------------------------------------------------ external weights
 
 
 def beside(folder: Path) -> tuple[bytes, Path]:

@@ -185,7 +185,7 @@ def test_names_with_brackets_are_not_markup(model: tuple[Path, ModelSpec], tmp_p
 def test_engine_that_cannot_be_kept_is_an_error_of_build(model: tuple[Path, ModelSpec], cache: EngineCache) -> None:
     path = load_or_build(*model, AMPERE, plan("fp32", 2), AHEAD, cache=cache).path
     path.unlink()
-    path.mkdir()  # as a full disk: nothing can be put in its place
+    path.mkdir()  # like a full disk: the file cannot be replaced
     (path / "in the way").write_text("")
     with pytest.raises(ModelError) as caught:
         build_engine(*model, DETECT, AMPERE, cache, console()[0], force=True)

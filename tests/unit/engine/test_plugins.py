@@ -214,7 +214,7 @@ def test_registry_creates_registered_plugins(plugins: Any) -> None:
     from vision.detect.tensorrt.plugins.register import register_plugins
 
     chosen = spec(plugins=["VisionNMS"])
-    for _ in range(2):  # the second time, nothing is left to register
+    for _ in range(2):  # the second time, all plugins are already registered
         register_plugins(chosen)
     registry = plugin_registry()
     names = [each.name for each in registry.all_creators]

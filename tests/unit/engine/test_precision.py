@@ -88,8 +88,8 @@ def test_matching_quantization_and_precision_are_accepted(precision: Precision, 
     ("precision", "weak_typing", "head", "half_ends"),
     [
         ("fp16", False, "nanodet", (True, True)),
-        ("fp16", False, "yolov8", (True, False)),  # its outputs are coordinates
-        ("fp16", True, "nanodet", (True, False)),  # its last layers may be float32
+        ("fp16", False, "yolov8", (True, False)),  # the outputs of the model are coordinates
+        ("fp16", True, "nanodet", (True, False)),  # the last layers of the model can be float32
         ("int8", False, "nanodet", (True, True)),
         ("int8", True, "nanodet", (False, False)),
         ("bf16", False, "nanodet", (False, False)),  # the kernels have no bfloat16

@@ -40,8 +40,8 @@ def times() -> LayerTimes:
         made.begin_run()
         made.add("conv", 1.0 + run)
         made.add("nms", 0.5)
-        made.add("conv", 1.0)  # twice in a run: together
-    made.begin_run()  # nothing came
+        made.add("conv", 1.0)  # two times in one run are added
+    made.begin_run()  # a run without times
     return made
 
 
@@ -151,7 +151,7 @@ def test_report_joins_times_and_layers() -> None:
     assert plain["layers"][0]["onnx_nodes"] == ["conv_1", "relu_1"]
 
 
-# ------------------------------------------------------------------------------------------------ time lines
+# ------------------------------------------------------------------------------------------------ timelines
 
 
 def events(trace: dict[str, Any], phase: str) -> list[dict[str, Any]]:
@@ -244,7 +244,7 @@ def test_run_command_measures_the_same_in_every_version(dialect: Dialect, has: l
         ("trtexec-10", "fp8", {"--fp8", "--fp16"}),
         ("trtexec-10", "fp32", {"--noTF32"}),
         ("trtexec-10", "tf32", set()),
-        ("trtexec-11", "fp16", set()),  # removed: the ONNX file says it
+        ("trtexec-11", "fp16", set()),  # TensorRT 11 has no such option, because the ONNX file determines the precision
         ("trtexec-11", "fp32", {"--noTF32"}),
         ("tensorrt_rtx", "fp16", set()),
     ],

@@ -33,17 +33,17 @@ BANDS = ((1, 4, 4), (4, 8, 16), (16, 64, 64))
     [
         (BANDS, 1, 0),
         (BANDS, 3, 0),
-        (BANDS, 4, 0),  # on the edge of two: the one tuned for 4
+        (BANDS, 4, 0),  # at the edge of two profiles: the one that is tuned for 4
         (BANDS, 5, 1),
         (BANDS, 16, 1),  # 8 is nearer than 64
         (BANDS, 17, 2),
         (BANDS, 64, 2),
-        (((1, 64, 64), (1, 2, 64)), 3, 1),  # first fit would be the wide, slow one
+        (((1, 64, 64), (1, 2, 64)), 3, 1),  # the first profile that fits would be wide and slow
         (((1, 64, 64), (1, 2, 64)), 40, 0),
         (((1, 1, 8), (8, 8, 8)), 8, 1),
-        (((1, 2, 64), (1, 2, 4)), 2, 1),  # a tie goes to the smaller
-        (((1, 2, 4), (1, 2, 4)), 2, 0),  # then to the first
-        (((1, 2, 4), (1, 8, 8)), 4, 0),  # 4 is as far from 2 as from 8
+        (((1, 2, 64), (1, 2, 4)), 2, 1),  # of two equally near profiles, the smaller one
+        (((1, 2, 4), (1, 2, 4)), 2, 0),  # of two equal profiles, the first one
+        (((1, 2, 4), (1, 8, 8)), 4, 0),  # 2 and 8 have equal ratios to 4
     ],
 )
 def test_nearest_tuned_profile_is_chosen(bands: tuple[tuple[int, int, int], ...], batch: int, chosen: int) -> None:
@@ -122,7 +122,7 @@ def test_batch_sizes_are_powers_of_two_and_the_greatest(max_batch: int, sizes: t
     assert batch_sizes(max_batch) == sizes
 
 
-# ------------------------------------------------------------------------------------------------ making profiles
+# ------------------------------------------------------------------------------------------------ creation of profiles
 
 OPEN_BATCH = NetworkInput("images", (-1, 3, 16, 16))
 OPEN = NetworkInput("images", (-1, 3, -1, -1))

@@ -110,7 +110,7 @@ def test_first_ctrl_c_waits_for_the_work_to_stop() -> None:
     def work() -> None:
         _thread.interrupt_main()
         assert cancel.wait(60)
-        threading.Event().wait(0.3)  # TensorRT takes a while to come to its next step
+        threading.Event().wait(0.3)  # TensorRT needs some time until its next step
         left.append("orderly")
 
     with pytest.raises(KeyboardInterrupt):

@@ -468,7 +468,7 @@ def test_invalid_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str])
         ("INVALID", 1, "version mismatch"),
         ("INVALID", 2 | 4, "unsupported cc, old cuda driver"),
         ("INVALID", 32, "malformed engine"),
-        ("INVALID", 0, ""),  # no driver: deserialisation tells
+        ("INVALID", 0, ""),  # without a driver, the error of the deserialization is reported
         ("SUBOPTIMAL", 1, ""),
         ("VALID", 0, ""),
     ],
@@ -476,7 +476,7 @@ def test_invalid_plan_is_refused(plan: bytes, capfd: pytest.CaptureFixture[str])
 def test_rtx_reports_why_a_plan_is_invalid(verdict: str, bits: int, says: str) -> None:
     runtime = SimpleNamespace(get_engine_validity=lambda _: (SimpleNamespace(name=verdict), bits))
     assert ", ".join(invalidity(runtime, b"")) == says
-    assert invalidity(SimpleNamespace(), b"") == []  # TensorRT cannot be asked
+    assert invalidity(SimpleNamespace(), b"") == []  # a library without this function
 
 
 def test_null_builder_or_runtime_is_reported_as_missing_gpu() -> None:

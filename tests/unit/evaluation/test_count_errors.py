@@ -151,7 +151,7 @@ def test_interval_corrects_the_bias_and_grows_with_errors_and_with_few_data() ->
 
 
 def test_intervals_of_thirty_sites_contain_the_true_counts() -> None:
-    """These are the first of the 300 sites of `python -m tests.accuracy.intervals`."""
+    """The test uses the first 30 of the 300 sites of `python -m tests.accuracy.intervals`."""
     coverage = random_sites(30)
     assert coverage.intervals == 120 and coverage.without == 0
     assert 0.9 <= coverage.contained / coverage.intervals < 1.0

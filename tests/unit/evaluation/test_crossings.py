@@ -15,7 +15,7 @@ from vision.evaluation.passes import Video
 from vision.types import Event
 
 SIZE = (320, 240)
-DOWN = ((100.0, 50.0), (100.0, 150.0))  # seen along it, the right is where x is less
+DOWN = ((100.0, 50.0), (100.0, 150.0))  # in the direction of the line, the right side is where x is smaller
 WIDTH, HEIGHT = 20.0, 100.0  # the margin is 4 px
 
 
@@ -48,16 +48,16 @@ def along(*xs: float, y: float = 100.0) -> list[tuple[float, float]]:
         (along(80, 120, 80), ["out", "in"]),
         (along(80, 90), []),
         (along(80), []),
-        (along(80, 120, y=40), []),  # past its upper end
+        (along(80, 120, y=40), []),  # beyond the upper end of the line
         (along(80, 120, y=160), []),
-        (along(80, 120, y=50), ["out"]),  # its end belongs to it
-        (along(80, 99, 101, 99, 102, 98), []),  # jitter, and back
+        (along(80, 120, y=50), ["out"]),  # the end point belongs to the line
+        (along(80, 99, 101, 99, 102, 98), []),  # jitter on the line, then back
         (along(80, 98, 102, 98, 102, 98, 120), ["out"]),  # jitter counts once
         (along(98, 102), []),  # on the line from its start to its end
         (along(97, 120), []),  # starts on the line
         (along(80, 103), []),  # ends on the line
         (along(95, 105), ["out"]),
-        (along(80, 105, 80), []),  # a little over it, for less than half a second
+        (along(80, 105, 80), []),  # slightly beyond the line, for less than half a second
         (along(80, *[105] * 5, 80), []),
         (along(80, *[105] * 6, 80), ["out", "in"]),
         (along(80, 105, *[101] * 5, 80), ["out", "in"]),
@@ -66,8 +66,8 @@ def along(*xs: float, y: float = 100.0) -> list[tuple[float, float]]:
         ([*along(80, 105), *[None] * 13, *along(80)], []),
         (along(80, 100, 100, 100, 120), ["out"]),
         (along(80, 100, 100, 80), []),
-        ([(80, 100), (80, 30), (120, 30), (120, 100)], []),  # around its end
-        ([(80, 30), (120, 170)], ["out"]),  # a step over it, through its middle
+        ([(80, 100), (80, 30), (120, 30), (120, 100)], []),  # around the end of the line
+        ([(80, 30), (120, 170)], ["out"]),  # one step through the middle of the line
     ],
 )
 def test_path_has_its_crossings(path: list[tuple[float, float] | None], expected: list[str]) -> None:
@@ -153,7 +153,7 @@ def test_counts_are_scored_by_line_and_direction() -> None:
     section = CameraAnalytics(lines=(line(), line(name="exit", direction="out"), line(name="cars", classes=("car",))))
     events = [
         crossed("door", "in"),
-        crossed("door", "in", None),  # a pipeline that does not say the class
+        crossed("door", "in", None),  # a pipeline that does not report classes
         crossed("door", "out", "car"),
         crossed("door", "out", kind="zone_left"),
         crossed("exit", "out"),

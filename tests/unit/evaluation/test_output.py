@@ -71,7 +71,7 @@ def test_table_has_every_figure() -> None:
     for name, value in (("MOTA", "0.800"), ("IDF1", "0.700"), ("HOTA", "0.600"), ("identity switches", "3")):
         assert any(line.split()[: len(name.split()) + 1] == [*name.split(), value] for line in text.splitlines())
     assert "door, in" in text and "10.0 %" in text and re.search(r"\b9\b.*\b10\b", text)
-    assert "20.0 %" in text  # two wrong counts on ten true crossings
+    assert "20.0 %" in text  # two errors for ten true crossings
     assert "[gt.txt]" in text
 
 

@@ -1,4 +1,4 @@
-"""The scenes contain every situation that they promise, and the program handles exact detections of them."""
+"""The scenes contain every situation that their descriptions name, and the program handles exact detections of them."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_an_answer_without_end_leaves_no_task(
         client(server, model=MODEL).complete("?", deadline_s=0.3 if name in SLOW else 60.0)
     assert caught.value.code == ("too-slow" if name in SLOW else "too-long")
     gc.collect()
-    assert caplog.messages == []  # without a configured log, such messages of asyncio are printed to standard error
+    assert caplog.messages == []  # without a configured log, asyncio's messages would be printed to standard error
 
 
 def test_a_server_that_never_accepts_is_limited_in_time() -> None:

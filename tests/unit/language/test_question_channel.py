@@ -1,4 +1,4 @@
-"""The connection of a stage to the process that asks: what is sent again, given up, and refused."""
+"""The connection of a stage to the process that asks: which questions are sent again, given up, and refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Process:
         self._listener.bind(f"\0{name}")
         self._listener.listen()
         self._connection, _ = self._listener.accept()
-        self._listener.close()  # so that the next process can use the name
+        self._listener.close()  # the next process can then use the name
         self._reader = self._connection.makefile("rb")
 
     def receive(self) -> str:

@@ -212,7 +212,7 @@ def test_abandoned_sockets_are_removed(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))
     remove_unused_sockets(folder)
-    assert path.exists()  # a program that is starting may not listen yet
+    assert path.exists()  # a program that is just starting does not listen yet
     os.utime(path, (time.time() - 120, time.time() - 120))
     remove_unused_sockets(folder)
     assert not path.exists()

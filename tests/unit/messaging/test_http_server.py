@@ -1,4 +1,4 @@
-"""Requests whose client has gone."""
+"""Requests whose client has closed the connection."""
 
 from __future__ import annotations
 

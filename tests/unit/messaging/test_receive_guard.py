@@ -21,7 +21,7 @@ from vision.messaging.receive_guard import ReceiveGuard, _Connection
 
 MEBIBYTE = 2**20
 LIMIT = 4 * MEBIBYTE
-END = 1 << 30  # more than any subscriber may accept of one message
+END = 1 << 30  # more than any subscriber accepts in one message
 MESSAGE = codec.encode(codec.detections(HEADER, result(found(1)), CLASSES, published_ns=1))
 
 
@@ -41,7 +41,7 @@ class HostilePublisher:
         near = self._listener.accept()[0]
         near.sendall(GREETING + ready(self._kind))
         read(near, len(GREETING))
-        read(near, read(near, 2)[1])  # ZeroMQ refuses messages before the end of its own handshake
+        read(near, read(near, 2)[1])  # ZeroMQ refuses messages until it has completed the handshake
         return near
 
     def _serve(self) -> None:
@@ -86,7 +86,7 @@ def hostile(kind: bytes) -> Iterator[HostilePublisher]:
 @pytest.mark.parametrize("reads", [True, False])
 def test_message_without_end_is_cut_and_the_next_one_arrives(reads: bool) -> None:
     with hostile(b"PUB") as publisher, Subscription(publisher.address, queue=10, silence_s=1e6) as subscription:
-        if not reads:  # the caller is busy with something else
+        if not reads:  # the caller is busy with other work
             assert publisher.was_closed.wait(20)
         items = subscription.items(20)
         problem = next(item for item in items if isinstance(item, Problem))
@@ -116,7 +116,7 @@ def test_slow_caller_of_a_good_publisher_stays_connected() -> None:
             publisher.publish(result(found(1)))
         for _ in range(900):
             publisher.publish(result(found(5)))
-        time.sleep(0.6)  # the guard has looked twice
+        time.sleep(0.6)  # the guard has checked twice
         seen = [subscription.receive(5) for _ in range(900)]
         assert [type(item) for item in seen] == [DetectionsMessage] * 900
         assert subscription.problems == 0

@@ -184,7 +184,7 @@ def test_publisher_restart_loses_no_event(tmp_path: Path) -> None:
         items: list[Item] = []
         for run in range(3):
             with open_publisher(tmp_path / "journal", bind, replay) as publisher:
-                lose(publisher)  # before the subscriber is back
+                lose(publisher)  # before the subscriber has connected again
                 publish(publisher)
                 while len(numbers([item for item in items if isinstance(item, EventMessage)])) < 2 * run + 2:
                     items += take(subscription, 1)
@@ -293,7 +293,7 @@ def test_address_in_use_is_refused_and_everything_closed(tmp_path: Path, which: 
         ):
             pass
         assert f"publish.{which}" in str(caught.value)
-    with open_publisher(tmp_path):  # its folder is not locked any more
+    with open_publisher(tmp_path):  # the folder is no longer locked
         pass
 
 

@@ -1,4 +1,4 @@
-"""Detections messages contain exactly what the analytics reads of each track."""
+"""Detections messages contain the exact values that the analytics reads of each track."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_boxes_survive_a_message_bit_for_bit(encoding: Encoding) -> None:
     rng, tracker, hidden, first = np.random.default_rng(3), Tracker(None, SIZE), 0, 0
     for number in range(60):
         x = 40.0 + 7.3 * number
-        feet = 330.0 if 25 < number < 45 else 400.0  # something hides the legs for a while
+        feet = 330.0 if 25 < number < 45 else 400.0  # an obstacle hides the legs for almost a second
         boxes = np.array([[x, 200, x + 61, feet]]) + rng.normal(0, 0.7, (1, 4))
         found = Detections(boxes.astype(np.float32), np.array([0.9], np.float32), np.zeros(1, np.int32))
         tracks = tracker.update(found, number * 50_000_000)

@@ -1,4 +1,4 @@
-"""Bad input and interruptions of `vision calibrate` and `vision sparsify`: nothing half-done is left."""
+"""Bad input and interruptions of `vision calibrate` and `vision sparsify`: no partial result remains."""
 
 from __future__ import annotations
 

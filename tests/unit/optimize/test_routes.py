@@ -1,4 +1,4 @@
-"""Calibration by other programs: TensorRT 10, and NVIDIA ModelOpt in an environment of its own."""
+"""Calibration by other programs: TensorRT 10, and NVIDIA ModelOpt in a separate environment."""
 
 from __future__ import annotations
 

@@ -652,7 +652,7 @@ def test_late_batches_keep_the_rate_and_lower_the_age(service_ms: float) -> None
     early_rate, early_age = Simulation(service_ms, slots=2, late=False).run(10)
     late_rate, late_age = Simulation(service_ms, slots=2, late=True).run(10)
     assert late_rate >= 0.99 * early_rate
-    assert early_age - late_age >= 0.7 * service_ms  # what a frame no longer waits in the detector's queue
+    assert early_age - late_age >= 0.7 * service_ms  # the shorter wait in the queue of the detector
 
 
 def test_batches_are_formed_at_once_if_slots_run_in_parallel() -> None:

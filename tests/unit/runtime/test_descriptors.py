@@ -89,7 +89,7 @@ def test_reserve_is_given_back_taken_again_and_ends_the_program_if_it_is_used_up
     assert second == 24
     assert ended
     assert third == first
-    assert everything == first + 24 + 1  # and the one with which the others are made
+    assert everything == first + 24 + 1  # and the descriptor from which the others are duplicated
 
 
 def running(folder: Path) -> Program:

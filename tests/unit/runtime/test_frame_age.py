@@ -422,7 +422,7 @@ def test_overload_keeps_frames_young_and_accounts_for_each(slow: str) -> None:
     )
     report = runtime.run(threading.Event(), for_s=2.5)
     assert len(sink.ages_s) > 20
-    # One batch, and what a busy machine adds. If it stalls, one frame per camera can be older.
+    # The time of one batch, and a delay of a busy machine. If it stalls, one frame per camera can be older.
     assert sorted(sink.ages_s)[-4] < 0.3 + 3 * 0.05
     fault: Counter[str] = Counter()
     for camera, status in zip(cameras, report.cameras, strict=True):

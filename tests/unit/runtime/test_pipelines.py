@@ -129,13 +129,13 @@ def test_count_pipeline_counts_every_crossing() -> None:
         for track_id, box in zip(result.objects.track_ids.tolist(), result.objects.boxes_xyxy, strict=True):
             x = float(box[0] + box[2]) / 2
             if track_id in before and (before[track_id] < 160) != (x < 160):
-                truth["in" if x < 160 else "out"] += 1  # seen along the line, which runs down, the left is on the right
+                truth["in" if x < 160 else "out"] += 1  # the line runs down: its left side is on the right of the frame
             before[track_id] = x
     events = Counter(
         event.data["direction"] for r in kept.results for event in r.events if event.kind == "line_crossed"
     )
     assert sum(truth.values()) > 3
-    assert abs(sum(events.values()) - sum(truth.values())) <= 1  # one that turned round on the line
+    assert abs(sum(events.values()) - sum(truth.values())) <= 1  # one object can turn back on the line
     line = report.counts["gate"].lines["middle"]
     assert (line.in_, line.out) == (events["in"], events["out"])
     zone = report.counts["gate"].zones["left"]
@@ -289,7 +289,7 @@ def test_counters_and_event_numbers_continue_after_a_restart(tmp_path: Path) -> 
         stored = [number for (number,) in database.execute("SELECT number FROM events ORDER BY number")]
     assert stored == list(range(1, len(stored) + 1))
     assert numbers == sorted(set(numbers))
-    assert set(stored) >= set(numbers)  # the last events end what has begun, after the subscriber has left
+    assert set(stored) >= set(numbers)  # after the subscriber has left, the last events report the ends of states
 
 
 @pytest.mark.integration
@@ -319,7 +319,7 @@ def test_second_program_with_the_same_state_dir_is_refused(tmp_path: Path) -> No
     assert refused.value.code == "state-in-use"
 
 
-# --- one of one's own -------------------------------------------------------------------------------------------------
+# --- pipelines of users -----------------------------------------------------------------------------------------------
 
 
 def programs() -> dict[str, str]:

@@ -140,7 +140,7 @@ def fail_late(result: Result) -> None:
 @pytest.mark.parametrize("culprit", ["stage", "wait", "submit", "sink", "slow stage"])
 def test_every_lease_is_released_after_a_failure(culprit: str) -> None:
     def slow_then_failing(result: Result) -> None:
-        time.sleep(0.1)  # meanwhile others wait for their turn
+        time.sleep(0.1)  # other frames wait during this time
         fail_late(result)
 
     look = {"stage": fail_late, "slow stage": slow_then_failing}.get(culprit, lambda _result: None)

@@ -33,7 +33,7 @@ folder = test_reload.folder  # a fixture
 
 NAMES = "abcdef"
 ALWAYS = "a"  # is never removed, so that the program has a camera
-Step: TypeAlias = tuple[str, str, int]  # what to change, of which camera, and a number that chooses a value
+Step: TypeAlias = tuple[str, str, int]  # kind of the change, camera, and a number that determines the value
 Content: TypeAlias = dict[str, Any]
 
 VALID = ("camera", "source", "rate", "line", "zone", "section", "rule", "track", "report", "realign", "privacy")
@@ -259,12 +259,12 @@ def site(
             last = max((item.number or 0 for item in site.items if isinstance(item, EventMessage)), default=0)
             site.wait(lambda: last in [0, *site.delivered()], "the last event at the sink")
         numbers = site.delivered()
-        assert numbers == [*range(numbers[0], numbers[0] + len(numbers))]  # none is lost, repeated, or out of order
+        assert numbers == [*range(numbers[0], numbers[0] + len(numbers))]  # no event is lost, repeated, or out of order
 
 
 @settings(
     max_examples=8,
-    phases=[Phase.reuse, Phase.generate],  # to search for a shorter example would take minutes
+    phases=[Phase.reuse, Phase.generate],  # the search for a shorter example would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=STEPS)

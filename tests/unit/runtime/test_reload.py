@@ -1,4 +1,4 @@
-"""The program changes while it runs: other cameras and their tracks continue, and invalid changes change nothing."""
+"""The program changes while it runs: other cameras and their tracks continue, and invalid changes have no effect."""
 
 from __future__ import annotations
 

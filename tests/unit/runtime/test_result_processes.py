@@ -73,7 +73,7 @@ class Running:
         """Return the processes of the result workers."""
         found: dict[str, psutil.Process] = {}
         for process in worker_children():
-            with suppress(psutil.Error):  # it has just ended
+            with suppress(psutil.Error):  # the process has just ended
                 found[worker_name(process.cmdline())] = process
         return [found[name] for name in sorted(found) if name.startswith("result worker")]
 

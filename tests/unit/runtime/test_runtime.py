@@ -118,7 +118,7 @@ def test_slow_detector_gets_the_newest_frames() -> None:
         results = sink.results[camera.slot.camera_id]
         assert len(results) >= 8
         ages_ms = np.array([(result.timing.batched_ns - result.meta.captured_ns) / MS for result in results])
-        # The newest frame is at most one interval of 20 ms old; the rest is what a busy machine adds.
+        # The newest frame is at most one interval of 20 ms old. A busy machine adds the rest.
         assert np.median(ages_ms) <= 25
         assert camera.slot.counts().dropped[DropReason.SUPERSEDED] > 50
         check_accounts(camera, results)
@@ -368,7 +368,7 @@ class PausingSink(Collector):
 @pytest.mark.integration
 @pytest.mark.parametrize("max_batch", [1, 8])
 def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batch: int) -> None:
-    """Each camera can have `MAX_UNFINISHED` results before its next frame is refused, plus those of batches in flight."""
+    """A camera can have `MAX_UNFINISHED` results before its next frame is refused, plus those of batches in flight."""
     waiting: list[int] = []
 
     def until_refused() -> None:

@@ -59,7 +59,7 @@ def test_worker_that_disconnects_but_does_not_end_delays_no_other_worker() -> No
         assert act.send(b"disconnect")
         assert echo.send(b"first")
         poll_until(workers, lambda: len(other.messages) == 2)
-        for _ in range(100):  # no time passes for it, so it may still end by itself
+        for _ in range(100):  # the clock stands still, so the worker can still end by itself
             workers.poll(0.005)
         assert faulty.ends == []
         assert echo.send(b"second")
@@ -142,7 +142,7 @@ def with_spare() -> Iterator[tuple[Workers, StoppedClock]]:
 
 
 def spare_of(workers: Workers, clock: StoppedClock) -> psutil.Process:
-    """Return the spare process, once it runs its program."""
+    """Wait until the spare process runs its program. Return the process."""
 
     def found() -> list[psutil.Process]:
         clock.now_ns += 500_000_000
@@ -268,7 +268,7 @@ def test_process_that_ignores_the_stop_is_killed_at_the_deadline() -> None:
     workers.poll(0.1)
     began = time.monotonic()
     workers.stop(0.5)
-    assert 0.4 < time.monotonic() - began < 40  # it would take 60 s to end
+    assert 0.4 < time.monotonic() - began < 40  # without the kill, the worker would end after 60 s
     assert recorded[0].ends[0]
     assert recorded[1].ends == [""]
     assert not set(psutil.Process().children()) - before

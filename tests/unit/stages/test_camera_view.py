@@ -106,7 +106,7 @@ def test_line_follows_the_scene(square: Pixels, program: Program) -> None:
     events = program.show(seen(square), person(200), 15)
     assert events == []
     assert program.view() is None
-    events = program.show(seen(square, 40), person(300), 10)  # the line is at 320 now, and the person before it
+    events = program.show(seen(square, 40), person(300), 10)  # the line is now at 320, the person still before it
     assert ("camera_realigned", "instant") in kinds(events)
     realigned = next(event for event in events if event.kind == "camera_realigned")
     assert realigned.data["shift_x_px"] == pytest.approx(40, abs=1)
@@ -127,7 +127,7 @@ GRAY = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
 def test_nothing_is_counted_while_the_lens_is_covered(square: Pixels, program: Program) -> None:
     program.show(seen(square), person(200), 15)
     assert program.show(GRAY, person(200), 6) == []
-    assert program.views.counters()["views.held"] == 1  # the event follows when the patience is over
+    assert program.views.counters()["views.held"] == 1  # the event is published when the waiting time is over
     assert kinds(program.show(GRAY, person(200), 8)) == [("camera_covered", "begin")]
     assert program.show(GRAY, person(400), 2) == []
     assert ("camera_covered", "end") in kinds(program.show(seen(square), person(200), 4))

@@ -228,7 +228,7 @@ def test_without_a_free_copy_the_next_frame_is_used(receiver: Receiver) -> None:
     wait_until(lambda: inquiries._worker.progress() is None, "free copies", 60)
     show(inquiries, 9)
     asked = [receiver.next()[0] for _ in range(9)]
-    assert (8, [100]) in [(each.frame, each.offsets_ms) for each in asked]  # the queue may change their order
+    assert (8, [100]) in [(each.frame, each.offsets_ms) for each in asked]  # the queue can change their order
     inquiries.close()
 
 

@@ -168,7 +168,7 @@ def test_snapshots_from_before_a_new_mask_are_discarded() -> None:
     sizes = [90, 90, 60, 50]
     for index, size in enumerate(sizes):
         if index == 1:
-            stage.reconfigure(config)  # nothing has changed, so the snapshot stays
+            stage.reconfigure(config)  # nothing has changed, so the snapshot is kept
         if index == 2:
             stage.reconfigure(config.model_copy(update={"privacy": {"gate": mask}}))
         made = result(2 * index, {1: box(50, 50, size)})

@@ -181,7 +181,7 @@ def test_end_without_a_begin_is_ignored() -> None:
 def test_new_epoch_drops_states_without_an_end() -> None:
     site = Site(("dwelling queue for 60s", "0s"))
     site.at(0, stay("begin", 1, 30.0), stay("begin", 2, 30.0))
-    # Epochs begin with the ends of what the one before had; here one is missing.
+    # A new epoch begins with the ends of all states of the previous one. Here, one end is missing.
     assert site.at(40, stay("end", 1, 70.0), stay("begin", 3, 30.0), epoch=1) == []
     assert [event.track_id for event in site.at(70, epoch=1)] == [3]
 

@@ -43,7 +43,7 @@ class Grey:
 
     exclusive: bool = True
     max_batch: int = 4
-    go: threading.Event | None = None  # what it waits for
+    go: threading.Event | None = None  # the event for which the classifier waits
     called: threading.Event = field(default_factory=threading.Event)
     batches: list[int] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
@@ -153,7 +153,7 @@ def test_object_is_classified_once_if_refresh_is_null() -> None:
     with stage(grey, refresh_s=None) as cascade_stage:
         for step in range(100):
             look(cascade_stage, Thing(1), time_s=100.0 * step if step < 2 else 100 + step)
-        assert grey.batches in ([1], [1, 1])  # after a pause of 100 s it is forgotten, and a new object
+        assert grey.batches in ([1], [1, 1])  # after a pause of 100 s, the object can count as new
 
 
 def test_unsure_result_is_repeated_soon_and_keeps_attributes() -> None:
@@ -196,7 +196,7 @@ def test_exclusive_model_gives_one_attribute_and_others_many(exclusive: bool, ex
         (Thing(1, class_id=7), {}, False),
         (Thing(1), {"min_size_px": 20}, True),
         (Thing(1), {"min_size_px": 21}, False),
-        (Thing(1, (50, 10, 90, 40)), {"min_size_px": 14}, True),  # as much of it as is in the frame
+        (Thing(1, (50, 10, 90, 40)), {"min_size_px": 14}, True),  # the part that lies in the frame
         (Thing(1, (50, 10, 90, 40)), {"min_size_px": 15}, False),
         (Thing(1, (70, 10, 90, 40)), {}, False),
         (Thing(1, (-30, -30, -10, -10)), {}, False),
@@ -238,7 +238,7 @@ def test_batches_contain_crops_of_several_cameras() -> None:
         wait_until(lambda: cascade_stage.counters()["cascade.looked"] == 7, "all were looked at")
         assert grey.batches == [1, 6]
         assert look(cascade_stage, Thing(11), camera="yard") == {11: ["dark"]}
-        assert look(cascade_stage, Thing(11), camera="gate") == {}  # ids of another camera mean nothing here
+        assert look(cascade_stage, Thing(11), camera="gate") == {}  # ids of the other camera have no effect here
 
 
 def test_full_queue_skips_objects_and_tries_again() -> None:
@@ -305,7 +305,7 @@ def test_backward_clock_jump_does_not_stop_classification() -> None:
         count = len(grey.batches)
         for step in range(12):
             look(cascade_stage, Thing(1), time_s=step - 90)
-        assert len(grey.batches) == count + 3  # at once, and after 5 and 10 s
+        assert len(grey.batches) == count + 3  # at the first frame, and after 5 and 10 s
         assert len(cascade_stage._cameras["gate"][1]) == 1
 
 

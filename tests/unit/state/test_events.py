@@ -227,7 +227,7 @@ def test_burst_of_events_is_synced_at_once(tmp_path: Path) -> None:
 
 
 def test_log_is_emptied_and_never_started_again_by_the_writer(tmp_path: Path) -> None:
-    """The first bytes of the log change only when it was empty, because a power failure could mix two generations."""
+    """The first bytes of the log change only while it is empty. Otherwise, a power cut could mix two generations."""
     wal = tmp_path / "state.db-wal"
     with opened(tmp_path, max_events=100_000, sync_s=0.01) as state:
         fill(state.events, 1500)

@@ -247,7 +247,7 @@ def test_lock_of_killed_process_is_released(folder: Path) -> None:
 
 
 def test_lock_on_removed_file_is_not_valid(folder: Path) -> None:
-    """The file that a waiting process opened can be removed. Otherwise, two processes could hold the lock of one name."""
+    """A file that a waiting process opened can be removed. Otherwise, two processes could hold the lock of one name."""
     path, entered = folder / "l", threading.Event()
 
     def other() -> None:

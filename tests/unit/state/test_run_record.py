@@ -16,7 +16,7 @@ from vision.state.run_record import LastRun
 
 
 def kill(folder: Path, boot: str = "boot-1") -> Path:
-    """Start a run, and return a copy of its folder, which contains what is left if the process is killed now."""
+    """Start a run. Return a copy of its folder, like the folder of a process that is killed at this moment."""
     copy = folder.with_name(f"{folder.name}-copy")
     with opened(folder, boot=boot) as state:
         state.run.begin()

@@ -98,7 +98,7 @@ def test_overlapping_events_extend_a_clip_and_later_events_start_a_new_one(
 ) -> None:
     made = desk(tmp_path, index)
     frames = coded(frames=200)
-    made.play(packets(frames), [2.0, 2.8, 6.0, 14.0])  # the clip of 2.8 ends at 4.8, and that of 6.0 begins at 5.0
+    made.play(packets(frames), [2.0, 2.8, 6.0, 14.0])  # clip 2.8 ends at 4.8, and clip 6.0 begins at 5.0
     made.wait(10)
     found = made.recordings()
     assert [len(each.events) for each in found] == [2, 1, 1]

@@ -1,4 +1,4 @@
-"""Prometheus evaluates the alert rules: each one fires for its problem, and not for a program that works."""
+"""Prometheus evaluates the alert rules: each rule fires for its problem, and not for a program that works."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ CASES = {
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Run promtool. Return what it prints."""
+    """Run promtool. Return its output."""
     command = ["promtool", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -114,7 +114,7 @@ class Gpu:
 
     @property
     def used_bytes(self) -> int:
-        return sum(array.nbytes for array in list(self.memory.values()))  # other threads allocate and free meanwhile
+        return sum(array.nbytes for array in list(self.memory.values()))  # other threads change the dict
 
     def allocate(self, size: int, *, shareable: bool = False) -> int:
         """Return the address of new memory. Another process can map it if it is shareable."""

@@ -80,7 +80,7 @@ def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
             if not any(word in function.__name__ for word in ("Destroy", "Free", "Unregister", "Close")):
                 gpu.raise_fault()
             value = function(*arguments)
-            gpu.raise_fault()  # a release is complete, whatever the status says
+            gpu.raise_fault()  # a release has been done, even if its status is an error
         except Failed as failed:
             return (cudaError_t(failed.code), None)[:count]
         return (cudaError_t.cudaSuccess, value)[:count]
