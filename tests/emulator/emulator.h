@@ -1,8 +1,8 @@
-// Runs CUDA kernels on the CPU, so that the very files that go to the GPU are tested where there is none.
+// Runs CUDA kernels on the CPU, so that machines without a GPU can test the same files that a GPU runs.
 //
 // Every thread of a block is a fiber (scheduler.cpp). A fiber runs until it has to wait for others (a barrier, a shuffle,
-// a vote), and the next one to run is drawn at random: a missing barrier shows as a result that changes with the seed.
-// Blocks run one after the other. Out-of-bounds accesses are for the address sanitizer and compute-sanitizer to find.
+// a vote). The next fiber is then chosen at random, so that the result changes with the seed if a barrier is missing.
+// Blocks run one after the other. On a GPU, compute-sanitizer detects out-of-bounds accesses that this header does not.
 #pragma once
 #include "scheduler.h"
 

@@ -1,4 +1,4 @@
-// One shared library per kernel file and set of definitions: KERNEL names the file, emulated.py passes the rest.
+// The source of every kernel library. KERNEL names the file of the kernel; emulated.py passes the other definitions.
 #include "emulator.h"
 #include <utility>
 #include KERNEL
@@ -13,7 +13,7 @@ struct Held {
 template <typename Sequence, typename... Arguments>
 struct Bound;
 
-// Reads the arguments when a kernel is launched, as on a GPU, not when it runs. std::tuple would compile more slowly.
+// Reads the arguments when a kernel is launched, as a GPU does, and not when it runs. std::tuple compiles more slowly.
 template <std::size_t... Index, typename... Arguments>
 struct Bound<std::index_sequence<Index...>, Arguments...> : emulator::Call, Held<Index, Arguments>... {
     void (*kernel)(Arguments...);

@@ -42,7 +42,7 @@ void trampoline() {
     }
 }
 
-// Runs a fiber until it pauses. swapcontext would do the same with two system calls.
+// Runs a fiber until it pauses. swapcontext is slower, because it makes two system calls.
 void enter(Fiber& fiber) {
     current = &fiber;
     Place& place = places[fiber.index];
@@ -58,7 +58,7 @@ void enter(Fiber& fiber) {
     setcontext(&start);
 }
 
-// Wakes the warp's fibers that wait at the same collective, if all that are named in the mask have come.
+// Wakes the fibers of a warp that wait at the same collective, if all fibers in the mask have arrived there.
 bool release_warp(unsigned warp) {
     unsigned first = warp * 32, last = std::min<size_t>(first + 32, fibers.size());
     bool woke = false;

@@ -1,5 +1,5 @@
-// What a kernel needs of the emulator's scheduler. It includes no header of the C++ library: they would take most of the
-// time to compile a kernel, and the tests compile more than a hundred.
+// The part of the emulator's scheduler that kernels use. No header of the C++ library is included: the tests compile more
+// than a hundred kernels, and these headers would take most of the time.
 #pragma once
 
 struct dim3 {
@@ -12,9 +12,9 @@ struct Fiber {
     dim3 thread;
     unsigned index = 0;
     enum State { READY, AT_BLOCK, AT_WARP, DONE } state = READY;
-    unsigned mask = 0;  // of the warp collective it waits at
+    unsigned mask = 0;  // of the warp collective at which the fiber waits
     unsigned long long value = 0;
-    unsigned long long seen[32];  // values of the warp's fibers, once all have come
+    unsigned long long seen[32];  // values of the warp's fibers, after all have arrived
 };
 
 // A kernel with its arguments.

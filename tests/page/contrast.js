@@ -1,4 +1,4 @@
-// Returns the visible texts and controls whose colors do not have the contrast of WCAG AA.
+// Returns the visible texts and controls whose contrast is lower than WCAG AA requires.
 () => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
   const rgba = (color) => {

@@ -1,4 +1,4 @@
-// Calls a calibrator of TensorRT 10 through the C++ interface, in the order of the builder, and writes what it returns to
+// Calls a calibrator of TensorRT 10 through the C++ interface, in the order of the builder, and writes the results to
 // `report`. The calibrator can be written in Python: the bindings then pass each call on. In place of the builder, this
 // program reads the batches from host memory, and writes the largest absolute value of each input as a table of scales.
 #include <NvInfer.h>

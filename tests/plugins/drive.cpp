@@ -1,4 +1,4 @@
-// Calls every method of a plugin through the C++ interface, as TensorRT does, and writes what they return to `report`.
+// Calls every method of a plugin through the C++ interface, as TensorRT does, and writes the results to `report`.
 // The plugin can be written in Python: the bindings then pass each call on.
 #include <NvInferRuntime.h>
 #include <NvInferRuntimePlugin.h>
