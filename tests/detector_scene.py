@@ -22,7 +22,7 @@ OBJECTS = (
     (20, 30, 80, 190, 0), (100, 40, 150, 200, 0), (180, 150, 300, 230, 2), (250, 20, 290, 60, 1), (30, 240, 60, 300, 3),
     (200, 250, 216, 270, 4),
 )  # fmt: skip
-"""x1, y1, x2, y2, and class, on a canvas of 320x320."""
+"""Objects on a canvas of 320x320: x1, y1, x2, y2, and class."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device():  # type: ignore[no-untyped-def]  # vision.gpu.cuda cannot be imported everywhere
-    """Return the real or emulated GPU."""
+    """Return the real or emulated GPU. Skip the test if there is none."""
     try:
         from vision.gpu.cuda import open_device
 

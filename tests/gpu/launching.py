@@ -35,7 +35,7 @@ POISON = 0xA7
 
 
 class Bench(contextlib.ExitStack):
-    """Device memory for one test."""
+    """A stream and device memory for one test. The end of the `with` block frees them."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Bench(contextlib.ExitStack):
         self.stream = self.enter_context(Stream())
 
     def buffer(self, nbytes: int) -> DeviceBuffer:
-        """Return GPU memory with invalid contents."""
+        """Return GPU memory that is filled with `POISON`."""
         buffer = self.enter_context(DeviceBuffer(nbytes, "a test"))
         buffer.fill(POISON, self.stream)
         self.stream.synchronize()

@@ -97,7 +97,7 @@ def run(name: str, part: Part, out: Path, left: float) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the requested parts."""
+    """Run the requested parts, and write the summary to the folder `OUT`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="parts, separated by commas; all where absent")

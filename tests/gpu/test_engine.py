@@ -119,7 +119,7 @@ class Bench:
         return np.array(self.outcome())
 
     def outcome(self) -> NDArray[Any]:
-        """Return the outputs of the last launch."""
+        """Return the outputs of the last launch. Its stream must have finished."""
         array: NDArray[Any] = self.result.array(self._output_shape, self._y.dtype)
         return array
 

@@ -15,7 +15,7 @@ KEY = "key-of-the-server"
 
 
 class TinyModel(NamedTuple):
-    """The files of the tiny model."""
+    """Paths of the tiny model and its vision projector."""
 
     model: Path
     projector: Path

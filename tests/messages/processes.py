@@ -32,7 +32,7 @@ class Program:
             self._lines.put(line.rstrip("\n"))
 
     def line(self, timeout_s: float = 60.0) -> str:
-        """Return the next line of output."""
+        """Return the next line of output. Raise `AssertionError` if none arrives in time."""
         try:
             return self._lines.get(timeout=timeout_s)
         except queue.Empty:

@@ -41,7 +41,7 @@ def tracked(n: int = 2) -> Tracks:
 def result(
     objects: Detections | Tracks | None = None, *, camera: str = "gate", index: int = 17, **changes: Any
 ) -> Result:
-    """Return the result of one frame."""
+    """Return the result of frame `index` of a camera, with dropped frames and timing."""
     given: dict[str, Any] = {"timing": TIMING, "dropped_before": {DropReason.STALE: 3, DropReason.MAX_FPS: 0}}
     meta = replace(META, camera_id=camera, index=index)
     return Result(meta, objects if objects is not None else found(), **(given | changes))
@@ -67,10 +67,10 @@ def node_status() -> NodeReport:
 
 
 def published(report: StatusReport) -> StatusMessage:
-    """Return the message of a report."""
+    """Return the status message that the publisher sends for a report."""
     return codec.status(HEADER, report)
 
 
 def crossed(camera: str = "gate") -> Event:
-    """Return a line crossing."""
+    """Return the event of three objects that cross the line `door`."""
     return Event("line_crossed", "door", camera, 40, 5_001_000_000, {"direction": "in", "count": np.int64(3)})

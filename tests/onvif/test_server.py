@@ -82,7 +82,7 @@ class Connection:
         return int(head.split()[1]), head + body
 
     async def play(self) -> None:
-        """Start to receive over the connection."""
+        """Set up the metadata stream over this connection, and start to receive it."""
         status, head = await self.ask("SETUP", "/gate/metadata", Transport="RTP/AVP/TCP;unicast;interleaved=2-3")
         assert status == 200
         session = re.search(r"Session: (\w+);timeout=60", head)

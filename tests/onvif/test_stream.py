@@ -61,7 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
 
 
 def documents(url: str, transport: str) -> Iterator[bytes]:
-    """Yield the documents that FFmpeg receives."""
+    """Yield the metadata documents that FFmpeg receives."""
     with av.open(url, options={"rtsp_transport": transport}, timeout=WAIT_S) as container:
         received = b""
         for packet in container.demux():

@@ -236,7 +236,7 @@ class Site:
         self.hub.reconfigure(msgspec.structs.replace(self._settings, **settings))
 
     def report(self, camera: str, state: str) -> None:
-        """Publish the state of a camera."""
+        """Publish a status message with the state of a camera."""
         message = CameraStatusMessage(
             **_HEADER,  # type: ignore[arg-type]
             camera=camera,
@@ -279,7 +279,7 @@ def _serving(hub: LiveHub) -> Iterator[str]:
 
 
 def show(page: Page, url: str, cameras: list[str]) -> None:
-    """Open the page, and show cameras."""
+    """Open the page of the live view, and start to record the frames of these cameras."""
     page.goto(url)
     page.evaluate(READER, cameras)
 

@@ -182,7 +182,7 @@ def test_a_viewer_that_does_not_read_delays_nobody(zoo: Zoo) -> None:
 
 
 def records_until(client: ClientConnection, packets: int) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Yield records up to a number of packets."""
+    """Yield the header and the data of each record, until `packets` packets have arrived."""
     for header, data in records(client):
         yield header, data
         packets -= header["kind"] == "packet"

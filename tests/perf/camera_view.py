@@ -98,7 +98,7 @@ def rain(frame: Pixels, rng: np.random.Generator, drops: int) -> Pixels:
 
 
 def crowd(frame: Pixels, rng: np.random.Generator, cover: float) -> Pixels:
-    """Paint people that cover about this part of the frame."""
+    """Paint people that cover about the fraction `cover` of the frame."""
     crowded: Pixels = frame.copy()
     area = 0.0
     while area < cover * WIDTH * HEIGHT:

@@ -170,7 +170,7 @@ def compare(
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
-    """Measure this tree alone."""
+    """Measure this tree without a base, for `python -m tests.perf`."""
     return compare(None, cameras=64, fps=30.0, seconds=2 if quick else 8, rounds=1 if quick else 3, processes=(1, 2))
 
 

@@ -53,7 +53,7 @@ def drive(
     *,
     memory: tuple[int, Sequence[int], int, int] | None = None,
 ) -> list[str]:
-    """Call all methods of a plugin, from its creation to a run. Return a report of what they returned.
+    """Call all methods of a plugin, from its creation to a run. Return a report of their results.
 
     Args:
         attributes: attributes of the node. Numbers of the type float become float32.

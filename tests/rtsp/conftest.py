@@ -29,5 +29,5 @@ def server(needs_server: None) -> Iterator[Server]:
 
 @pytest.fixture(params=["gstreamer", "ffmpeg"])
 def reader(request: pytest.FixtureRequest) -> str:
-    """Return the library that opens the source."""
+    """Return the value of `reader`, which selects the library that opens the source."""
     return str(request.param)

@@ -244,7 +244,7 @@ class Watched:
         wait_until(lambda: state in self.states, f"{state!r} after {self.states}")
 
     def wait_loss(self) -> None:
-        """Wait until the camera is backing off."""
+        """Wait until the supervisor has noticed the loss, and backs off."""
         wait_until(lambda: self.states[-1] == "backing-off", f"the loss to be noticed after {self.states}")
 
     def wait_grabbed(self, count: int) -> None:
@@ -252,7 +252,7 @@ class Watched:
         wait_until(lambda: self.status.grabbed >= count, f"{count} frames, {self.states}, {self.errors}")
 
     def wait_frames(self, count: int) -> None:
-        """Wait for `count` more frames."""
+        """Wait until `count` more frames have been committed."""
         wanted = len(self.recorder.metas) + count
         wait_until(lambda: len(self.recorder.metas) >= wanted, f"{count} frames, {self.states}, {self.errors}")
 

@@ -58,7 +58,7 @@ def test_gstreamer_is_available() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_first_frame_of_a_connection_is_a_key_frame(server: Server, transport: str) -> None:
-    """Connect between two key frames."""
+    """The client connects in the middle of a group of frames."""
     with opened(camera(server.url("/clip"), "gstreamer")) as (before, info):
         for _ in range(2 * GOP):
             assert before.grab(PATIENCE_S) is not None

@@ -63,7 +63,7 @@ def value(choice: random.Random, depth: int = 0) -> Any:
 
 
 def payload(choice: random.Random) -> bytes:
-    """Return the bytes of one connection."""
+    """Return random data for one connection: random bytes, or a request with random values."""
     if choice.random() < 0.2:
         return choice.randbytes(choice.randrange(300))
     request = {"request": choice.choice(_KINDS)}

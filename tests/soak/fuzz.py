@@ -74,7 +74,7 @@ _WORDS: Final = (
 
 
 class TooSlow(BaseException):
-    """An input took longer than `LONGEST_S`."""
+    """Raised if an input takes longer than `LONGEST_S`. Handlers of `Exception` do not catch it."""
 
 
 def _alarm(_number: int, _frame: FrameType | None) -> None:
@@ -89,7 +89,7 @@ class Mutator:
         self._choice = random.Random(seed)
 
     def next(self) -> bytes:
-        """Return a changed input."""
+        """Return a random input with one or several random changes."""
         data = self._choice.choice(self._inputs)
         for _ in range(self._choice.choice((1, 1, 1, 2, 3, 8))):
             data = self._changed(data)[:_LONGEST_INPUT]
@@ -178,7 +178,7 @@ class Bugs:
 
 
 def fuzz_files(readers: dict[str, Callable[[Path], object]], inputs: Sequence[bytes], end_s: float, seed: int) -> Bugs:
-    """Write changed inputs to files, and read each with the reader for its name."""
+    """Write changed inputs to files, and read each file with the reader for its name. Return the bugs."""
     bugs, mutator = Bugs(), Mutator(inputs, seed)
     names = itertools.cycle(readers)
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def fuzz_files(readers: dict[str, Callable[[Path], object]], inputs: Sequence[by
 
 
 def fuzz_config(end_s: float, seed: int) -> Bugs:
-    """Read changed camera.yaml and model.yaml files."""
+    """Read changed camera.yaml and model.yaml files until `end_s` on the monotonic clock. Return the bugs."""
     paths = [*(ROOT / "configs").glob("*.yaml"), *(ROOT / "models").glob("*/model.yaml")]
     paths += (ROOT / "tests").rglob("*.yaml")
     documents = [block.encode() for page in (ROOT / "docs").glob("*.md") for block in _yaml_blocks(page)]

@@ -51,7 +51,7 @@ class Received:
         )
 
     def receive(self, seconds: float) -> None:
-        """Receive events for some seconds."""
+        """Receive events for `seconds`, and record them."""
         deadline_s = time.monotonic() + seconds
         while (left_s := deadline_s - time.monotonic()) > 0:
             item = self.subscription.receive(min(left_s, 0.1))

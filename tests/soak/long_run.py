@@ -58,7 +58,7 @@ _SHAPES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The program at one moment."""
+    """Published frames and resources of the program at one moment."""
 
     frames: int  # published by all cameras since the start
     mib: float
@@ -67,7 +67,7 @@ class Sample:
 
 
 def configuration(folder: Path, processes: str) -> str:
-    """Return the text of camera.yaml."""
+    """Return the text of camera.yaml for the measured program. Its state is stored in `folder`."""
     names = [f"c{number}" for number in range(_CAMERAS)]
     cameras = ", ".join(
         f'{{id: {name}, source: "synthetic:64x48@500?objects=3&seed={seed}"}}' for seed, name in enumerate(names)

@@ -21,7 +21,7 @@ from vision.cli.service import HIDDEN
 
 BOOT_S = 180.0
 NOT_PERMITTED = re.compile("Operation not permitted|Permission denied|Read-only file system|No medium found", re.I)
-"""The reasons of mount and systemd-nspawn without the rights of root, or without a writable hierarchy of cgroups."""
+"""Errors of mount and systemd-nspawn if the user lacks the rights of root, or the hierarchy of cgroups is read-only."""
 _ENGLISH = {"LC_ALL": "C"}
 
 _SLOW_UNITS = ("systemd-networkd-wait-online", "NetworkManager-wait-online", "systemd-time-wait-sync", "apt-daily")

@@ -110,7 +110,7 @@ def first_layer(
 
 
 def value(name: str, shape: Sequence[int | str] | None, kind: int = Onnx.FLOAT) -> onnx.ValueInfoProto:
-    """Return an input or output."""
+    """Return the description of an input or an output of a model."""
     return helper.make_tensor_value_info(name, kind, shape)
 
 
@@ -123,7 +123,7 @@ def model(
     opset: int = 17,
     domains: Sequence[str] = (),
 ) -> bytes:
-    """Return a serialized model."""
+    """Return a serialized ONNX model with these nodes."""
     graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
     return bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())

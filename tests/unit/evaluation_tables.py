@@ -20,7 +20,7 @@ Row = tuple[float, ...]
 
 
 def boxes(*rows: Row) -> Boxes:
-    """Return a table of these rows."""
+    """Convert rows to a table of boxes."""
     return Boxes.of(
         [
             (frame, object_id, x, y, x + width, y + height, score[0] if score else 1.0)

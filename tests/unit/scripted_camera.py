@@ -66,7 +66,7 @@ Step: TypeAlias = Frame | Silence | Fault | Do
 
 @dataclass
 class Connection:
-    """The steps of one connection."""
+    """One connection: its properties, its steps, and errors while it is opened."""
 
     steps: Sequence[Step] = ()
     live: bool = True

@@ -9,7 +9,7 @@ import pytest
 from tools.check_language import PROSE_COLUMNS, findings, long_lines
 
 LONG = "word " * (PROSE_COLUMNS // 5) + "end"
-"""123 columns."""
+"""A line of 123 columns."""
 
 
 @pytest.mark.parametrize("prefix", ["", "> ", "* ", "  ", "1. ", "## ", "* item\n\n    "])

@@ -1,4 +1,4 @@
-"""Selection of objects."""
+"""Selections of detected objects keep their shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `vision camera-zoo`."""
+"""The command `vision camera-zoo`: serving cameras, its list, and ports in use."""
 
 from __future__ import annotations
 

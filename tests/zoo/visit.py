@@ -33,7 +33,7 @@ _RECOVERED_AT = 31  # the number of the first intact frame after all kinds of lo
 
 @dataclass(frozen=True)
 class Published:
-    """One published frame."""
+    """One published frame, and the number of frames before it."""
 
     number: int | None  # in its pixels; None if it is damaged
     counted: int  # frames that were published or dropped before it

@@ -58,7 +58,7 @@ def from_border(point: Place, polygon: Sequence[Place]) -> float:
 
 @dataclass
 class OneLine:
-    """The state of one object at one line."""
+    """One line, and the side on which one object is."""
 
     line: Sequence[Place]
     anchor: str

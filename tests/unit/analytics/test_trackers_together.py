@@ -1,4 +1,4 @@
-"""Frames of several cameras, tracked together: the same results as one after the other."""
+"""Tracking the frames of several cameras together gives the same results as tracking them one after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schedule of `vision chaos`."""
+"""The schedule of the faults of `vision chaos`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots of a benchmark."""
+"""Plots of benchmarks: their series, colors, and axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `vision bench --precisions`."""
+"""`vision bench --precisions`: comparison of models, refused models, and outputs."""
 
 from __future__ import annotations
 

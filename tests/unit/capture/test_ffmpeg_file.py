@@ -331,7 +331,7 @@ def test_grab_after_an_interrupt_returns_none(play: Player, tmp_path: Path) -> N
 
 
 def test_decoder_format_is_delivered_unchanged() -> None:
-    """Each frame has its color encoding."""
+    """Each frame also has its color encoding."""
     source = PLAYERS["i420"](CLIP)
     assert source.open() == StreamInfo(768, 576, "i420", 10.0, "pyav-h264", "bt601")
     grab = source.grab(1.0)

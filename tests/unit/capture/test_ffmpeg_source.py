@@ -317,7 +317,7 @@ SAID: tuple[Change, ...] = (
 
 
 def changing(changes: Sequence[Change]) -> Iterator[bytes]:
-    """Yield three packets of each encoding."""
+    """Yield three packets of each encoding in `changes`."""
     for height_px, said, _ in changes:
         yield from coded(WIDTH_PX, height_px, 3, f"bframes=0{said}")
 

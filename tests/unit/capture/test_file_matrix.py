@@ -46,7 +46,7 @@ CODECS_OF_CONTAINERS: Sequence[str] = (
 """Each container is tested with the first of these codecs that it accepts."""
 
 DIFFERENCE = 4.0
-"""Largest mean difference of pixels, because versions of FFmpeg round colors differently."""
+"""Largest mean difference of pixels. It is not 0, because versions of FFmpeg round colors differently."""
 
 ORIENTATIONS = {
     "upright": (1, 0, 0, 1),

@@ -222,7 +222,7 @@ def test_video_file_is_delivered_at_its_own_pace(*, with_length: bool) -> None:
 
 
 def short_clip(folder: Path, frames: int) -> Path:
-    """Write a clip with 50 frames/s."""
+    """Write an AVI file of motion JPEG with 50 frames/s. Return its path."""
     clip = folder / "short.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 50, (64, 48))
     for number in range(frames):
@@ -274,7 +274,7 @@ def test_video_file_that_arrives_only_in_part_is_a_lost_connection(tmp_path: Pat
 
 
 def test_playlist_that_ends_is_a_lost_connection() -> None:
-    """An encoder that restarts ends its playlist, and then continues."""
+    """When an encoder restarts, it ends its playlist, and continues it later."""
     live = LiveHls(gops=1)
 
     def ended(request: Request) -> None:

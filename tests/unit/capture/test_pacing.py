@@ -1,4 +1,4 @@
-"""The pace of recordings."""
+"""The pace at which recordings are played: due times, late readers, and times of frames."""
 
 from __future__ import annotations
 

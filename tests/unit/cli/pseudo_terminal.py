@@ -18,7 +18,7 @@ import pyte
 
 
 class PseudoTerminal:
-    """One process and its terminal."""
+    """One process, and the pseudo-terminal in which it runs."""
 
     def __init__(self, command: Sequence[str], columns: int, rows: int) -> None:
         self._master, slave = pty.openpty()

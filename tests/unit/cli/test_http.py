@@ -1,4 +1,4 @@
-"""`vision run` with the section `http`."""
+"""`vision run` serves metrics over HTTP, and refuses an unsafe section `http`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class EveryVariable(Mapping[str, str]):
 
 
 def check(text: str, secret: str) -> None:
-    """Load `text` and check that no error shows the secret, however Python prints it."""
+    """Load `text`. If this raises an error, check that no printed form of the error shows the secret."""
     try:
         config = load_config_text(text, EveryVariable(secret))
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The section `onvif:`."""
+"""Addresses and conflicts in the section `onvif:`."""
 
 from __future__ import annotations
 

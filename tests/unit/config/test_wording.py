@@ -1,4 +1,4 @@
-"""Suggestions of names."""
+"""Errors for wrong names suggest similar names."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class OnTheClock(Event):
 
 
 class NoStream(Stream):
-    """Stream that queues nothing."""
+    """Stream that uses no GPU, because `OnTheClock` does not need one."""
 
     def __init__(self) -> None:
         pass

@@ -55,7 +55,7 @@ def batches(count: int) -> Iterator[dict[str, NDArray[Any]]]:
 
 
 def drive(calibrator: Any, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """Call all methods of a calibrator. Return a report of what they returned."""
+    """Call all methods of a calibrator. Return a report of their results."""
     # The first value of an object of pybind11, after its head of 16 bytes, is the address of the C++ object.
     pointer = ctypes.c_void_p.from_address(id(calibrator) + 16)
     texts = (ctypes.c_char_p * len(names))(*(name.encode() for name in names))

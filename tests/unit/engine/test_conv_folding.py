@@ -45,7 +45,7 @@ ACTIVATED: dict[str, list[NodeProto]] = {
         helper.make_node("Add", ["f", "g"], ["z"]),
     ],
 }
-"""Activations from a to z that get their own kernel."""
+"""Nodes of activations from the tensor a to the tensor z. Each activation gets a separate kernel."""
 
 JOINED = (helper.make_node("Concat", ["z", "z"], ["y"], axis=1),)
 

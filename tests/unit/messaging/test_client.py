@@ -112,7 +112,7 @@ class Relay:
 
 
 def skip(publisher: Publisher, lost: int) -> None:
-    """Skip sequence numbers, as a loss does."""
+    """Skip `lost` sequence numbers of a topic, as lost messages do."""
     for _ in range(lost):
         publisher.numbering.header("detections/gate")
 

@@ -31,7 +31,7 @@ ANY_PORT = "tcp://127.0.0.1:*"
 
 
 class Subscriber:
-    """A SUB socket without `vision.client`."""
+    """Subscriber with a bare SUB socket, which does not use `vision.client`."""
 
     def __init__(self, address: str, *topics: str) -> None:
         self._context = zmq.Context()

@@ -54,7 +54,7 @@ def model(
 
 
 def graph_of(made: onnx.ModelProto, folder: Path) -> Graph:
-    """Save a model in a folder, and open it."""
+    """Save a model in a folder. Return its graph, as `vision.optimize` opens it."""
     path = folder / "graph.onnx"
     path.write_bytes(made.SerializeToString())
     return open_graph(path)

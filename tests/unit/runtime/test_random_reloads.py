@@ -68,7 +68,7 @@ class RandomSite(Site):
         self.first = copy.deepcopy(self.content)
 
     def begin(self) -> None:
-        """Start from the first configuration."""
+        """Return to the first configuration, and start a new record of the received messages."""
         self.restore()
         self.opened = {name: int(name in self.present()) for name in NAMES}
 
@@ -97,7 +97,7 @@ class RandomSite(Site):
             self.opened[each] += 1
 
     def _request(self, changed: Content, what: str, name: str, number: int) -> dict[str, list[str]]:
-        """Apply a change by the file, or by a request about one camera. The file then contains it, too."""
+        """Write a change to the file. Apply it with a reload, or with requests about one camera."""
         before = self.present()
         self.write(**changed)
         if number % 2 == 0:
@@ -116,7 +116,7 @@ class RandomSite(Site):
         return self.change()
 
     def _refuse(self, what: str, name: str, number: int) -> None:
-        """Ask for an invalid change, and check that it changes nothing."""
+        """Request an invalid change, and check that it has no effect."""
         before = self.analytics()
         if what == "control":
             requests = (
@@ -139,7 +139,7 @@ class RandomSite(Site):
         }
 
     def check(self) -> None:
-        """Check all messages since `begin`."""
+        """Check frames, tracks, counts, and events in all messages since `begin`."""
         self.wait_frames("".join(self.present()), 5)
         self.wait(lambda: sorted(self.cameras()) == sorted(self.present()), "a status with the present cameras")
         items = list(self.items)

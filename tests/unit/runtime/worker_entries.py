@@ -17,7 +17,7 @@ log = logging.getLogger("vision.tests.worker")
 
 
 def echo(channel: WorkerChannel, setup: bytes) -> None:
-    """Send each message back, after the setup."""
+    """Send the setup and then each received message, with its descriptors, back."""
     channel.send(setup)
     channel.ready()
     while True:

@@ -56,7 +56,7 @@ class Site:
         return events
 
     def counted(self) -> tuple[int, int, int]:
-        """Return the counters in, out and entered."""
+        """Return the current counters: in and out of the line, and entered of the zone."""
         assert self.result is not None and self.result.counts is not None
         counts = self.result.counts
         return counts.lines["door"]["in"], counts.lines["door"]["out"], counts.zones["queue"]["entered"]

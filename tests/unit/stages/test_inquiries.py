@@ -35,7 +35,7 @@ pytestmark = pytest.mark.unit
 
 
 class Receiver:
-    """The other end of the stage's socket."""
+    """Receiver of the questions that the stage sends, in place of the process that asks."""
 
     def __init__(self) -> None:
         self.address = f"vision-test-{secrets.token_hex(8)}"

@@ -1,4 +1,4 @@
-"""Disks that are full or slow, for tests."""
+"""Simulations of full and slow disks."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_recording_leaves_the_reserve_and_resumes(tmp_path: Path, caplog: pytest
 
 
 def take(folder: Path, index: int, nbytes: int) -> dict[str, int]:
-    """Write one snapshot. Return the counters."""
+    """Write one snapshot of `nbytes` bytes. Return the counters of the stage."""
     with stage(folder, encode=lambda *_: bytes(nbytes)) as snapshots:
         snapshots.with_frame(result(frame(index), "line_crossed"), frame(index))
         snapshots.close()

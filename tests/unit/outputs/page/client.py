@@ -42,6 +42,6 @@ class Client:
 
 
 def client_of(state: PageState | None = None, **settings: Any) -> Client:
-    """Return a client of a page with settings."""
+    """Return a client of a page with this state and these settings."""
     state = state or PageState(1.0, LiveHistory())
     return Client(application(PageSettings(address="tcp://127.0.0.1:1", **settings), state))

@@ -295,7 +295,7 @@ def test_answers_contain_no_address_of_a_camera() -> None:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Run a real server, and return its port."""
+    """Run the HTTP server in a thread. Yield its port."""
     server = http_server(
         Endpoints(state_of("streaming"), token=None, interval_s=1.0).app(), connections=CONNECTIONS, request_s=2.0
     )

@@ -20,7 +20,7 @@ Work = Callable[[], None]
 
 
 class Failed(Exception):
-    """A call that returns an error status."""
+    """Error of a call, with the status that the call returns."""
 
     def __init__(self, code: int) -> None:
         super().__init__(str(code))
@@ -88,7 +88,7 @@ class Event:
 
 @dataclass
 class Gpu:
-    """The state of the emulated GPU."""
+    """The state of the emulated GPU: its objects, its memory, and the errors that tests simulate."""
 
     objects: dict[int, object] = field(default_factory=dict)
     memory: dict[int, np.ndarray] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Gpu:
         return address
 
     def map(self, fd: int, size: int) -> int:
-        """Map a file, and return its address."""
+        """Map `size` bytes of an open file as GPU memory. Return the address."""
         return self.register(np.frombuffer(mmap.mmap(fd, size), np.uint8))
 
     def register(self, array: np.ndarray) -> int:

@@ -354,7 +354,7 @@ def hold(stream: int) -> Callable[[], None]:
 
 
 def settle(seconds: float = 0.0) -> None:
-    """Wait, so that streams make progress."""
+    """Sleep for `seconds`, so that the streams can do their work."""
     time.sleep(seconds)
 
 
