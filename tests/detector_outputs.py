@@ -80,12 +80,12 @@ def fraction(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def levels(strides: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return stride, rows, and columns of each level, as the networks pad them."""
+    """Return the stride, the rows, and the columns of each level, as the networks pad them."""
     return [(stride, -(-HEIGHT // stride), -(-WIDTH // stride)) for stride in strides]
 
 
 def cells(strides: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return stride, column, and row of each cell, in the order of the exports."""
+    """Return the stride, the column, and the row of each cell, in the order of the exports."""
     return [(s, x, y) for s, rows, columns in levels(strides) for y in range(rows) for x in range(columns)]
 
 

@@ -148,7 +148,7 @@ def _joined(*tables: Floats) -> Floats:
 
 
 def _per_stride(scene: Scene, names: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Return each table as one output per stride."""
+    """Split each table into one output per stride."""
     return {
         f"{name}_{stride}": part
         for name, table in names.items()

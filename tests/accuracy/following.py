@@ -47,7 +47,7 @@ class Followed:
 
 
 def follow(found: Floats, frames: range, rate: float, lines: Mapping[str, Any] = LINES) -> Followed:
-    """Run tracker and analytics over the detections in `frames`. `found` has rows as above.
+    """Run the tracker and the analytics over the detections in `frames`. `found` has rows as above.
 
     `rate` is the number of frames of the clip per second.
     """

@@ -66,7 +66,7 @@ def levels_of_frame(size: tuple[int, int], letterbox: Placement, fill: int, layo
 
 
 def assert_rounded(spec: InputSpec, given: Any, expected: Any, *, half: bool, said: str) -> None:
-    """Check that `given` is the normalized tensor of the rounded levels `expected`. Halves may round either way."""
+    """Check that `given` is the normalized tensor of the rounded levels `expected`. Halves can round up or down."""
     spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
         normalized(np.rint(expected + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)

@@ -99,7 +99,7 @@ def suppressed(objects: Objects) -> Objects:
 
 
 def columns(outputs: Mapping[str, NDArray[np.float32]], _: ModelSpec) -> Objects:
-    """Decode YOLOv8: center, size, scores."""
+    """Decode the output of YOLOv8: rows of centers, sizes, and scores, with a column for each box."""
     (output,) = outputs.values()
     found = []
     for x, y, width, height, *scores in output.T.tolist():
@@ -110,7 +110,7 @@ def columns(outputs: Mapping[str, NDArray[np.float32]], _: ModelSpec) -> Objects
 
 
 def raw_grid(outputs: Mapping[str, NDArray[np.float32]], model: ModelSpec) -> Objects:
-    """Decode YOLOX without `decode_in_inference`."""
+    """Decode the output of YOLOX that was exported without `decode_in_inference`."""
     (output,) = outputs.values()
     found, rows = [], iter(output.tolist())
     for stride in (8, 16, 32):
@@ -127,7 +127,7 @@ def raw_grid(outputs: Mapping[str, NDArray[np.float32]], model: ModelSpec) -> Ob
 
 
 def distributions(outputs: Mapping[str, NDArray[np.float32]], model: ModelSpec) -> Objects:
-    """Decode PicoDet without its post-processor: four outputs with scores, then four with distances."""
+    """Decode PicoDet that was exported without its post-processor: four outputs of scores, then four of distances."""
     values = list(outputs.values())
     found = []
     for level, stride in enumerate((8, 16, 32, 64)):

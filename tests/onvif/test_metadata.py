@@ -64,7 +64,7 @@ def event(kind: str, data: dict[str, Any], **changes: Any) -> EventMessage:
 
 
 def notifications(document: bytes | None) -> list[tuple[str, str | None, dict[str, dict[str, str]]]]:
-    """Return topic, property operation, and items of each notification."""
+    """Return the topic, the property operation, and the items of each notification."""
     assert document is not None
     listed = []
     for each in fromstring(document).iterfind("tt:Event/wsnt:NotificationMessage", NAMES):

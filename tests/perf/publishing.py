@@ -68,7 +68,7 @@ def _quantile(runs: Sequence[Sequence[float]], q: float) -> float:
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Measure latency, loss and memory of a publisher with 1, 10 and 100 subscribers.
+    """Measure the latency, the loss and the memory of a publisher with 1, 10 and 100 subscribers.
 
     "Paced" messages are sent at `RATE_HZ`; a "flood" is sent as fast as `publish` returns, even if messages are lost.
     The stopped subscriber is an additional one, and all results are those of the others. `stopped_costs` is their p99

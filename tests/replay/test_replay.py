@@ -58,7 +58,7 @@ def test_replay_of_the_clip_matches_the_golden_file(tmp_path: Path, request: pyt
 
 
 def compare_objects(objects: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
-    """Check that each object has one like it on the other side, unless its score is so low that it may be missed."""
+    """Check that each object also exists on the other side, unless its score is too low for a reliable detection."""
     for some, others in ((before, objects), (objects, before)):
         for one in some:
             if one["score"] > 0.37:

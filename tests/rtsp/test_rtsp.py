@@ -1,4 +1,4 @@
-"""All RTSP sources against a real server: the same tests for each."""
+"""Tests that every RTSP source must pass with a real server."""
 
 from __future__ import annotations
 

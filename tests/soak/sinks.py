@@ -166,7 +166,7 @@ async def _nats(port: int) -> list[dict[str, Any]]:
 
 
 def _report(observer: Observer, arrived: dict[str, list[dict[str, Any]]], sinks: dict[str, SinkStatus]) -> bool:
-    """Print what arrived at each sink, and the latencies. Return True if nothing was lost."""
+    """Print the events that each sink received, and the latencies. Return True if nothing was lost."""
     fine = True
     for name, messages in arrived.items():
         events = [each["number"] for each in messages if each["schema"] == "vision.events/1"]

@@ -171,7 +171,7 @@ def receiving(receive: Callable[[Connection, str], None], address: str, processe
 
 
 def take(pipes: list[Connection]) -> dict[str, Any]:
-    """Return what all processes have received since the previous question."""
+    """Ask all processes about the messages since the previous question. Return the combined figures."""
     for pipe in pipes:
         pipe.send(None)
     parts = [pipe.recv() for pipe in pipes]

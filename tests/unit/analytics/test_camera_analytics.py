@@ -559,7 +559,7 @@ def on_frame(x_m: float, y_m: float) -> Place:
 
 
 def motion(stage: Analytics) -> tuple[float, float]:
-    """Return speed in km/h and direction in degrees of the only object."""
+    """Return the speed in km/h and the direction in degrees of the only object."""
     (_,) = stage._objects.table.ids
     return stage._objects.motion(0)
 

@@ -88,7 +88,7 @@ def written(frame: av.VideoFrame, pixel_format: PixelFormat) -> NDArray[np.uint8
 
 
 def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float, float]:
-    """Return blue, green and red by the coefficients that detectors use."""
+    """Convert a YUV color to blue, green, and red, with the coefficients that detectors use."""
     black, *factors = yuv_coefficients(encoding)
     luma, u_blue, u_green, v_green, v_red = (factor / (1 << FRACTION_BITS) for factor in factors)
     light, u_off, v_off = luma * (y - black), u - 128, v - 128

@@ -10,7 +10,7 @@ FaultKey = tuple[int, str, str]
 
 
 def fault_keys(error: VisionError) -> list[FaultKey]:
-    """Return line, key and code of each fault of `error`, in the file's order."""
+    """Return the line, the key, and the code of each fault of `error`, in the order of the file."""
     return [(fault.line, fault.key, fault.code) for fault in error.faults]
 
 

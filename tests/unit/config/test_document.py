@@ -19,7 +19,7 @@ from vision.errors import ConfigError, Unavailable
 
 
 def pyyaml_problem(text: str) -> str | None:
-    """Return what PyYAML reports about `text`; None if it reports nothing that a user could read."""
+    """Return the problem that PyYAML reports about `text`; None if it reports none that a user can understand."""
     try:
         yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

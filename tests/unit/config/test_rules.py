@@ -29,7 +29,7 @@ analytics:
 
 
 def faults(text: str) -> list[tuple[str, str]]:
-    """Return key and code of each fault of a document."""
+    """Return the key and the code of each fault of a document."""
     return [(key, code) for _, key, code in config_faults(text)]
 
 

@@ -32,7 +32,7 @@ def test_average_precision_is_exact_for_small_tables(predicted: list[Row], ap50:
 
 
 def test_detection_takes_the_best_free_object() -> None:
-    """The first detection takes the object with the greatest overlap, the second one the other."""
+    """The first detection takes the object with the greatest overlap, and the second one takes the other object."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 4, 0, 10, 10))
     predicted = boxes((1, -1, 3, 0, 10, 10, 0.9), (1, -1, 1, 0, 10, 10, 0.8))
     assert score_detections(truth, predicted, score=0.5, lowest_score=0.05).ap50 == 1.0

@@ -24,7 +24,7 @@ def run(
 
 
 def hidden_by(caplog: pytest.LogCaptureFixture) -> list[tuple[object, ...]]:
-    """Return camera, highest score, key and limit of each warning."""
+    """Return the camera, the highest score, the key, and the limit of each warning."""
     records = [record for record in caplog.records if record.levelno == logging.WARNING]
     arguments = [record.args for record in records if isinstance(record.args, tuple)]
     return [(camera, round(float(str(best)), 2), key, limit) for camera, _, _, best, key, limit in arguments]
