@@ -1,7 +1,7 @@
 """Processes that the tests kill: a publisher of events, and a subscriber that requests all of them.
 
 python -m tests.messages.eventful publish FOLDER BIND REPLAY     an event every few milliseconds; prints each number
-python -m tests.messages.eventful subscribe BIND FILE            writes each number. It continues after the last
+python -m tests.messages.eventful subscribe BIND FILE            writes each number; begins after the last one in FILE
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class Disk:
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the library of `SHIM`."""
+    """Compile `SHIM`. Return the path of the library."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
     folder = tmp_path_factory.mktemp("shim")

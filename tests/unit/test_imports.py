@@ -1,4 +1,4 @@
-"""Optional libraries are optional: modules that need none of them import without them."""
+"""Modules that do not need the optional libraries can be imported without them."""
 
 from __future__ import annotations
 

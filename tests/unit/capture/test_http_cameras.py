@@ -294,7 +294,7 @@ def test_playlist_that_ends_is_a_lost_connection() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["mpegts", "flv"])
 def test_announced_sound_that_never_comes_does_not_delay_the_video(name: str) -> None:
-    """FFmpeg would wait 5 s, which is all of `open_timeout_s`."""
+    """FFmpeg would wait for 5 s, which is longer than `open_timeout_s` of this test."""
     with opened(live_container(name, announces_sound=True), open_timeout_s=3) as (source, info):
         assert (info.width_px, info.height_px) == (768, 576)
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""Calls of plugins through TensorRT's C++ interface: those in Python through the real bindings, and those in C++."""
+"""Calls of plugins through TensorRT's C++ interface: plugins in Python (with the real bindings), and plugins in C++."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def quantized(made: onnx.ModelProto, folder: Path, layers: set[str] | None = Non
 
 
 def dequantized_inputs(graph: Graph) -> dict[str, list[str]]:
-    """Return, for each operator node, the tensors behind its quantized inputs."""
+    """Return the tensors before the quantization of the inputs of each node, by the name of the node."""
     producers = graph.producers()
     found: dict[str, list[str]] = {}
     for each in graph.model.graph.node:

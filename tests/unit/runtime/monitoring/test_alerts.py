@@ -108,7 +108,7 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def evaluation(alert: str, case: Case, *, fires: bool) -> dict[str, object]:
-    """Return a test of promtool for the number of alerts of a rule that fire."""
+    """Return a promtool test of the number of firing alerts of a rule."""
     series = case.fires if fires else case.quiet
     expression = f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)'
     check = {
