@@ -300,7 +300,7 @@ def with_no_object(classes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def scores_of(classes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return class scores with further columns. The last one is high everywhere, as a background may be."""
+    """Return class scores with `count` columns. The additional columns are high everywhere, like those of a background."""
     wide = np.full((len(classes), count), 0.9)
     wide[:, : classes.shape[1]] = classes
     return wide

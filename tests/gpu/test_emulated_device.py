@@ -398,7 +398,7 @@ def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.Lo
 
 
 def test_unsupported_change_of_a_stream_ends_the_connection() -> None:
-    """A camera changes its stream like this if it is reconfigured. The next connection uses FFmpeg."""
+    """The stream of a camera that is reconfigured can change in this way. The next connection uses FFmpeg."""
     options = (*FAST.items(), ("bf", "0"))
     parts = [video("libx264", "h264", count=8, pixels=pixels, options=options) for pixels in ("yuv420p", "yuv420p10le")]
     actual: list[Frame] = []

@@ -22,7 +22,7 @@ def ready(kind: bytes) -> bytes:
 
 
 def connect(address: str, kind: bytes = b"SUB") -> socket.socket:
-    """Return a connection after the handshake."""
+    """Connect to the address, and exchange the handshake. Return the socket."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     client = socket.create_connection((host, int(port)), timeout=10)
     client.sendall(GREETING + ready(kind))

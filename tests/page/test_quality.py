@@ -61,7 +61,7 @@ def test_contrast_check_finds_a_faint_text(open_page: OpenInBrowser) -> None:
 
 
 def focused(page: Page) -> dict[str, Any]:
-    """Return the text and the outline of the focused element, and True if the window shows it."""
+    """Describe the focused element: its text, its tag, its outline, and whether the window shows it."""
     found: dict[str, Any] = page.evaluate("""() => {
         const element = document.activeElement, style = getComputedStyle(element);
         const { top, bottom, left, right } = element.getBoundingClientRect();

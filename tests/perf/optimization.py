@@ -91,7 +91,7 @@ def with_sparsity(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, f
 
 
 def with_modelopt(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, python: Path) -> Mapping[str, Any]:
-    """Return the AP of each algorithm of ModelOpt, with all layers that it selects in int8."""
+    """Return the AP for each algorithm of ModelOpt. All layers that ModelOpt selects are in int8."""
     found: dict[str, Any] = {}
     for algorithm in MODELOPT_ALGORITHMS:
         with tempfile.TemporaryDirectory() as temporary:

@@ -50,7 +50,7 @@ class Samples:
     grown_bytes: int = 0
 
     def summary(self) -> Mapping[str, Any]:
-        """Return the results of all runs together."""
+        """Return the latencies, the losses, and the memory growth of all runs together."""
         return {
             "latency_p50_ms": _quantile(self.latencies_ms, 0.5),
             "latency_p99_ms": _quantile(self.latencies_ms, 0.99),

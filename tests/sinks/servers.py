@@ -176,7 +176,7 @@ def requests_of(server: Server) -> list[tuple[dict[str, str], str]]:
 
 
 class KafkaCluster:
-    """A Kafka broker in a separate process, which librdkafka contains for tests. It stores messages in memory."""
+    """The Kafka broker that librdkafka contains for tests, in a separate process. It stores messages in memory."""
 
     def __enter__(self) -> KafkaCluster:
         command = [sys.executable, "-c", _KAFKA]

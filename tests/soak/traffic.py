@@ -174,7 +174,7 @@ class Traffic:
         )
 
     def _script(self) -> tuple[list[float], list[float]]:
-        """Return the positions on the path, and the seconds at each."""
+        """Return the positions on the path of an object, and the seconds for which it stays at each."""
         here, there = (_LEFT, _RIGHT) if self._random.random() < 0.5 else (_RIGHT, _LEFT)
         line = float(self._random.choice(list(LINES_X.values())))
         beyond = line + (60.0 if there > here else -60.0)

@@ -283,7 +283,7 @@ def test_file_that_is_not_a_video_is_an_error(play: Player, tmp_path: Path, cont
 
 
 def test_mp4_without_an_index_is_an_error(play: Player, tmp_path: Path) -> None:
-    """A recording on a full disk lacks this part, without which no frame can be read."""
+    """A recorder whose disk is full writes no index. Without an index, no frame can be read."""
     video = CLIP.read_bytes()
     start = video.find(b"moov") - 4
     assert start > 0

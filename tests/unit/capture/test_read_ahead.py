@@ -167,7 +167,7 @@ def test_frames_are_read_until_close() -> None:
 
 
 def test_error_of_a_connection_follows_its_frames() -> None:
-    """The connection stays open until `close`, because the decoder may still be using it."""
+    """The connection stays open until `close`, because the decoder can still use it."""
     connection = Connection(3, SourceError("lost", code="read"))
     reader: ReadAhead[Connection, int] = ReadAhead(
         "camera", lambda: connection, max_age_ns=MAX_AGE_NS, skipped=SkippedFrames()

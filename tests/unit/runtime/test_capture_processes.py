@@ -186,7 +186,7 @@ def allocations(monkeypatch: pytest.MonkeyPatch) -> list[FrameMemory]:
 
 
 def test_killed_workers_are_replaced_and_every_frame_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new processes use the memory of the killed ones, so that nothing stops the GPU."""
+    """The new processes use the memory of the killed ones, because a new allocation would interrupt the GPU."""
     allocated = allocations(monkeypatch)
     run = site(
         {f"c{n}": "synthetic:160x120@100" for n in range(4)}, workers=4, detector=FakeDetector(service_ns=5_000_000)

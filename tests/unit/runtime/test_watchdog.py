@@ -325,7 +325,7 @@ class Manager:
         )
 
     def wait_for(self, start: str) -> list[str]:
-        """Return the messages until one starts with a text."""
+        """Receive messages until one starts with `start`. Return all of them."""
         messages: list[str] = []
         while not any(message.startswith(start) for message in messages):
             messages += self.socket.recv(4096).decode().split("\n")
