@@ -291,7 +291,7 @@ def _transformers() -> dict[str, Export]:
 
 
 def with_no_object(classes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return class scores with a last column, so that the scores of each row have the sum 1."""
+    """Return class scores with an additional last column, so that the sum of each row is 1."""
     shares = classes / np.maximum(1, classes.sum(axis=1, keepdims=True) / 0.999)
     best = classes.argmax(axis=1)
     others = np.minimum(shares, (1 - classes.max(axis=1, keepdims=True)) / 3)
@@ -300,7 +300,7 @@ def with_no_object(classes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def scores_of(classes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return class scores with `count` columns. The additional columns are high everywhere, like those of a background."""
+    """Return class scores with `count` columns. The additional columns are high everywhere, like a background class."""
     wide = np.full((len(classes), count), 0.9)
     wide[:, : classes.shape[1]] = classes
     return wide

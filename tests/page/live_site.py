@@ -188,7 +188,7 @@ class Site:
         settings: dict[str, Any] | None = None,
         box: tuple[float, float, float, float] | None = None,
     ) -> None:
-        """Open the parts.
+        """Open the parts of the site.
 
         Args:
             stack: closes the parts.

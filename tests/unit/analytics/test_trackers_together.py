@@ -146,7 +146,7 @@ def test_frames_of_one_camera_are_processed_in_order() -> None:
 
 
 def test_objects_of_different_cameras_at_one_place_are_different() -> None:
-    """This also holds if the detector confuses their classes, which would merge them in one frame."""
+    """In one frame, these boxes of a car and a truck would be one object."""
     box = np.array([[100, 100, 200, 200]], np.float32)
     car, truck = (Detections(box, np.array([0.9], np.float32), np.array([number], np.int32)) for number in (1, 2))
     trackers = open_trackers([(800, 600)] * 2)

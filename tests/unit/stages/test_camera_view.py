@@ -62,7 +62,7 @@ def config_of(section: dict[str, Any] | None = SECTION, **report_after_s: float 
 
 
 class Program:
-    """The two stages, and a camera with 10 frames/s."""
+    """The stages for analytics and for the view of the camera, with one camera at 10 frames/s."""
 
     def __init__(self, folder: Path | None, config: AppConfig | None = None) -> None:
         config = config or config_of()
