@@ -43,7 +43,7 @@ def read(client: socket.socket, count: int) -> bytes:
 
 
 def send_until_closed(client: socket.socket, data: bytes, most: int) -> int:
-    """Send `data` repeatedly, until the peer closes the connection or `most` bytes are sent. Return the number sent."""
+    """Send `data` until the peer closes the connection or `most` bytes are sent. Return the number of sent bytes."""
     sent = 0
     try:
         while sent < most:
