@@ -37,8 +37,8 @@ vision camera-zoo --list                          # the list, without serving
   `vision.capture.zoo.barcode` reads the number.
 * **Passwords.** Cameras with a password expect the user `viewer` and the password `secret`. In the tables below,
   `${CAMERA_PASSWORD}` stands for this password.
-* **Certificates.** For the cameras with TLS, the zoo creates a certificate with the command `openssl`, which must be
-  installed.
+* **Certificates.** The zoo creates a certificate for the cameras with TLS. To serve these cameras, install the command
+  `openssl`.
 
 The option `--fault` selects a fault. From the first frame of a camera on, the faults `cut`, `stall`, and `restart`
 occur every 10 s. The faults `loss` and `slow` act all the time.
@@ -49,14 +49,14 @@ occur every 10 s. The faults `loss` and `slow` act all the time.
 
 _TABLES: Final = """\
 
-The tables of cameras show for each reader what happens:
+The tables of cameras show the result for each reader:
 
 * `plays` means that the reader plays the camera.
 * A code such as `no-stream` means that the reader cannot play the camera. `vision check` and the log report this code
   and the reason.
 * Keys after an arrow, such as `reader: ffmpeg`, are a remedy: with these keys in camera.yaml, the camera plays.
 
-`make camera-zoo` tests each camera that plays without or with such keys, under each fault. The camera must deliver
+`make camera-zoo` tests each camera that plays, if necessary with such keys, under each fault. The camera must deliver
 frames, also after the fault, and the program must count each frame as published or dropped. The [known
 limits](#known-limits) are the exceptions. `./test` tests these cameras without a fault, and some of them under each
 fault. It also tests that the readers report the listed codes.
