@@ -92,7 +92,9 @@ class StateDatabase:
         sync_s: float = 1.0,
         sync: Callable[[int], None] = os.fsync,
     ) -> None:
-        """Open the database in `folder`, or create it. Move a damaged database away, and create a new database.
+        """Open the database in `folder`. Create the folder and the database if necessary.
+
+        Move a damaged database away, and create a new database.
 
         Args:
             max_events: number of newest events that are always kept, unless they exceed `max_bytes`.
