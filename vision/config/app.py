@@ -234,7 +234,8 @@ class PublishConfig(ConfigSection):
     """The ZeroMQ socket that publishes messages."""
 
     bind: BindAddress = "tcp://127.0.0.1:5555"
-    """Address of the PUB socket; tcp://127.0.0.1:5555 serves this machine; tcp://*:5555, with `curve`, a network."""
+    """Address of the PUB socket; tcp://127.0.0.1:5555 serves only this machine; tcp://*:5555 also serves other
+    machines, and should be used with `curve`."""
     encoding: Literal["json", "msgpack"] = "json"
     """Format of the payload of every message."""
     masks: Literal["polygon", "rle"] = "polygon"

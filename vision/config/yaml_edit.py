@@ -137,7 +137,7 @@ class _Edits:
     ) -> bool:
         """Change the entries of a list that differ. Return False if the whole list must be replaced.
 
-        `pairs` maps the index in `wanted` of each entry that is also in `before` to its index there.
+        For each entry that is in both lists, `pairs` maps its index in `wanted` to its index in `before`.
         """
         if not pairs or (node.flow_style and not len(pairs) == len(before) == len(wanted)):
             return False

@@ -317,7 +317,7 @@ def _open_recorder(path: Path, resources: ExitStack) -> Recorder:
 
 
 def _close_recorder(recorder: Recorder, path: Path) -> None:
-    """Close the recording. Raise `VisionError` if the file lacks results, so that no script uses it."""
+    """Close the recording. Raise `VisionError` if the file lacks results, so that scripts notice the loss."""
     recorder.close()
     if recorder.lost:
         raise VisionError(f"--record: {recorder.lost} of {recorder.lost + recorder.written} results are not in {path}")

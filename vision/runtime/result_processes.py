@@ -399,7 +399,7 @@ class ResultProcesses:
             link.reconfigure(setup, own, removed[link], last_id if added else 0)
 
     def put(self, batch: list[InferredFrame]) -> None:
-        """Send a batch to the workers. Release its leases, unless a stage reads pixels. After `abort`, drop it."""
+        """Send a batch to the workers, or drop it after `abort`. Release its leases, unless a stage reads pixels."""
         hand_over([frame.lease for frame in batch], keep=self._with_frames)
         if self._aborted:
             finish_together([frame.lease for frame in batch], [DropReason.STOPPED] * len(batch))
