@@ -113,7 +113,7 @@ class Script:
 
 @dataclass
 class ChatHttpServer(ThreadingHTTPServer):
-    """The server. `url` is the base URL of its API."""
+    """A running scripted server. `url` is the base URL of its API."""
 
     script: Script = field(default_factory=Script)
     port: int = 0

@@ -65,7 +65,7 @@ _WORKER: Final = OWN_TESTS + "from tests.perf.frame_cost import work; work()"
 def make_crowd(objects: int, frames: int, seed: int = 0, size: tuple[int, int] = (_WIDTH, _HEIGHT)) -> list[Any]:
     """Return the detections of each frame: people who turn at the border, and half as many boxes with low scores.
 
-    The boxes are scaled to frames of this size.
+    The boxes are scaled to frames of the size `size` (width, height).
     """
     scale = np.tile(np.array(size) / (_WIDTH, _HEIGHT), 2)
     detections = find_any("vision.types:Detections")

@@ -33,7 +33,7 @@ publish: {bind: "ipc://FOLDER/out"}
 
 
 def masked(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the part of an image, 160x120 pixels, that must be black."""
+    """Return the part of an image of 160x120 pixels that must be black."""
     return pixels[64:116, :60]
 
 

@@ -257,7 +257,7 @@ def test_rule_event_carries_the_occupancy_of_its_own_instant() -> None:
 
 
 def test_rule_event_of_a_stay_carries_the_duration_of_its_own_instant() -> None:
-    """Speed and direction at the beginning of the stay are left out."""
+    """The report does not contain the speed and the direction at the beginning of the stay."""
     sections = {"gate": section(zones=[{**YARD, "dwell_s": 1.0}])}
     rules = RuleStage([RuleConfig(name="waits", when="dwelling yard for 2s", cooldown="0s")], sections)
     data = {"phase": "begin", "class": "person", "stayed_s": 1.0, "heading_deg": 90}
