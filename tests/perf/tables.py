@@ -44,7 +44,7 @@ README_XEON: Final = """\
 ONNX Runtime, and ZeroMQ. Other jobs used the machine too, \
 and
   the ratio varied from {pipeline/ratios_min_max.one_camera_straightforward_loop} in five rounds.
-* **Tracking on one of these cores** takes \
+* **Tracking on one core of this Xeon** takes \
 {tracking/10_objects_10_unsure_boxes.vision.p50_us*1e-3:.2f} ms per frame with 10 \
 synthetic objects, and {tracking/100_objects_50_unsure_boxes.vision.p50_us*1e-3:.2f} ms \
 with 100.

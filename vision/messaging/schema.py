@@ -215,7 +215,7 @@ class EventMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="
     at: Annotated[str, doc("time of the event in UTC, RFC 3339")]
     at_monotonic_ns: Annotated[int, doc("the same time on the monotonic clock of the publishing machine")]
     kind: Annotated[str, doc("kind of event, such as `line_crossed`")]
-    name: Annotated[str, doc("name of the line, zone, rule, or statement, or of what else the event is about")]
+    name: Annotated[str, doc("name of the line, zone, rule, or other subject of the event")]
     track_id: Annotated[int | None, doc("track of the object; absent if the event is not about one object")] = None
     data: Annotated[dict[str, Any], doc("details, depending on `kind`")]
     box: Annotated[Box | None, doc("box of the object in this frame; absent if the object is not in it")] = None
@@ -224,10 +224,10 @@ class EventMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="
     ] = None
     journal: Annotated[str | None, doc("id of the journal that stores the event; absent if none does")] = None
     number: Annotated[
-        int | None, doc("number of the event in that journal, over all cameras and restarts; absent without one")
+        int | None, doc("number of the event in its journal, over all cameras and restarts; absent without a journal")
     ] = None
-    id: Annotated[str | None, doc("identifies an event about which a language model is asked; else absent")] = None
-    amends: Annotated[int | None, doc("in an amendment: `seq` of the first message of the event; else absent")] = None
+    id: Annotated[str | None, doc("id of an event about which a language model is asked; otherwise absent")] = None
+    amends: Annotated[int | None, doc("in an amendment: `seq` of the first message; otherwise absent")] = None
     verdict: Annotated[Verdict | None, doc("answer of a language model; absent if there is none")] = None
     description: Annotated[Description | None, doc("description by a language model; absent if there is none")] = None
 
@@ -411,7 +411,7 @@ class DetectorStatus(Compact, frozen=True, kw_only=True):
     max_batch: Annotated[int, doc("maximum number of frames in a batch")]
     graphs: Annotated[bool | None, doc("true if each batch runs as one CUDA graph; absent without a GPU")] = None
     graphs_off: Annotated[str | None, doc("why CUDA graphs are off; absent if they are on")] = None
-    gpu_unused: Annotated[str | None, doc("why the CPU does the work of the NVIDIA GPU; absent if not")] = None
+    gpu_unused: Annotated[str | None, doc("why the NVIDIA GPU is not used; otherwise absent")] = None
     device_bytes: Annotated[
         int | None,
         doc("GPU memory of the detector in bytes, including the buffers of the cameras; absent without a GPU"),
