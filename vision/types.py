@@ -95,7 +95,7 @@ class SharedMemory(Protocol):
     nbytes: int
 
     def fileno(self) -> int:
-        """Return the descriptor of the file."""
+        """Return the descriptor of the file, which stays open as long as this object exists."""
 
 
 class DeviceMemory(Protocol):

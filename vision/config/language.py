@@ -31,7 +31,7 @@ _KEYS_OF_REQUESTS: Final = ("messages", "model", "n", "stream")
 
 
 def check_server_url(url: str) -> str:
-    """Return `url` if it is an HTTP or HTTPS base URL; else, raise `InvalidValue`.
+    """Return `url` if it is an HTTP or HTTPS base URL; otherwise, raise `InvalidValue`.
 
     An account, a query, a fragment, and the path of an endpoint are not allowed.
     """
@@ -54,14 +54,14 @@ def check_server_url(url: str) -> str:
 
 
 def check_extra_body(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `body` if it has no keys that the program sets itself; else, raise `InvalidValue`."""
+    """Return `body` if it has no keys that the program sets itself; otherwise, raise `InvalidValue`."""
     if any(key in body for key in _KEYS_OF_REQUESTS):
         raise InvalidValue("extra-body", f"keys other than {one_of(_KEYS_OF_REQUESTS)}")
     return body
 
 
 def check_answers(answers: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `answers` if they are different, and each consists of words; else, raise `InvalidValue`."""
+    """Return `answers` if they are different, and each consists of words; otherwise, raise `InvalidValue`."""
     unique_names(answers)
     if any(len(answer) > _LONGEST_ANSWER or not re.fullmatch(r"\w+( \w+)*", answer) for answer in answers):
         raise InvalidValue("answers", f"answers of letters and digits, with at most {_LONGEST_ANSWER} characters")

@@ -32,7 +32,7 @@ class SharedFile:
     """
 
     def __init__(self, fd: int, nbytes: int) -> None:
-        """Duplicate the descriptor `fd` of a file of `nbytes`."""
+        """Duplicate the descriptor `fd` of a file with `nbytes` bytes. The caller keeps `fd`."""
         self.number = next(_numbers)
         self.nbytes = nbytes
         self._fd = os.dup(fd)

@@ -1,4 +1,4 @@
-"""Worker processes: their start, their messages, and their stop, and their replacement after a crash, hang, or leak.
+"""Worker processes: their start, messages, and stop, and their replacement after a crash, a hang, or a leak.
 
 A worker process runs one function (`Entry`), which the main process names as text. The main process starts a worker as
 a new program, not as a fork, because a fork would copy the locks and the CUDA context of the other threads. The worker
@@ -141,7 +141,7 @@ class Worker:
         return self._due_ns
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> bool:
-        """Send a message to the worker, without blocking. Return False if no process runs, or it reads too slowly."""
+        """Send a message to the worker, without blocking. Return False if no process runs, or its queue is full."""
         process = self._process
         return process is not None and process.connection.send(APPLICATION, data, fds)
 
@@ -248,7 +248,10 @@ class Workers:
             self._kill(worker, reason)
 
     def stop(self, timeout_s: float) -> None:
-        """Ask all workers to stop, and process their last messages. Kill those still running after `timeout_s`."""
+        """Ask all workers to stop, and process their last messages.
+
+        Kill the workers that still run after `timeout_s` seconds.
+        """
         self._is_stopping = True
         if self.spare is not None:
             self.spare.close()
