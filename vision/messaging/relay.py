@@ -38,7 +38,7 @@ _MEMORY_BYTES = 512 << 20
 _BURST_BYTES, _BYTES_PER_S = 32_768, 4096
 """Bytes that one connection can send at once, and its rate after that."""
 _ALL_BURST_BYTES, _ALL_BYTES_PER_S = 524_288, 65_536
-"""The same for all connections together."""
+"""Bytes that all connections together can send at once, and their rate after that."""
 _FREE_BYTES = 2048
 """First bytes of each connection, which the limit for all connections ignores, so that a flood locks nobody out."""
 _RESUME_BYTES = 256

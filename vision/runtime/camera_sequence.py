@@ -70,7 +70,7 @@ class WorkerTotals:
         self._last = counters
 
     def process_ended(self) -> None:
-        """Keep the counters of the process that ended in the sum. The counters of the next process start at 0."""
+        """Keep the last counters of the ended process in the sum. The counters of the next process start at 0."""
         self._last = {}
 
 

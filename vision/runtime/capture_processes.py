@@ -116,7 +116,7 @@ class RemoteCamera:
         return self._failure
 
     def blocked_in(self) -> str:
-        """Return the call to the source in the worker's last message, and its duration; empty if there was none."""
+        """Return the source's call in progress and its duration, from the worker's last message; empty if none."""
         return self._blocked_in
 
     # --- methods for the thread that polls the workers, except `ended` ------------------------------------------------
