@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,19 @@ def result(part: str, measured: Mapping[str, Any], title: str | None = None) -> 
         measured_on=f"{machine_name()}, {date}",
         date=date,
         machine=machine_name(),
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        versions={"python": platform.python_version(), **_package_versions()},
         commit=commit.stdout.strip() or None,
         figures=snake_case_keys(measured),
     )
+
+
+def _package_versions() -> dict[str, str]:
+    """Return the versions of the installed packages. A measurement does not need all of them."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def rows(prefix: str, value: Any) -> list[tuple[str, str]]:

@@ -1,15 +1,20 @@
 """Frame latency, events, and memory while the server of a language model misbehaves, and the time to a verdict.
 
-    python -m tests.perf.language_model --soak-minutes 30 --save     # about 100 minutes; needs an idle machine
-    python -m tests.perf.language_model --rounds 1 --faults 4 --seconds 10 --outage 5 5 --rest 5     # about 3 minutes
+    python -m tests.perf.language_model --soak-minutes 30 --save     # about 100 minutes
+    python -m tests.perf.language_model --rounds 3 --seconds 10 --outage 5 5 --rest 5 --json FILE      # about 8 minutes
+    python -m tests.perf.language_model --rounds 8 --together --seconds 10 --outage 5 5 --rest 5     # about 6 minutes
 
-The server is a separate process. The measurement has three parts:
+The machine must be idle. `--json` writes the figures after each part and each pair, so a run that is cut off leaves
+what it has measured. The measurement needs the packages that `vision run` imports, and those of the extras `language`
+and `opencv`.
+
+The server is a separate process. The measurement has three parts, and its figures begin with a summary (`goals`):
 
 * `verdicts` runs 40 cameras with a server that takes 0.6 s for an answer, with 4, 8, and 32 requests at the same time.
 * `faults` runs 32 stand-in cameras in pairs, without and with `verify`, in alternating order. In the runs with
   `verify`, it applies seeded faults to the server and to the process that sends the questions. Then it kills the
   server, starts it again after an outage, and waits for the program's next question to the server. It compares the
-  frames and events of the runs of a pair.
+  frames and events of the runs of a pair. With `--together`, the runs of a pair share the time, but no CPU core.
 * `soak` applies faults and outages of the server for a long time, and measures how fast the memory grows.
 """
 
@@ -25,18 +30,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import psutil
 
 from tests.perf.__main__ import result
+from tests.perf.language_figures import WAIT_S, Observed, event_faults, goals, growth, plain_ms, quantile, ratio
 from tests.perf.language_server import FAULTS, WORKS, ServerProcess, answers_after
 from tests.perf.results import save, snake_case_keys
 from vision.client import DetectionsMessage, EventMessage, Subscription
@@ -45,29 +51,13 @@ _CAMERAS, _FPS = 32, 5
 _FPS_STEP: Final = 0.02  # between cameras, so that the phases of their frames are mixed in each run
 _VERDICT_CAMERAS, _ANSWER_S = 40, 0.6
 _PARALLEL: Final = (4, 8, 32)  # requests at the same time in `verdicts`
-_WAIT_S: Final = 1.0
 _WARM_S: Final = 3.0
 _FAULT_S, _WORKING_S = 1.0, 0.5
 _SOAK_OUTAGE_EVERY: Final = 40  # faults of `soak` between two outages
 _SOAK_WORK_S: Final = 20.0  # time without faults after an outage of `soak`
-_RESAMPLES: Final = 10_000
+_TAIL_S: Final = 3.0  # time for the answers to the last events of `verdicts`
 _ZONE = {"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]], "anchor": "center"}
 _RULE = {"name": "visited", "when": "zone_entered left"}
-
-
-@dataclass
-class Observed:
-    """The messages that a subscriber received from one run."""
-
-    latency_ms: list[float] = field(default_factory=list)  # from capture to publication, of each frame
-    events: list[tuple[EventMessage, int]] = field(default_factory=list)  # with the time of arrival in ns
-    since_ns: int = 0  # earlier events can be missing, because the subscriber had not joined
-    numbers: list[int] = field(default_factory=list)  # in the journal
-    resident_mib: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    """Resident memory of each process in MiB, with the monotonic time in s."""
-
-    def of_rule(self) -> list[tuple[EventMessage, int]]:
-        return [(event, at_ns) for event, at_ns in self.events if event.kind == "rule"]
 
 
 def _config(folder: Path, cameras: int, url: str | None, *, wait: bool = True, parallel: int = 4) -> dict[str, Any]:
@@ -75,7 +65,7 @@ def _config(folder: Path, cameras: int, url: str | None, *, wait: bool = True, p
     asking: dict[str, Any] = {}
     if url is not None:
         about = {"names": ["visited"], "prompt": "Is it red?"}
-        waiting = [about | {"name": "waits", "cameras": ids[::2], "wait_s": _WAIT_S}] if wait else []
+        waiting = [about | {"name": "waits", "cameras": ids[::2], "wait_s": WAIT_S}] if wait else []
         language = {"url": url, "parallel": parallel, "timeout_s": 2.0, "max_age_s": 10.0}
         asking = {"language": language, "verify": [*waiting, about | {"name": "later"}]}
     return {
@@ -183,6 +173,17 @@ def _outage(server: ServerProcess, seconds: float, longest_s: float) -> float | 
     return round(time.monotonic() - started_s, 1)
 
 
+@dataclass(frozen=True)
+class FaultPlan:
+    """The settings of `faults`."""
+
+    rounds: int  # number of pairs
+    number: int  # faults in all rounds
+    outage_s: Sequence[float]  # shortest and longest outage of the server in seconds. Each round has one
+    rest_s: float  # time in seconds after which a round ends if the program does not ask the server again
+    together: bool  # run both runs of a pair at the same time
+
+
 @dataclass
 class _Round:
     """A run with `verify`, faults, and an outage."""
@@ -207,9 +208,9 @@ def _with_faults(faults: Sequence[str], outage_s: float, rest_s: float, seed: in
 def _sample(observed: Observed, program: psutil.Process) -> None:
     now_s = time.monotonic()
     with suppress(psutil.Error):
-        observed.resident_mib["program"].append((now_s, program.memory_info().rss / 2**20))
+        observed.resident_mib["program"].append((now_s, program.memory_info().rss / 2**20, program.pid))
         if (process := _language_process(program)) is not None:
-            observed.resident_mib["language"].append((now_s, process.memory_info().rss / 2**20))
+            observed.resident_mib["language"].append((now_s, process.memory_info().rss / 2**20, process.pid))
 
 
 def _without(seconds: float) -> Observed:
@@ -220,122 +221,77 @@ def _without(seconds: float) -> Observed:
         return observed
 
 
-def _first_events(observed: Observed) -> list[tuple[EventMessage, int]]:
-    """Return the events, without amendments, that happened after the subscriber had joined."""
-    return [(e, at) for e, at in observed.events if e.at_monotonic_ns > observed.since_ns and e.amends is None]
-
-
-def _plain_ms(observed: Observed) -> list[float]:
-    """Return the time in ms from capture to arrival, for each event about which the server is not asked."""
-    return [(at - e.at_monotonic_ns) / 1e6 for e, at in _first_events(observed) if e.kind == "zone_entered"]
-
-
-def _event_faults(observed: Observed) -> dict[str, Any]:
-    """Compare the zone entries with the events of the rule that must report them.
-
-    Return the numbers of lost and repeated events, and the latencies of the events with and without a question.
-    """
-    first = [(e, at) for e, at in _first_events(observed) if e.kind == "rule"]
-    entered = Counter(
-        (e.camera, e.epoch, e.frame, e.track_id) for e, _ in _first_events(observed) if e.kind == "zone_entered"
-    )
-    reported = Counter((e.camera, e.epoch, e.frame, e.track_id) for e, _ in first)
-    at_once_ms = [(at - e.at_monotonic_ns) / 1e6 for e, at in first if int(e.camera[1:]) % 2]
-    waiting_ms = [(at - e.at_monotonic_ns) / 1e6 for e, at in first if not int(e.camera[1:]) % 2]
-    return {
-        "events": sum(entered.values()),
-        "lost": sum((entered - reported).values()),
-        "repeated": sum((reported - entered).values()),
-        "gaps_in_journal": sum(b != a + 1 for a, b in pairwise(observed.numbers)),
-        "amended": sum(e.amends is not None for e, _ in observed.of_rule()),
-        "with_verdict": sum(e.verdict is not None for e, _ in first),
-        "p99_ms_of_events_without_question": _quantile(_plain_ms(observed), 99),
-        "p99_ms_of_events_with_question": _quantile(at_once_ms, 99),
-        "p99_ms_of_events_that_wait_1_s": _quantile(waiting_ms, 99),
-        "max_ms_of_events_that_wait_1_s": round(max(waiting_ms, default=0.0), 1),
-    }
-
-
-def _quantile(values: list[float], percent: float) -> float:
-    return round(float(np.percentile(values, percent)), 2) if values else 0.0
-
-
-def _ratio(with_: Sequence[float], without: Sequence[float]) -> dict[str, float]:
-    """Return the geometric mean of the ratios of the pairs, and its 95 % interval from resampled pairs."""
-    logs = np.log(np.array(with_) / np.array(without))
-    means = np.random.default_rng(0).choice(logs, (_RESAMPLES, len(logs))).mean(axis=1)
-    low, high = np.exp(np.percentile(means, [2.5, 97.5]))
-    return {"mean": round(float(np.exp(logs.mean())), 3), "from": round(float(low), 3), "to": round(float(high), 3)}
-
-
-def faults(rounds: int, number: int, outage_s: Sequence[float], rest_s: float) -> dict[str, Any]:
-    """Run the cameras without and with questions in pairs. Return latencies, events, and memory.
-
-    Args:
-        rounds: number of pairs.
-        number: number of faults in all rounds.
-        outage_s: shortest and longest outage of the server in seconds. Each round has one.
-        rest_s: time in seconds after which a round ends if the program does not ask the server again.
-    """
+def faults(plan: FaultPlan, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Run the cameras without and with questions in pairs. Pass the figures to `keep` after each pair."""
     chance = random.Random(7)
     kinds = sorted([*FAULTS, "killed", "stopped"])
-    plan = [chance.choice(kinds) for _ in range(number)]
-    pairs: list[tuple[Observed, _Round]] = []
-    for each in range(rounds):
-        share = plan[each * number // rounds : (each + 1) * number // rounds]
-        length_s = chance.uniform(*outage_s)
-        plain_s = len(share) * (_FAULT_S + _WORKING_S) + length_s
-        without = _without(plain_s) if each % 2 == 0 else None
-        asked = _with_faults(share, length_s, rest_s, each)
-        pairs.append((without or _without(plain_s), asked))
-        print(json.dumps({"pair": each, **_pair(*pairs[-1])}), file=sys.stderr)
-    figures = [_pair(*pair) for pair in pairs]
-    return {
-        "cameras": _CAMERAS,
-        "frames_per_s_of_each": [_FPS, _FPS + (_CAMERAS - 1) * _FPS_STEP],
-        "faults": dict(Counter(plan)),
-        "requests_by_fault": dict(sum((asked.met for _, asked in pairs), Counter[str]())),
-        "ratios_with_95_percent_interval": {
-            name: _ratio([each["with"][name] for each in figures], [each["without"][name] for each in figures])
-            for name in figures[0]["without"]
-        },
-        "pairs": figures,
-    }
+    chosen = [chance.choice(kinds) for _ in range(plan.number)]
+    figures: list[dict[str, Any]] = []
+    met: Counter[str] = Counter()
+    for each in range(plan.rounds):
+        share = chosen[each * plan.number // plan.rounds : (each + 1) * plan.number // plan.rounds]
+        length_s = chance.uniform(*plan.outage_s)
+        runs = (
+            partial(_without, len(share) * (_FAULT_S + _WORKING_S) + length_s),
+            partial(_with_faults, share, length_s, plan.rest_s, each),
+        )
+        without, asked = _both(runs, each, together=plan.together)
+        met += asked.met
+        figures.append(_pair(without, asked))
+        print(json.dumps({"pair": each, **figures[-1]}), file=sys.stderr, flush=True)
+        keep(
+            {
+                "cameras": _CAMERAS,
+                "frames_per_s_of_each": [_FPS, _FPS + (_CAMERAS - 1) * _FPS_STEP],
+                "together": plan.together,
+                "faults": dict(Counter(chosen[: (each + 1) * plan.number // plan.rounds])),
+                "requests_by_fault": dict(met),
+                "ratios_with_95_percent_interval": {
+                    name: ratio([pair["with"][name] for pair in figures], [pair["without"][name] for pair in figures])
+                    for name in figures[0]["without"]
+                },
+                "pairs": figures,
+            }
+        )
+
+
+def _both(runs: Sequence[Callable[[], Any]], turn: int, *, together: bool) -> list[Any]:
+    """Call both functions, one after the other or at once on separate CPU cores. `turn` swaps order and cores."""
+    if not together:
+        order = (0, 1) if turn % 2 == 0 else (1, 0)
+        done = {each: runs[each]() for each in order}
+        return [done[0], done[1]]
+    cores = sorted(os.sched_getaffinity(0))
+    halves = [cores[: len(cores) // 2], cores[len(cores) // 2 :]]
+
+    def on(half: Sequence[int], run: Callable[[], Any]) -> Any:
+        os.sched_setaffinity(0, half)  # of this thread, and of the threads and processes that it starts
+        return run()
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(on, halves if turn % 2 == 0 else halves[::-1], runs))
 
 
 def _pair(without: Observed, asked: _Round) -> dict[str, Any]:
     runs = {"without": without, "with": asked.observed}
     latencies = {
         name: {
-            "frame_p50_ms": _quantile(each.latency_ms, 50),
-            "frame_p99_ms": _quantile(each.latency_ms, 99),
-            "event_p50_ms": _quantile(_plain_ms(each), 50),
-            "event_p99_ms": _quantile(_plain_ms(each), 99),
+            "frame_p50_ms": quantile(each.latency_ms, 50),
+            "frame_p99_ms": quantile(each.latency_ms, 99),
+            "event_p50_ms": quantile(plain_ms(each), 50),
+            "event_p99_ms": quantile(plain_ms(each), 99),
         }
         for name, each in runs.items()
     }
     outage = {"outage_s": round(asked.outage_s, 1), "asked_again_s": asked.asked_again_s}
-    return latencies | outage | {"events": _event_faults(asked.observed), "memory": _growth(asked.observed)}
-
-
-def _growth(observed: Observed) -> dict[str, float]:
-    found = {}
-    for name, samples in observed.resident_mib.items():
-        sizes = [size for _, size in samples]
-        third = max(1, len(sizes) // 3)
-        found[f"{name}_resident_mib_first_third"] = round(max(sizes[:third]), 1)
-        found[f"{name}_resident_mib_last_third"] = round(max(sizes[-third:]), 1)
-    return found
+    return latencies | outage | {"events": event_faults(asked.observed), "memory": growth(asked.observed)}
 
 
 # --- the growth of memory ---------------------------------------------------------------------------------------------
 
 
 def soak(minutes: float, outage_s: Sequence[float], rest_s: float) -> dict[str, Any]:
-    """Apply faults and outages of the server for some minutes. Return the growth of memory, and the events.
-
-    The growth is the slope of a line through the samples after the first third, in MiB per hour.
-    """
+    """Apply faults and outages of the server for some minutes. Return the growth of memory, and the events."""
     chance, end_s, outages = random.Random(11), time.monotonic() + minutes * 60, 0
     with tempfile.TemporaryDirectory() as name, ServerProcess() as server:
         folder = Path(name)
@@ -348,11 +304,7 @@ def soak(minutes: float, outage_s: Sequence[float], rest_s: float) -> dict[str, 
                     outages += 1
                     time.sleep(_SOAK_WORK_S)
                     _sample(observed, program)
-    slopes = {}
-    for name, samples in observed.resident_mib.items():
-        later = np.array(samples[len(samples) // 3 :])
-        slopes[f"{name}_mib_per_hour"] = round(float(np.polyfit(later[:, 0] / 3600, later[:, 1], 1)[0]), 2)
-    return {"minutes": minutes, "outages": outages, **slopes, **_growth(observed), "events": _event_faults(observed)}
+    return {"minutes": minutes, "outages": outages, **growth(observed), "events": event_faults(observed)}
 
 
 # --- the time to a verdict --------------------------------------------------------------------------------------------
@@ -366,7 +318,8 @@ def verdicts(seconds: float, parallel: int) -> dict[str, Any]:
         with _running(config, folder) as (observed, _):
             from_ns = time.monotonic_ns()
             time.sleep(seconds)
-            to_ns = time.monotonic_ns() - 5_000_000_000  # later events can be without an answer at the end
+            to_ns = time.monotonic_ns()
+            time.sleep(_TAIL_S)
     first = {e.id: (e, at) for e, at in observed.of_rule() if e.amends is None and from_ns < at < to_ns}
     answered = [(e, at) for e, at in observed.of_rule() if e.amends is not None and e.id in first]
     from_capture = [(at - e.at_monotonic_ns) / 1e6 for e, at in answered]
@@ -380,38 +333,76 @@ def verdicts(seconds: float, parallel: int) -> dict[str, Any]:
         "cameras": _VERDICT_CAMERAS,
         "parallel": parallel,
         "answer_s": _ANSWER_S,
-        "events_per_s": round(len(first) / (seconds - 5), 1),
+        "events_per_s": round(len(first) / seconds, 1),
         "events": len(first),
         "verdicts": len(answered),
-        "event_to_verdict_p50_ms": _quantile(from_event, 50),
-        "event_to_verdict_p95_ms": _quantile(from_event, 95),
-        "capture_to_verdict_p95_ms": _quantile(from_capture, 95),
+        "event_to_verdict_p50_ms": quantile(from_event, 50),
+        "event_to_verdict_p95_ms": quantile(from_event, 95),
+        "capture_to_verdict_p95_ms": quantile(from_capture, 95),
         "least_answered_share_of_a_camera": round(min(by_camera.values(), default=0.0), 3),
         "cameras_with_events": len(by_camera),
     }
 
 
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Report:
+    """The figures so far, which are also in a file."""
+
+    path: Path | None
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self, part: str, figures: Any) -> None:
+        """Store the figures of a part, which can be incomplete, and replace the file."""
+        self.measured[part] = figures
+        if self.path is not None:
+            beside = self.path.with_suffix(".part")
+            beside.write_text(json.dumps(self.figures(), indent=1) + "\n")
+            beside.replace(self.path)
+
+    def figures(self) -> dict[str, Any]:
+        figures = {"goals": goals(self.measured), **self.measured, "load_average": round(os.getloadavg()[0], 1)}
+        converted: dict[str, Any] = snake_case_keys(figures)
+        return converted
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.perf.language_model")
+    parts = ("verdicts", "faults", "soak")
+    parser.add_argument(
+        "--only", nargs="+", choices=parts, default=[], help="parts. Default: all, but no `soak` of 0 min"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="pairs of runs without and with questions")
     parser.add_argument("--faults", type=int, default=100, help="faults in all rounds")
     parser.add_argument("--outage", type=float, nargs=2, default=(30.0, 60.0), help="range of the outages, in s")
     parser.add_argument("--rest", type=float, default=60.0, help="longest wait for a question after an outage, in s")
+    parser.add_argument(
+        "--together", action="store_true", help="run both runs of a pair at once, on separate CPU cores"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="duration of each run of `verdicts`")
-    parser.add_argument("--soak-minutes", type=float, default=0.0, help="duration of `soak`; 0 leaves it out")
+    parser.add_argument("--soak-minutes", type=float, default=0.0, help="duration of `soak`")
+    parser.add_argument("--json", type=Path, help="file for the figures, also for those of a run that is cut off")
     parser.add_argument("--save", action="store_true", help="write the result to tests/perf/results")
     arguments = parser.parse_args()
-    measured: dict[str, Any] = {
-        "verdicts": [verdicts(arguments.seconds, parallel) for parallel in _PARALLEL],
-        "faults": faults(arguments.rounds, arguments.faults, arguments.outage, arguments.rest),
-    }
-    if arguments.soak_minutes:
-        measured["soak"] = soak(arguments.soak_minutes, arguments.outage, arguments.rest)
-    measured["load_average"] = round(os.getloadavg()[0], 1)
-    print(json.dumps(snake_case_keys(measured), indent=1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the programs, too
+    report, chosen = _Report(arguments.json), arguments.only or parts
+    if "verdicts" in chosen:
+        found: list[dict[str, Any]] = []
+        for parallel in _PARALLEL:
+            found.append(verdicts(arguments.seconds, parallel))
+            report.keep("verdicts", found)
+    if "faults" in chosen:
+        plan = FaultPlan(arguments.rounds, arguments.faults, arguments.outage, arguments.rest, arguments.together)
+        faults(plan, lambda figures: report.keep("faults", figures))
+    if "soak" in chosen and arguments.soak_minutes:
+        report.keep("soak", soak(arguments.soak_minutes, arguments.outage, arguments.rest))
+    figures = report.figures()
+    print(json.dumps(figures, indent=1))
     if arguments.save:
         title = "Frame latency, events, and memory while the server of a language model misbehaves"
-        print(save(result("language_model", measured, title)), file=sys.stderr)
+        print(save(result("language_model", figures, title)), file=sys.stderr)
     return 0
 
 
