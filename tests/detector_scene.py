@@ -156,6 +156,14 @@ def _per_stride(scene: Scene, names: Mapping[str, Floats]) -> dict[str, Floats]:
     }
 
 
+def _yunet(scene: Scene) -> dict[str, Floats]:
+    best = scene.scores.max(axis=1, keepdims=True)
+    offsets = np.array([-0.2, -0.2, 0.2, -0.2, 0, 0, -0.2, 0.2, 0.2, 0.2], np.float32)  # in parts of the box
+    landmarks = np.tile(scene.grid[:, :2], 5) + np.tile(np.exp(scene.grid[:, 2:]), 5) * offsets
+    kps = landmarks.astype(np.float32)
+    return _per_stride(scene, {"cls": scene.scores**2 / best, "obj": best, "bbox": scene.grid, "kps": kps})
+
+
 Encode = Callable[[Scene], dict[str, Floats]]
 
 FORMS: Mapping[str, tuple[dict[str, object], Encode]] = {
@@ -174,6 +182,7 @@ FORMS: Mapping[str, tuple[dict[str, object], Encode]] = {
         lambda s: {"output": _joined(s.centers / s.size, *s.parted)},
     ),
     "YOLOX without decoding": ({"kind": "yolox"}, lambda s: {"output": _joined(s.grid, *s.parted)}),
+    "YuNet": ({"kind": "yunet"}, _yunet),
     "YOLO-NAS": ({"kind": "corners"}, lambda s: {"graph2_925_predictions": s.boxes, "graph2_903_scores": s.scores}),
     "YOLO-NAS with plain names": ({"kind": "corners"}, lambda s: {"913": s.boxes, "904": s.scores}),
     "corners in fractions": (

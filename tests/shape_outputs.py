@@ -91,6 +91,30 @@ def pose(kind: str, count: int = 17, values: int = 3, **head: Any) -> Shaped:
     return Shaped({"kind": kind, "task": "pose", **head}, {"output0": output}, keypoints=known)
 
 
+def faces(*, maps: bool = False, dtype: type = np.float32, **head: Any) -> Shaped:
+    """Return the outputs of YuNet, per stride. The objects are in the cells of their centers, each with 5 landmarks."""
+    known = keypoints(5)
+    known[..., 2] = 1
+    boxes = centers(BOXES)
+    outputs: dict[str, NDArray[Any]] = {}
+    for stride, rows, columns in ((8, 12, 16), (16, 6, 8), (32, 3, 4)):
+        parts = {"cls": np.full((rows, columns, 2), 1e-4), "obj": np.ones((rows, columns, 1))}
+        parts |= {"bbox": np.zeros((rows, columns, 4)), "kps": np.full((rows, columns, 10), 0.125)}
+        for at, score, shift in ((0, SCORES[0], 0), (1, SCORES[1], 0), (0, 0.5, 1)):
+            if stride != (32, 8)[at]:
+                continue
+            box = boxes[at] + [shift, 0, 0, 0]
+            cell = np.array([int(box[0] // stride) - shift, int(box[1] // stride)])
+            column, row = cell
+            parts["cls"][row, column, CLASS_IDS[at]] = score**2
+            parts["bbox"][row, column] = [*(box[:2] / stride - cell), *np.log(box[2:] / stride)]
+            parts["kps"][row, column] = (known[at, :, :2] / stride - cell).ravel()
+        for name, values in parts.items():
+            table = values.transpose(2, 0, 1) if maps else values.reshape(rows * columns, -1)
+            outputs[f"{name}_{stride}"] = np.ascontiguousarray(table, dtype)
+    return Shaped({"kind": "yunet", **head}, outputs, keypoints=known)
+
+
 def oriented(kind: str, *, turn: float = 0.0) -> Shaped:
     """Return the boxes of `ROTATED`, turned by `turn` radians."""
     boxes, found = ROTATED.copy(), ROTATED_FOUND.copy()
@@ -134,6 +158,9 @@ SHAPED: Mapping[str, Shaped] = {
     "pose, yolov8, one keypoint": pose("yolov8", 1),
     "pose, end-to-end": pose("end-to-end"),
     "pose, end-to-end, named keypoints": pose("end-to-end", 6, keypoints=["a", "b", "c", "d", "e", "f"]),
+    "faces, yunet": faces(),
+    "faces, yunet, maps": faces(maps=True),
+    "faces, yunet, named keypoints": faces(task="pose", keypoints=["a", "b", "c", "d", "e"]),
     "obb, yolov8": oriented("yolov8"),
     "obb, yolov8, turned": oriented("yolov8", turn=1.75),
     "obb, yolov8, upright": oriented("yolov8", turn=-0.25),

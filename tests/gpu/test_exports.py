@@ -24,7 +24,7 @@ from vision.types import Detections
 
 # In the emulator, each export takes seconds to compile. There, test_postprocess_kernels.py runs the other kernels.
 CHOSEN = ("picodet, eight outputs without names", "ids without a name") if EMULATED else tuple(EXPORTS)
-CHOSEN_SHAPES = ("pose, yolov8", "obb, yolov8", "segment, end-to-end") if EMULATED else tuple(SHAPED)
+CHOSEN_SHAPES = ("pose, yolov8", "faces, yunet", "obb, yolov8", "segment, end-to-end") if EMULATED else tuple(SHAPED)
 FORMATS = [(dtype, last) for dtype in ("float32", "float16", "uint8") for last in (False, True)]
 CHOSEN_FORMATS = [("float16", True), ("uint8", True), ("uint8", False)] if EMULATED else FORMATS
 

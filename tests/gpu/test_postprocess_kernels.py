@@ -122,7 +122,7 @@ class Case:
             return self._with_shapes(batch, random)
         if self.kind in ("nanodet", "nanodet, one output", "nanodet-plus", "nanodet, per stride", "picodet"):
             return self._distances(batch, random)
-        if self.kind in ("yolox", "yolox, maps", "yunet"):
+        if self.kind in ("yolox", "yolox, maps", "yunet", "yunet, maps"):
             return self._cells(batch, random)
         if self.kind.startswith(("end-to-end", "paddle", "tensorflow", "yolov7", "yolo-nas")):
             return self._rows(batch, random)
@@ -180,17 +180,17 @@ class Case:
             boxes[random.random(boxes.shape) < 0.1] = np.nan
             boxes[random.random(boxes.shape) < 0.1] = 200  # overflows
         factors, scores = self.scores(random, batch, CELLS, 1), self.scores(random, batch, CELLS, self.classes)
-        if self.kind == "yunet":
-            landmarks = np.zeros((batch, CELLS, 10))
+        if self.kind.startswith("yunet"):
+            landmarks = random.normal(size=(batch, CELLS, 10))
+            if self.content == "not numbers":
+                landmarks[random.random(landmarks.shape) < 0.01] = np.inf
+                landmarks[random.random(landmarks.shape) < 0.01] = 3e38  # overflows in pixels
             parts = {"cls": scores, "obj": factors, "bbox": boxes, "kps": landmarks}
+            if self.kind.endswith("maps"):
+                return {key: each for name, part in parts.items() for key, each in _maps(name, part, strides).items()}
             return {key: each for name, part in parts.items() for key, each in _split(name, part, strides).items()}
         output = np.concatenate([boxes, factors, scores], axis=-1)
-        if self.kind == "yolox":
-            return {"output": output}
-        return {
-            name: level.transpose(0, 2, 1).reshape(batch, -1, 64 // stride, 96 // stride)
-            for stride, (name, level) in zip(strides, _split("map", output, strides).items(), strict=True)
-        }
+        return {"output": output} if self.kind == "yolox" else _maps("map", output, strides)
 
     def _rows(self, batch: int, random: np.random.Generator) -> Arrays:
         """Return the rows of heads that have one class per box."""
@@ -225,6 +225,14 @@ def _split(name: str, values: NDArray[np.float64], strides: tuple[int, ...]) -> 
     """Return the values of the cells of each stride."""
     edges = np.cumsum([LEVELS[stride] for stride in strides])[:-1]
     return {f"{name}_{stride}": part for stride, part in zip(strides, np.split(values, edges, axis=1), strict=True)}
+
+
+def _maps(name: str, values: NDArray[np.float64], strides: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
+    """Return the values of the cells of each stride as maps (batch, values, rows, columns)."""
+    return {
+        key: level.transpose(0, 2, 1).reshape(len(level), -1, 64 // stride, 96 // stride)
+        for stride, (key, level) in zip(strides, _split(name, values, strides).items(), strict=True)
+    }
 
 
 KINDS = (
@@ -286,6 +294,7 @@ CASES = [
     Case("yolov8", task="segment", half=True),
     Case("yolov5", task="segment", objects=3),
     Case("yunet", classes=1, rows=1),
+    Case("yunet, maps", half=True, fraction=True),
     Case("picodet", wanted=(1, 4), half=True),
     Case("yolox", wanted=(1, 4)),
     Case("nanodet", classes=80, score=0.0, content="ties", candidates=300, objects=300, class_aware=False),

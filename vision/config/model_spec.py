@@ -74,9 +74,10 @@ class HeadSpec(ConfigSection):
     task: Literal["detect", "segment", "pose", "obb"] = "detect"
     """Outputs of the model for each object, with the names of Ultralytics; detect: a box; segment: a box and a mask;
     pose: a box and keypoints; obb: an oriented box. Only yolov8 and end-to-end have all; yolov5 has detect and
-    segment."""
+    segment; yunet has detect and pose, and finds keypoints with both."""
     keypoints: Annotated[ClassNames, Field(min_length=1, max_length=256)] | None = None
-    """Only pose: names of the keypoints in the order of the model; if absent, 17 keypoints have the names of COCO."""
+    """Only pose: names of the keypoints in the order of the model; if absent, 17 keypoints have the names of COCO, and
+    those of yunet have the names of parts of the face."""
     strides: Annotated[tuple[_Stride, ...], Field(min_length=1, max_length=8)] | None = None
     """Only nanodet, nanodet-plus, picodet, yolox, and yunet: sizes of the grid cells, in pixels of the model's input;
     if absent, those of the family."""

@@ -31,7 +31,7 @@ from tests.shape_outputs import (
 from tests.tiny_models import save_typed_model
 from vision.config import ModelSpec
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
-from vision.detect.reference.extras import COCO_KEYPOINTS
+from vision.detect.reference.extras import COCO_KEYPOINTS, FACE_KEYPOINTS
 from vision.detect.reference.heads import make_head
 from vision.detect.reference.layout import Shape
 from vision.detect.reference.postprocess import Overlaps, kept_in_order
@@ -106,6 +106,11 @@ def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], classes: tuple[s
 # ------------------------------------------------------------------------------------------------ heads
 
 
+def yunet_shapes(**values: int) -> dict[str, Shape]:
+    cells = {8: 192, 16: 48, 32: 12}
+    return {f"{name}_{stride}": (1, cells[stride], count) for name, count in values.items() for stride in cells}
+
+
 @pytest.mark.parametrize(
     ("head", "shapes"),
     [
@@ -119,6 +124,8 @@ def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], classes: tuple[s
         ({"kind": "end-to-end", "task": "segment"}, {"output0": (1, 300, 38)}),
         ({"kind": "end-to-end", "task": "pose"}, {"output0": (1, 300, 7)}),
         ({"kind": "end-to-end"}, {"output0": (1, 300, 57)}),
+        ({"kind": "yunet", "task": "pose"}, yunet_shapes(cls=2, obj=1, bbox=4)),  # no landmarks
+        ({"kind": "yunet", "task": "pose", "keypoints": ["a", "b"]}, yunet_shapes(cls=2, obj=1, bbox=4, kps=10)),
     ],
 )
 def test_outputs_that_do_not_fit_the_task_are_refused(head: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
@@ -204,6 +211,40 @@ def test_seventeen_keypoints_have_the_names_of_coco() -> None:
     five = SHAPED["pose, yolov8, five named keypoints"]
     decoder = bound(five.head, {name: (1, *value.shape) for name, value in five.outputs.items()})
     assert decoder.decode(list(five.outputs.values())).shapes.names == ("a", "b", "c", "d", "e")
+
+
+@pytest.mark.parametrize("task", ["detect", "pose"])
+def test_landmarks_of_faces_are_named(task: str) -> None:
+    decoder = bound({"kind": "yunet", "task": task}, yunet_shapes(cls=2, obj=1, bbox=4, kps=10))
+    assert decoder.shapes(np.zeros((0, 10), np.float32)).names == FACE_KEYPOINTS
+    shaped = SHAPED["faces, yunet, named keypoints"]
+    decoder = bound(shaped.head, yunet_shapes(cls=2, obj=1, bbox=4, kps=10))
+    assert decoder.shapes(np.zeros((0, 10), np.float32)).names == ("a", "b", "c", "d", "e")
+
+
+@pytest.mark.parametrize("missing", [(8, 16, 32), (16,)])
+def test_faces_without_landmarks_are_boxes(missing: tuple[int, ...]) -> None:
+    shapes = yunet_shapes(cls=2, obj=1, bbox=4, kps=10)
+    decoder = bound(
+        {"kind": "yunet"}, {name: shapes[name] for name in shapes if name not in {f"kps_{s}" for s in missing}}
+    )
+    assert not any(name.startswith("kps") for name in decoder.outputs)
+    outputs = SHAPED["faces, yunet"].outputs
+    found = decoder.decode([outputs[name].astype(np.float32) for name in decoder.outputs])
+    assert found.shapes is None
+    np.testing.assert_allclose(found.boxes_xyxy[:1], BOXES[:1], atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_face_whose_landmark_is_not_finite_is_dropped(bad: float) -> None:
+    shaped = SHAPED["faces, yunet"]
+    outputs = {key: value.copy() for key, value in shaped.outputs.items()}
+    row = int(outputs["cls_32"].max(axis=1).argmax())
+    outputs["kps_32"][row, 7] = bad  # 3e38 cells are too many pixels for float32
+    decoder = bound(shaped.head, {key: (1, *value.shape) for key, value in outputs.items()})
+    assert SCORES[0] not in decoder.decode([outputs[key] for key in decoder.outputs]).scores.tolist()
+    decoder = bound(shaped.head, {key: (1, *value.shape) for key, value in shaped.outputs.items()})
+    assert SCORES[0] in decoder.decode([shaped.outputs[key] for key in decoder.outputs]).scores.tolist()
 
 
 @pytest.mark.parametrize("name", ["pose, yolov8", "obb, yolov8", "segment, yolov8"])

@@ -14,6 +14,7 @@ import yaml
 from tests.shape_outputs import HEIGHT, NAMES, SHAPED, WIDTH, to_source
 from tests.tiny_models import save_typed_model
 from vision.client import DetectionsMessage, read_recording
+from vision.detect.reference.extras import FACE_KEYPOINTS
 
 pytestmark = pytest.mark.integration
 
@@ -62,12 +63,31 @@ def test_keypoints_survive_tracking(tmp_path: Path) -> None:
         points = by_class[name].keypoints
         assert points is not None
         np.testing.assert_allclose(np.array(points)[:, :2], np.clip(wanted[row], 0, SIZE), atol=0.06)
-    clip = cv2.VideoCapture(str(tmp_path / "gate.mp4"))
+    assert is_drawn(str(tmp_path / "gate.mp4"), *wanted[0, 0].round().astype(int))
+
+
+def is_drawn(video: str, x: int, y: int) -> bool:
+    """Return True if a pixel of the first frame of a video is not gray like its background."""
+    clip = cv2.VideoCapture(video)
     found, image = clip.read()
     clip.release()
     assert found
-    x, y = wanted[0, 0].round().astype(int)
-    assert (np.abs(image[y, x].astype(int) - 90) > 40).any(), "the keypoint is drawn"
+    return bool((np.abs(image[y, x].astype(int) - 90) > 40).any())
+
+
+def test_landmarks_of_faces_are_published_as_keypoints(tmp_path: Path) -> None:
+    video = str(tmp_path / "gate.mp4")
+    messages = run(tmp_path, "faces, yunet", pipeline="track", masks="polygon", offline=("--video", video))
+    assert messages[-1].keypoint_names == list(FACE_KEYPOINTS)
+    known = SHAPED["faces, yunet"].keypoints
+    assert known is not None
+    wanted = to_source(known[..., :2], SIZE)
+    for row, name in enumerate(("car", "person")):
+        (points,) = (detected.keypoints for detected in messages[-1].objects if detected.class_name == name)
+        assert points is not None
+        np.testing.assert_allclose(np.array(points)[:, :2], np.clip(wanted[row], 0, SIZE), atol=0.06)
+        assert [score for _, _, score in points] == [1.0] * len(FACE_KEYPOINTS)
+    assert is_drawn(video, *wanted[0, 4].round().astype(int))
 
 
 def test_oriented_boxes_are_published(tmp_path: Path) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
+from vision.detect.reference.extras import FACE_KEYPOINTS
 from vision.detect.reference.head import Head
 from vision.detect.reference.layout import Layout, Part, Shape, Values, is_size, joined, named_last, tables
+
+_LANDMARK_VALUES: Final = 2 * len(FACE_KEYPOINTS)
 
 
 def _same(counts: Sequence[int | None]) -> bool:
@@ -117,7 +122,8 @@ class YoloX(Head):
 class YuNet(Head):
     """Head with four outputs per stride: class scores, objectness, boxes relative to the cell, and face landmarks.
 
-    The landmarks are not read. The score is the square root of the product of class score and objectness.
+    The landmarks are keypoints without scores. Exports without them are also read, except with `task: pose`. The score
+    is the square root of the product of class score and objectness.
     """
 
     coding = "grid"
@@ -125,9 +131,10 @@ class YuNet(Head):
 
     @property
     def expected(self) -> str:
+        optional = "" if self._spec.head.task == "pose" else "optional "
         return (
-            f"(batch, cells, {self._class_count}) scores, (batch, cells, 1) objectness, and (batch, cells, 4) boxes "
-            f"for each of the strides {self.rules.strides}"
+            f"(batch, cells, {self._class_count}) scores, (batch, cells, 1) objectness, (batch, cells, 4) boxes, and "
+            f"{optional}(batch, cells, {_LANDMARK_VALUES}) landmarks for each of the strides {self.rules.strides}"
         )
 
     def _ways(self, shapes: Mapping[str, Shape]) -> Iterator[Layout]:
@@ -145,4 +152,25 @@ class YuNet(Head):
             parts.append(Part(*(Values(at + k, 0, found[names[at + k]][1]) for k in (2, 0, 1))))
             counts.append(found[scores][0])
         if _same(counts):
-            yield Layout(tuple(names), tuple(parts), counts[0])
+            layout = Layout(tuple(names), tuple(parts), counts[0])
+            with_landmarks = self._with_landmarks(shapes, layout)
+            if with_landmarks is not None:
+                yield with_landmarks
+            elif self._spec.head.task != "pose":
+                yield layout
+
+    def _with_landmarks(self, shapes: Mapping[str, Shape], layout: Layout) -> Layout | None:
+        """Return the layout with the landmarks of all strides; None if the outputs lack the landmarks of a stride."""
+        if len(self._spec.head.keypoints or FACE_KEYPOINTS) != len(FACE_KEYPOINTS):
+            return None
+        names, parts = list(layout.outputs), []
+        for level, part in zip(self._sizes, layout.parts, strict=True):
+            found = self._per_cell(shapes, level)
+            free = [name for name in found if name not in names and found[name][0] == _LANDMARK_VALUES]
+            if not free:
+                return None
+            parts.append(replace(part, extra=Values(len(names), 0, found[free[0]][1])))
+            names.append(free[0])
+        return replace(
+            layout, outputs=tuple(names), parts=tuple(parts), extra_count=_LANDMARK_VALUES, keypoint_values=2
+        )

@@ -30,7 +30,7 @@ Coding: TypeAlias = Literal["distances", "grid", "centers", "corners", "corners-
 
 - distances: a distribution of the distance of each side from the center of the cell, in units of the stride.
 - grid: center x and y relative to the cell, in units of the stride, then the logarithms of width and height in these
-  units.
+  units. Keypoints are also relative to the cell.
 - centers: center x and y, width, and height.
 - corners: x1, y1, x2, and y2.
 - corners-yx: y1, x1, y2, and x2.
@@ -140,7 +140,7 @@ class Decoder:
         factors = [part.objectness for part in layout.parts if part.objectness is not None]
         groups: list[tuple[list[Values], tuple[str, ...]]] = [
             ([*(part.scores for part in layout.parts), *factors], _REALS),
-            ([part.boxes for part in layout.parts], _REALS),
+            ([*(part.boxes for part in layout.parts), *(each.extra for each in layout.parts if each.extra)], _REALS),
         ]
         if layout.class_ids is not None:
             groups.append(([layout.class_ids], _NUMBERS))
@@ -277,17 +277,7 @@ class Decoder:
 
     def _values(self, outputs: Sequence[Floats], index: Indices) -> Floats:
         """Return the raw values (N, `width`) of the boxes with these indices."""
-        parts = self.layout.parts
-        if len(parts) == 1:
-            first = parts[0].boxes.first
-            return parts[0].boxes.table(outputs)[index, first : first + self.width]
-        values, start = np.empty((len(index), self.width), np.float32), 0
-        for part in parts:
-            table, first = part.boxes.table(outputs), part.boxes.first
-            inside = (index >= start) & (index < start + len(table))
-            values[inside] = table[index[inside] - start, first : first + self.width]
-            start += len(table)
-        return values
+        return _gathered([part.boxes for part in self.layout.parts], self.width, outputs, index)
 
     def _boxes(self, outputs: Sequence[Floats], index: Indices) -> Floats:
         """Return the boxes (N, 4) with these indices, in the unit of the model: xyxy, or center and size if rotated."""
@@ -311,11 +301,14 @@ class Decoder:
 
     def _extra(self, outputs: Sequence[Floats], index: Indices, boxes: Floats) -> Floats:
         """Return the extra values (N, `width_of_extra`) of the boxes with these indices."""
-        layout = self.layout
-        if layout.extra is None:
+        places = [part.extra for part in self.layout.parts if part.extra is not None]
+        if not places:
             return np.zeros((len(index), 0), np.float32)
-        first = layout.extra.first
-        extra = layout.extra.table(outputs)[index, first : first + layout.extra_count]
+        extra = _gathered(places, self.layout.extra_count, outputs, index)
+        if self.rules.coding == "grid":  # landmarks are relative to the cell, like the center of the box
+            grid = self.rules.grid
+            points = extra.reshape(len(index), -1, 2) + grid.cells[index, None]
+            return (points * grid.strides[index, None, None]).reshape(extra.shape)
         return np.concatenate([boxes, extra], axis=1) if self.rules.coding == "rotated" else extra
 
     @property
@@ -361,6 +354,20 @@ def _boxes_over(scores: Floats, floor: np.float32, *, by_column: bool) -> Indice
     if by_column:
         return np.unique(np.flatnonzero(floor <= scores.T) % max(1, len(scores)))
     return np.unique(np.flatnonzero(scores >= floor) // max(1, scores.shape[1]))
+
+
+def _gathered(places: Sequence[Values], count: int, outputs: Sequence[Floats], index: Indices) -> Floats:
+    """Return `count` values (N, `count`) of each box in `index`. `places` has the values of each part, in order."""
+    if len(places) == 1:
+        first = places[0].first
+        return places[0].table(outputs)[index, first : first + count]
+    values, start = np.empty((len(index), count), np.float32), 0
+    for place in places:
+        table = place.table(outputs)
+        inside = (index >= start) & (index < start + len(table))
+        values[inside] = table[index[inside] - start, place.first : place.first + count]
+        start += len(table)
+    return values
 
 
 def _column(values: Values, outputs: Sequence[Floats]) -> Floats:

@@ -12,7 +12,7 @@ from vision.errors import ModelError
 
 TASKS: Final[Mapping[str, tuple[str, ...]]] = {
     "segment": ("yolov5", "yolov8", "end-to-end"),
-    "pose": ("yolov8", "end-to-end"),
+    "pose": ("yolov8", "end-to-end", "yunet"),
     "obb": ("yolov8", "end-to-end"),
 }
 """Kinds of heads that support each task. All kinds support the task `detect`, which is not listed."""
@@ -32,6 +32,9 @@ COCO_KEYPOINTS: Final = (
 )  # fmt: skip
 """Names of the 17 keypoints of COCO (Lin et al., ECCV 2014), in order."""
 
+FACE_KEYPOINTS: Final = ("right_eye", "left_eye", "nose", "right_mouth_corner", "left_mouth_corner")
+"""Names of the 5 landmarks of YuNet, in order. The right eye is the person's right eye."""
+
 
 @dataclass(frozen=True, slots=True)
 class Extra:
@@ -45,11 +48,11 @@ class Extra:
         """Return `layout` with these values added. `first` is the position in each box at which the values start."""
         if not self.count:
             return layout
-        boxes = layout.parts[0].boxes
+        part = layout.parts[0]
         return replace(
             layout,
             outputs=layout.outputs if self.prototypes is None else (*layout.outputs, self.prototypes),
-            extra=Values(boxes.output, first, boxes.by_column),
+            parts=(replace(part, extra=Values(part.boxes.output, first, part.boxes.by_column)),),
             extra_count=self.count,
             keypoint_values=self.keypoint_values,
             prototypes=None if self.prototypes is None else len(layout.outputs),
@@ -86,7 +89,7 @@ def expected_extra(head: HeadSpec) -> str:
     match head.task:
         case "obb":
             return ", plus the angle of each box as its last value"
-        case "pose":
+        case "pose" if head.kind != "yunet":
             if head.keypoints is None:
                 values = "x, y, and score of each keypoint as the last values of each box"
                 return f", plus {values} (if keypoints have no scores, list their names in `keypoints`)"
@@ -164,4 +167,5 @@ def keypoint_names(spec: ModelSpec, layout: Layout) -> tuple[str, ...]:
     if spec.head.keypoints is not None:
         return spec.head.keypoints
     count = layout.extra_count // layout.keypoint_values if layout.keypoint_values else 0
-    return COCO_KEYPOINTS if count == len(COCO_KEYPOINTS) else ()
+    known = FACE_KEYPOINTS if spec.head.kind == "yunet" else COCO_KEYPOINTS
+    return known if count == len(known) else ()

@@ -47,6 +47,8 @@ class Part:
     scores: Values
     """Class scores, or the only score if the layout has `class_ids`."""
     objectness: Values | None = None
+    extra: Values | None = None
+    """Extra values of each box: keypoints, angle, or mask coefficients. None if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,6 @@ class Layout:
     """Index of the output with the number of valid boxes. None if all boxes are valid."""
     needs_nms: bool = True
     """True if NMS must follow, because several boxes can describe the same object."""
-    extra: Values | None = None
-    """Extra values in the output of the boxes: keypoints, angle, or mask coefficients. None if there are none."""
     extra_count: int = 0
     """Number of extra values of each box."""
     keypoint_values: int = 0

@@ -217,10 +217,11 @@ class PostprocessProgram:
         def at(values: Values | None) -> int:
             return 0 if values is None else addresses[layout.outputs[values.output]]
 
-        row = np.zeros((), [(name, np.uint64, len(parts)) for name in ("scores", "objectness", "boxes")] + _SINGLE)
+        row = np.zeros((), [(name, np.uint64, len(parts)) for name in _PER_PART] + _SINGLE)
         row["scores"] = [at(part.scores) for part in parts]
         row["objectness"] = [at(part.objectness) for part in parts]
         row["boxes"] = [at(part.boxes) for part in parts]
+        row["extras"] = [at(part.extra) for part in parts]
         row["classes"] = at(layout.class_ids)
         row["number"] = 0 if layout.count is None else addresses[layout.outputs[layout.count]]
         row["prototypes"] = 0 if layout.prototypes is None else addresses[layout.outputs[layout.prototypes]]
@@ -283,6 +284,7 @@ def _work_bytes(candidates: int, *, rotated: bool) -> int:
     return -(-(8 * ordered + candidates * (16 + 4 + 4 + 28 * rotated + 1)) // 16) * 16
 
 
+_PER_PART: Final = ("scores", "objectness", "boxes", "extras")
 _SINGLE: Final[list[tuple[str, type[np.uint64]]]] = [(name, np.uint64) for name in ("classes", "number", "prototypes")]
 
 
@@ -337,7 +339,9 @@ def _places(layout: Layout, rules: Rules, tensors: Sequence[Output]) -> dict[str
         "BOX_FIRST": part.boxes.first,
         "BOXES_BY_COLUMN": int(part.boxes.by_column),
         "EXTRAS": layout.extra_count,
-        "EXTRA_FIRST": 0 if layout.extra is None else layout.extra.first,
+        "EXTRA_COLUMNS": _columns(part.extra, tensors),
+        "EXTRA_FIRST": 0 if part.extra is None else part.extra.first,
+        "EXTRAS_BY_COLUMN": int(part.extra is not None and part.extra.by_column),
         "LABELED": int(class_ids is not None),
         "CLASS_COLUMNS": _columns(class_ids, tensors),
         "CLASS_FIRST": 0 if class_ids is None else class_ids.first,

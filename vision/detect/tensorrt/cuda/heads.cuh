@@ -14,7 +14,8 @@
 // - CLASS_TYPE and NUMBER_TYPE (of the class ids, and of the number of valid boxes): see `integer_of`.
 // - CODING, UNIT_X, UNIT_Y (model pixels per unit of a box). With cells: BINS, STRIDES, CENTER_SCALE, CENTER_SHIFT
 //   (center of a cell = (cell + CENTER_SCALE) * stride + CENTER_SHIFT), WIDTH, HEIGHT.
-// - EXTRAS (number of further values of each box, in the tensor of its box), EXTRA_FIRST (column of the first).
+// - EXTRAS (number of further values of each box). EXTRA_COLUMNS, EXTRA_FIRST, and EXTRAS_BY_COLUMN are as for boxes.
+//   The type of these values is that of boxes.
 #pragma once
 #include "device.cuh"
 
@@ -49,6 +50,7 @@ struct Tensors {
     const ScoreValue* scores[PARTS];
     const ScoreValue* objectness[PARTS];
     const BoxValue* boxes[PARTS];
+    const BoxValue* extras[PARTS];  // 0 if there are none
     const void* classes;
     const void* number;  // of valid boxes
     const void* prototypes;
@@ -234,9 +236,36 @@ struct BoxValues {
         step = BOXES_BY_COLUMN ? boxes : 1;
     }
     __device__ __forceinline__ float operator[](u32 at) const { return value_of_box(values[at * step]); }
-
-    __device__ __forceinline__ float extra(u32 at) const { return (*this)[EXTRA_FIRST - BOX_FIRST + at]; }
 };
+
+#if EXTRAS
+// The further values of one box. Points are in units of a box, also if the tensor stores them relative to the cell.
+struct ExtraValues {
+    const BoxValue* values;
+    u32 step;
+#if CODING == GRID
+    float stride, cells[2];  // column and row of the cell
+#endif
+
+    __device__ __forceinline__ ExtraValues(const Tensors& tensors, u32 frame, u32 box) {
+#if CODING == GRID
+        cells[0] = cell_of(box, 0, &stride), cells[1] = cell_of(box, 1, &stride);
+#endif
+        u32 part = part_of(&box), boxes = boxes_in(part);
+        values = tensors.extras[part] + (u64)frame * boxes * EXTRA_COLUMNS;
+        values += EXTRAS_BY_COLUMN ? (u64)EXTRA_FIRST * boxes + box : (u64)box * EXTRA_COLUMNS + EXTRA_FIRST;
+        step = EXTRAS_BY_COLUMN ? boxes : 1;
+    }
+
+    __device__ __forceinline__ float operator[](u32 at) const {
+        float value = value_of_box(values[at * step]);
+#if CODING == GRID
+        value = __fmul_rn(__fadd_rn(value, at & 1 ? cells[1] : cells[0]), stride);
+#endif
+        return value;
+    }
+};
+#endif
 
 #if CODING == ROTATED
 // A box before its rotation, in model pixels, and the cosine and sine of its angle.
@@ -245,9 +274,10 @@ struct RotatedBox {
 
     __device__ __forceinline__ RotatedBox(const Tensors& tensors, u32 frame, u32 box) {
         const BoxValues values(tensors, frame, box);
+        const ExtraValues angle(tensors, frame, box);
         x = __fmul_rn(values[0], (float)UNIT_X), y = __fmul_rn(values[1], (float)UNIT_Y);
         width = __fmul_rn(values[2], (float)UNIT_X), height = __fmul_rn(values[3], (float)UNIT_Y);
-        cosine = cosf(values.extra(0)), sine = sinf(values.extra(0));
+        cosine = cosf(angle[0]), sine = sinf(angle[0]);
     }
 
     // Returns x1, y1, x2, or y2 (side 0 to 3) of the upright box around this box.

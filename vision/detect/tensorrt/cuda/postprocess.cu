@@ -193,9 +193,9 @@ __device__ __forceinline__ void cells_of(float from, float to, float scale, int 
 // Returns false if one of the further values of a box is not finite.
 __device__ __forceinline__ bool has_finite_extras(const Tensors& tensors, u32 frame, u32 box) {
 #if EXTRAS
-    const BoxValues values(tensors, frame, box);
+    const ExtraValues values(tensors, frame, box);
     for (u32 i = 0; i < EXTRAS; i++)
-        if (!is_finite(values.extra(i))) return false;
+        if (!is_finite(values[i])) return false;
 #endif
     return true;
 }
@@ -219,12 +219,13 @@ __device__ __forceinline__ void write_extras(
     }
 #elif RESULT_EXTRAS
     for (u32 i = threadIdx.x; i < count * RESULT_EXTRAS; i += blockDim.x) {
-        const BoxValues values(tensors, frame, box_of(index_of(work->keys[places[i / RESULT_EXTRAS]])));
-        u32 at = i % RESULT_EXTRAS;
+        u32 box = box_of(index_of(work->keys[places[i / RESULT_EXTRAS]])), at = i % RESULT_EXTRAS;
+        const ExtraValues extras(tensors, frame, box);
 #if CODING == ROTATED
-        out[i] = at < 4 ? __fmul_rn(values[at], at & 1 ? (float)UNIT_Y : (float)UNIT_X) : values.extra(at - 4);
+        const BoxValues values(tensors, frame, box);
+        out[i] = at < 4 ? __fmul_rn(values[at], at & 1 ? (float)UNIT_Y : (float)UNIT_X) : extras[at - 4];
 #else
-        out[i] = values.extra(at);
+        out[i] = extras[at];
 #endif
     }
 #endif
@@ -344,8 +345,8 @@ masks(const Frame* frames, Tensors tensors, const Masked* all_masked, u32* out_m
     const Masked masked = all_masked[(u64)row * OBJECTS + object];
     if (masked.box == NO_BOX) return;
     __shared__ float coefficients[PROTOTYPES];
-    const BoxValues values(tensors, row, masked.box);
-    for (u32 i = threadIdx.x; i < PROTOTYPES; i += blockDim.x) coefficients[i] = values.extra(i);
+    const ExtraValues values(tensors, row, masked.box);
+    for (u32 i = threadIdx.x; i < PROTOTYPES; i += blockDim.x) coefficients[i] = values[i];
     __syncthreads();
     const u32 plane = MASK_ROWS * MASK_COLUMNS;
     const PrototypeValue* prototypes = (const PrototypeValue*)tensors.prototypes + (u64)row * PROTOTYPES * plane;
