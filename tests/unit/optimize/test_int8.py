@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import threading
+import tracemalloc
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from vision.config.load import load_model_spec
 from vision.errors import Closed, ConfigError, ModelError, Unavailable, VisionError
 from vision.optimize import int8
 from vision.optimize.accuracy import Accuracy, Labels, agreement
-from vision.optimize.calibration import Calibration
+from vision.optimize.calibration import Calibration, collect
+from vision.optimize.feed import Feed
 from vision.optimize.frames import Frames, frames_of_images
 from vision.optimize.int8 import Int8Options
-from vision.optimize.onnx_graph import open_graph
+from vision.optimize.onnx_graph import open_graph, open_session
 from vision.optimize.quantize import quantized_inputs
 from vision.optimize.sensitivity import plot_trade_off
 from vision.optimize.task import Task
@@ -227,6 +230,23 @@ def test_thresholds_cover_all_tensors_and_are_cached(model: Path, frames: Frames
     assert again.thresholds("minmax", second) == found
     assert (first.frames, second.frames) == (16, 0)
     assert len(list(cache.iterdir())) == 1
+
+
+def test_memory_does_not_grow_with_the_number_of_frames(model: Path) -> None:
+    graph = open_graph(model / SPEC.file)
+    names = quantized_inputs(graph)
+    session = open_session(graph.with_outputs(list(names)))
+    (image,) = cell_images(1)
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        try:
+            collect(session, names, Feed(session, SPEC).batches(repeat(image, count)), SPEC.name, Counter())
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(320) < 1.2 * peak(20)
 
 
 @pytest.mark.parametrize("damage", ["other", "cut"])
