@@ -1,4 +1,4 @@
-"""Missed and false counts of lines and zones, in blocks of the labeled video.
+"""Missed and false counts of lines and zones, for each of several successive blocks of the labeled video.
 
 A true crossing matches a counted crossing if both have the same line and direction, and almost the same time. The same
 applies to entries and exits of zones.
@@ -53,7 +53,8 @@ def count_errors(
         lost_s: the `lost_s` of the tracker in seconds.
 
     Returns:
-        For each line or zone, and for each key, such as ``in``, the errors in successive blocks of `BLOCK_S`.
+        For each line or zone, and for each key, such as ``in``, the true, missed, and false counts in each block of
+        `BLOCK_S` seconds.
     """
     true, counted = _true_times(section, truth, class_name, video, lost_s), _counted_times(events, class_name, video)
     clip: dict[str, dict[str, list[CountBlock]]] = {}
@@ -92,9 +93,10 @@ def _counted_times(events: Sequence[tuple[int, Event]], class_name: str, video: 
 def match_times(
     true_s: Sequence[float], counted_s: Sequence[float], duration_s: float, *, window_s: float
 ) -> list[CountBlock]:
-    """Match true times with counted times that differ by at most `window_s`, earliest first.
+    """Match each true time with a counted time that differs by at most `window_s`, earliest times first.
 
-    All arguments are in seconds. Return the errors in successive blocks of `BLOCK_S` of a video of `duration_s`.
+    All arguments are in seconds. The video lasts `duration_s`. Return the numbers of true, missed, and false times in
+    each of its blocks of `BLOCK_S` seconds.
     """
     number = max(1, round(duration_s / BLOCK_S))
     true, missed, false = (np.zeros(number, np.int64) for _ in range(3))

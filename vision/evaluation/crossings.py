@@ -1,8 +1,9 @@
 """True crossings of each line, computed from the ground truth alone, and their comparison with counted crossings.
 
-This code is independent of the stage that counts, but follows the same definition (docs/analytics.md). Its margin is
-the margin of an object whose box does not jitter. The code evaluates each true path as a whole: it splits the path into
-visits to either side of the line, and finds the visits that establish a side.
+This code is independent of the stage that counts, but follows the same definition (docs/analytics.md). An object
+establishes a side of the line only at a minimum distance from the line. This code uses the minimum distance for boxes
+that do not jitter. It evaluates each true path as a whole: it splits the path into visits to either side of the line,
+and finds the visits that establish a side.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def anchor_points(boxes_xyxy: NDArray[np.float64], anchor: str) -> NDArray[np.fl
 
 
 def cut_sides(boxes_xyxy: NDArray[np.float64], frame_size_px: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask (N, 4) of the sides (left, top, right, bottom) of boxes (N, 4) that the frame cuts off."""
+    """Return a mask (N, 4) that shows on which sides (left, top, right, bottom) the frame cuts off boxes (N, 4)."""
     low, high = boxes_xyxy[:, :2] <= _EDGE_PX, boxes_xyxy[:, 2:] >= np.array(frame_size_px) - _EDGE_PX
     return np.concatenate([low, high], axis=1)
 
@@ -225,7 +226,7 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
 
 
 def _meeting(path: _Path, later: int) -> float:
-    """Return where the step to the position `later` meets the extended line, in the scale of `_Path.place`."""
+    """Return the place where the step to the position `later` meets the extended line, in the unit of `_Path.place`."""
     before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
     share = before / (before - after)
     return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

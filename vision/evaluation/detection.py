@@ -1,7 +1,7 @@
 """Precision, recall, and average precision of boxes.
 
-Boxes are matched as in COCO: in order of descending scores, each detection of a frame is matched to the free true box
-with the greatest overlap, if this overlap is large enough. All other detections are false.
+Boxes are matched as in COCO: in order of descending scores, each detection of a frame is matched to the unmatched true
+box with the highest IoU, if this IoU is at least the IoU threshold. All other detections are false positives.
 
 Average precision (AP) is defined as in PASCAL VOC since 2010: the whole area under the envelope of precision over
 recall (Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015). COCO samples the
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from vision.evaluation.mot import Boxes, overlaps
 
 OVERLAPS: Final = np.arange(50, 100, 5) / 100
-"""Overlap thresholds (IoU) of AP@[.5:.95]. The first threshold is that of AP@0.5."""
+"""IoU thresholds of AP@[.5:.95]. The first threshold is also the IoU threshold of AP@0.5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Precision and recall for each score threshold, at an overlap of 0.5. All arrays have shape (M,)."""
+    """Precision and recall for each score threshold, at an IoU threshold of 0.5. All arrays have shape (M,)."""
 
     scores: NDArray[np.float64]  # thresholds, descending
     precision: NDArray[np.float64]
@@ -76,7 +76,8 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
         truth: the labeled boxes.
         found: detections with a score of at least `lowest_score`.
         score: score threshold for published objects.
-        lowest_score: score threshold for average precision. It should be low, because AP misses detections below it.
+        lowest_score: score threshold for average precision (AP). It should be low, because AP ignores detections with
+            lower scores.
     """
     order = np.argsort(-found.scores, kind="stable")
     hits = match_detections(truth, found)[order]
@@ -102,9 +103,10 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
 
 
 def match_detections(truth: Boxes, found: Boxes) -> NDArray[np.bool_]:
-    """Match detections to true boxes of the same frame, separately for each minimum IoU in `OVERLAPS`.
+    """Match detections to true boxes of the same frame, separately for each IoU threshold in `OVERLAPS`.
 
-    The detections with the highest scores come first. Each of them matches the free true box that it overlaps most.
+    Process the detections in order of descending scores. Match each detection to the unmatched true box with the
+    highest IoU.
 
     Returns:
         Mask (N, len(OVERLAPS)) of the N detections in `found` that match a true box.

@@ -97,9 +97,10 @@ class Findings:
 
 
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
-    """Return the configuration with only the camera of the labeled video. Leave out saved state, snapshots, and rules.
+    """Return the configuration with only the camera of the labeled video, which is `camera_id`.
 
-    If `camera_id` is None, the configuration must have only one camera.
+    The result contains no rules, and no settings of saved state and snapshots. If `camera_id` is None, the
+    configuration must have only one camera.
 
     Raises:
         ConfigError: the camera does not exist, several exist and none is selected, or its source is live or never ends.

@@ -31,7 +31,10 @@ def require_matplotlib() -> None:
 
 
 def plot_detection(found: DetectionScores, class_name: str, path: Path) -> None:
-    """Plot precision against recall, and also precision, recall, and F1 against the score threshold, to `path`."""
+    """Write two plots to the file `path`: precision against recall, and metrics against the score threshold.
+
+    The metrics are precision, recall, and F1.
+    """
     figure, (left, right) = _figure(10.0, 4.4, 2)
     curve = found.curve
     left.plot(curve.recall, curve.precision, color=_BLUE, linewidth=2)
@@ -74,9 +77,10 @@ def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video:
 
 
 def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
-    """Plot a bar over time for each true object to the file `path`: gray while the object is missed, a color per track.
+    """Plot a bar over time for each true object to the file `path`.
 
-    `partners` is the result of `match_frames`.
+    The bar is gray while the object is missed, and has a different color for each track. `partners` is the result of
+    `match_frames`.
     """
     ids = np.unique(truth.ids)
     figure, (axes,) = _figure(10.0, min(30.0, 1.4 + 0.26 * len(ids)), 1)

@@ -33,7 +33,10 @@ INSTALL: Final = f"{install_hint('eval')} && {pip_hint('--no-deps', 'trackeval>=
 
 @dataclass(frozen=True, slots=True)
 class TrackingScores:
-    """Metrics of the tracks at an overlap of 0.5. HOTA and its two parts are means over overlaps from 0.05 to 0.95."""
+    """Metrics of the tracks at an IoU threshold of 0.5, except HOTA and its two parts.
+
+    HOTA and its parts are means over IoU thresholds from 0.05 to 0.95.
+    """
 
     mota: float  # 1 - (misses + false boxes + switches) / true boxes; Bernardin and Stiefelhagen 2008
     idf1: float  # Ristani et al. 2016
@@ -89,7 +92,7 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
 
 
 def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
-    """Return the fraction of a true object's frames in which it was found, its switches, and its interruptions.
+    """Return the fraction of a true object's frames in which it was found, and the numbers of its switches and gaps.
 
     `partners` contains the row of the matched track for each frame of the object, in order; -1 if there is none.
     """
@@ -103,9 +106,9 @@ def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[fl
 def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
     """Match N true boxes to found boxes. Return the row of `found` for each true box (N,); -1 if there is none.
 
-    A true object keeps the track of its last match while their boxes overlap by `MIN_OVERLAP`. The other boxes are
-    matched so that there are as many matches as possible. If there are several such solutions, the largest total
-    overlap decides. `frames` is the number of frames of the video.
+    A true object keeps the track of its last match while the IoU of their boxes is at least `MIN_OVERLAP`. The other
+    boxes are matched so that there are as many matches as possible. If there are several such solutions, choose the
+    solution with the largest sum of IoUs. `frames` is the number of frames of the video.
     """
     assign = importlib.import_module("scipy.optimize").linear_sum_assignment
     partners = np.full(len(truth), -1, np.int64)

@@ -81,7 +81,7 @@ def _name_of(status: Any) -> str:
 
 
 def failure(status: Any, action: str) -> DeviceError:
-    """Return the error to raise after `action`, such as "creating a stream", ended with the status code `status`."""
+    """Return the error to raise if `action`, such as "creating a stream", failed with the status code `status`."""
     if isinstance(status, (runtime.cudaError_t, driver.CUresult)) and int(status) == _OUT_OF_MEMORY:
         runtime.cudaGetLastError()  # clears the error, which the next call would otherwise report again
         return OutOfMemory(
@@ -383,7 +383,7 @@ class Event(Resource):
 
 
 _CAPTURING = threading.Lock()
-"""Lock that allows one capture at a time, because allocations by TensorRT in one capture can invalidate another."""
+"""Lock that allows one capture at a time, because TensorRT's allocations for one capture can invalidate another."""
 
 
 class Graph(Resource):

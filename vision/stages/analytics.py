@@ -155,11 +155,11 @@ class _TrackIds(Iterator[int]):
 
     @property
     def reached(self) -> int:
-        """An upper limit of the ids so far."""
+        """An upper limit of the ids that were assigned so far."""
         return self._next - 1
 
     def divide(self, first: int, step: int, after: int) -> None:
-        """Continue with those of the ids `first`, `first + step`, `first + 2 * step`, ... that are above `after`."""
+        """Continue with the ids above `after` in the sequence `first`, `first + step`, `first + 2 * step`, ..."""
         self._next, self._step = first, step
         self.skip(after)
 

@@ -64,7 +64,7 @@ _FAULTS: Final[Mapping[str, _Fault]] = {"moved": "moved", "covered": "covered"} 
 
 
 class _Seen(NamedTuple):
-    """The findings of the thread about a camera. The results thread compares the objects by identity."""
+    """The findings of the thread about a camera. The thread stores a new object for each change."""
 
     view: Similarity
     held: bool  # True if counting must stop
@@ -77,7 +77,7 @@ _UNSEEN: Final = _Seen(np.eye(2, 3), held=False, is_learned=False, reported="")
 
 @dataclass(slots=True)
 class _Camera:
-    """The state of one camera. Only the thread of the stage uses the tracker and the times, and writes `seen`."""
+    """The state of one camera. Only the thread of the stage uses the tracker and the times. Only it writes `seen`."""
 
     key: str  # identifies the geometry of the lines and zones
     realigns: bool
@@ -122,7 +122,7 @@ class CameraViewStage:
         self._worker = FrameWorker("views", self._compare, buffers=_BUFFERS, lossless=False)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new configuration. If the lines or zones of a camera have changed, its present view is its reference.
+        """Use a new configuration. If the lines or zones of a camera change, its present view becomes the reference.
 
         If a camera was reported as moved or covered, its next result contains the end of this state in two cases: the
         camera is no longer watched, or its present view has become the reference.
@@ -141,7 +141,7 @@ class CameraViewStage:
         self._cameras = cameras
 
     def _configured(self, camera_id: str, section: CameraAnalytics, patience: ReportAfter) -> _Camera:
-        """Return the camera with these settings. Keep its earlier state, unless its lines or zones have changed."""
+        """Return the state of a camera with new settings. Keep its state, unless its lines or zones have changed."""
         known, key = self._cameras.get(camera_id), geometry_key(section)
         stores = section.realign or bool(section.lines or section.zones or section.ground)
         new = _Camera(key, section.realign, stores, patience)
@@ -180,11 +180,11 @@ class CameraViewStage:
         return replace(result, events=(*result.events, *events)) if events else result
 
     def progress(self) -> Mapping[str, object]:
-        """Return, by the name of the thread, the number of frames that it has compared; None if no frame waits."""
+        """Return a dict from the name of the thread to the number of compared frames, or to None if no frame waits."""
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:
-        """Return the number of times that lines and zones were moved, and the number of cameras that count nothing."""
+        """Return how often lines and zones were moved, and for how many cameras counting is paused at present."""
         held = sum(camera.realigns and camera.seen.held for camera in self._cameras.values())
         return {"views.realigned": self._realigned, "views.held": held}
 
@@ -255,7 +255,7 @@ class CameraViewStage:
 
 
 def _reported(camera: _Camera, tracker: ViewTracker, now_s: float) -> _Fault:
-    """Return the fault of a camera after the frame at `now_s` (seconds), if it has lasted for as long as configured."""
+    """Return the fault of a camera if it has lasted for the configured time at `now_s` (seconds); "" otherwise."""
     if camera.examined_s is None or now_s - camera.examined_s > _GAP_S:
         camera.found_s = now_s
     camera.examined_s = now_s

@@ -88,7 +88,7 @@ class _Failures:
     """Counters, reports, and log lines of the questions that are not asked. Thread-safe."""
 
     def __init__(self, address: str) -> None:
-        """Connect to the program, which receives the reports. `address` belongs to the process that asks the model."""
+        """Connect to the program, which receives reports of questions that cannot be sent to the socket `address`."""
         self.counters = Counter(skipped=0, failed=0)
         self._lock = threading.Lock()
         self._logged_s: dict[str, float] = {}  # monotonic time of the last log line with each code
@@ -165,7 +165,7 @@ class InquiryStage:
 
         Args:
             config: the configuration, with `language`.
-            address: address of the process.
+            address: address of the process that asks the language model.
             encode: function that encodes a frame, or only the part in a box, as JPEG. A thread of the stage calls it.
             use: function that is called with each new configuration; None if `encode` does not depend on it.
             most_bytes: maximum size in bytes of the images that wait. The copies of frames have a separate limit of the

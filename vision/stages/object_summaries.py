@@ -107,7 +107,7 @@ class _Camera:
 
 
 class ObjectStage:
-    """Stage that adds summaries of the objects that left the scene to the results, without snapshots."""
+    """Stage that summarizes each object that left the scene, and adds the summaries, without snapshots, to results."""
 
     def __init__(self, forget_s: float) -> None:
         """Create the stage. An object has left if it was not detected for `forget_s` seconds, or its epoch ended."""
@@ -254,7 +254,11 @@ class ObjectSnapshotStage(ObjectStage):
         return self.process(result, frame)
 
     def take_snapshot(self, objects: dict[int, _Object], tracks: Tracks, frame: Frame) -> None:
-        """Take a snapshot of the object whose snapshot improves most, if its value grows by more than 25 %."""
+        """Take a snapshot of the object whose snapshot improves most, if its clear area grows by more than 25 %.
+
+        The clear area is the area of the box, reduced by a factor if the box touches the edge of the frame or is
+        covered.
+        """
         if not len(tracks):
             return
         width_px, height_px = frame.meta.width_px, frame.meta.height_px

@@ -56,8 +56,8 @@ class RuleStage:
     def clock(self, camera_id: str) -> FrameClock | None:
         """Return the clock of a camera's rules; None if the camera has no rules.
 
-        A caller that judges recorded frames can leave out frames that have no events and cause no report (`due_s`). The
-        caller must then advance this clock over these frames.
+        A caller that judges recorded frames can skip frames that have no events and cause no report (`due_s`). The
+        caller must then advance this clock to the time of the last skipped frame.
         """
         camera = self._cameras.get(camera_id)
         return None if camera is None else camera.time

@@ -53,7 +53,7 @@ class Classifier(Protocol[Crop]):
         """Scale the part of the frame inside `box` to the model's input, and write the result to `out`."""
 
     def is_reading(self) -> bool:
-        """Return True if a frame is still being read for a call of `crop` that has returned."""
+        """Return True while a frame is still being read for an earlier call of `crop`."""
 
     def wait_until_read(self) -> None:
         """Wait until no frame is being read."""
@@ -146,7 +146,7 @@ class CascadeStage:
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
     def progress(self) -> dict[str, int | None]:
-        """Return, by the name of the thread, the number of crops that it has classified; None if no crop waits."""
+        """Return a dict from the name of the thread to the number of classified crops, or to None if no crop waits."""
         return {"cascade": self._worker.looked if self._worker.waiting else None}
 
     def close(self) -> None:
@@ -263,7 +263,7 @@ class _ClassifierThread(Generic[Crop]):
                 self._progress.notify_all()
 
     def _next_batch(self) -> list[_Job[Crop]]:
-        """Wait for a job. Return up to `max_batch` jobs, or an empty list if the thread must end."""
+        """Wait for a crop. Return up to `max_batch` crops as jobs, or an empty list if the thread must end."""
         batch: list[_Job[Crop]] = []
         with suppress(queue.Empty):
             while len(batch) < self.classifier.max_batch and (job := self._jobs.get(block=not batch)) is not None:
@@ -286,7 +286,7 @@ class _ClassifierThread(Generic[Crop]):
         self.looked += len(batch)
 
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
-        """Yield the classes that reach the threshold, best first; only the best if the classes are exclusive."""
+        """Yield the classes whose scores reach the threshold, best first; at most the best if classes are exclusive."""
         order = np.argsort(-scores, kind="stable")
         for column in order[: 1 if self.classifier.exclusive else None].tolist():
             if scores[column] >= self._score_threshold:

@@ -98,7 +98,7 @@ class SnapshotStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return, by the name of the thread, the number of frames that it has processed; None if no frame waits."""
+        """Return a dict from the name of the thread to the number of processed frames, or to None if no frame waits."""
         return {"snapshots": self._worker.progress()}
 
     def close(self) -> None:

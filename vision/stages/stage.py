@@ -55,7 +55,7 @@ class BatchStage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The status reports of one interval. Iteration yields the reports of each camera, then that of the program."""
+    """The status reports of one interval. Iteration yields the reports of the cameras, then the program's report."""
 
     node: NodeReport
     cameras: tuple[CameraReport, ...]
@@ -95,7 +95,9 @@ class HasProgress(Protocol):
     """A stage or sink with threads of its own, which the watchdog observes."""
 
     def progress(self) -> Mapping[str, object]:
-        """Return a value for each thread, by its name. Any change of the value is progress; None means no work.
+        """Return a dict from the name of each thread to a value that changes with its progress, or to None.
+
+        None means that the thread has no work.
 
         The watchdog calls this method at most once per second. The method must not wait for a lock.
         """

@@ -90,7 +90,7 @@ class VideoStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return, by the name of each thread, the number of frames that it has processed; None if no frame waits."""
+        """Return a dict from the name of each thread to the number of processed frames; None if no frame waits."""
         return {f"video-{camera_id}": worker.progress() for camera_id, worker in self._workers.items()}
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class _CameraVideo:
             log.info("camera %s: video %s, %s, %d frames", meta.camera_id, self._path, encoder.codec, self.written)
 
     def _has_room(self) -> bool:
-        """Return False, and count a lost frame, if the disk is nearly full. Log only the first of several in a row."""
+        """Return False, and count a lost frame, if the disk is nearly full. Log only the first of successive losses."""
         is_low = self._space is not None and self._space.is_low()
         if is_low and not self._failing:
             log.error("the disk of %s is nearly full: frames are not written until there is space", self._path)

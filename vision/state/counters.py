@@ -18,7 +18,7 @@ def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
 
 
 class CounterStore(Protocol):
-    """A place that keeps the counters of all cameras: a `StateDatabase`, or the main process of a result worker."""
+    """A place that keeps the counters of all cameras: a `StateDatabase` or, for a result worker, the main process."""
 
     def load_counters(self, camera_id: str) -> Sequence[CounterRow]:
         """Return the stored counters of the camera, in any order."""
@@ -53,14 +53,14 @@ class CameraCounters:
     def counts(self) -> Mapping[tuple[str, str], int]:
         """Return a copy of all values, by name and key.
 
-        The result includes the counters of lines and zones that the configuration no longer contains, and the start of
-        the period.
+        The result also includes counters of lines and zones that the configuration no longer contains, and the start
+        of the current counting period (`period_s`).
         """
         return dict(self._counts)
 
     @property
     def period_s(self) -> int | None:
-        """Start of the period of the counts, in seconds since 1970; None if no period has started yet."""
+        """Start of the current counting period, in seconds since 1970; None if no period has started yet."""
         return self._counts.get(_PERIOD)
 
     def start_period(self, period_s: int, *, keep: bool) -> None:

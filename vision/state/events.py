@@ -147,7 +147,10 @@ class EventLog:
         ]
 
     def carry_counters(self) -> None:
-        """Make the database store counters together with the next events. Each change of a counter causes an event."""
+        """Make the database store counters together with the next events.
+
+        Counters do not wait long, because each change of a counter causes an event.
+        """
         self._database.defers_counters = True
 
     def counters(self) -> dict[str, int]:

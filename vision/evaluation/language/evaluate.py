@@ -35,7 +35,7 @@ def evaluate_prompts(
     Raises:
         Closed: `stop` was set.
         ConfigError: the configuration, the labels, an image, or a prompt is invalid, or a package is missing.
-        LanguageError: the server cannot be reached, refuses the key or the model, or does not return its models.
+        LanguageError: the server cannot be reached, refuses the key or the model, or does not list its models.
         Unavailable: a file cannot be read at present.
     """
     require_cv2("vision llm eval")
@@ -62,7 +62,7 @@ def evaluate_prompts(
 
 
 def _by_entry(config: AppConfig, events: Sequence[LabeledEvent]) -> list[tuple[VerifyConfig, tuple[LabeledEvent, ...]]]:
-    """Return each entry of `verify:` that chooses events, with its events.
+    """Return each entry of `verify:` that chooses any of the events, with the events that it chooses.
 
     Raises:
         ConfigError: no entry chooses an event.

@@ -83,7 +83,7 @@ def _judge_event(
 ) -> tuple[Judgment, str]:
     """Ask about one event. Return the judgment, and the name of the model; an empty name if there is no answer.
 
-    The judgment contains failures that concern only this event.
+    If the request fails for a reason that concerns only this event, the judgment contains the error.
 
     Raises:
         ConfigError: an image cannot be read.

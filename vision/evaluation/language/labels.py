@@ -22,7 +22,7 @@ _MOST_BYTES: Final = 256 << 20  # maximum size of a file of labels
 
 
 class _Label(msgspec.Struct, kw_only=True):
-    """One line of the file. Other fields of an event are ignored."""
+    """One line of a file of labeled events. Fields that this class does not define are ignored."""
 
     is_true: bool = msgspec.field(name="true")
     camera: str

@@ -146,9 +146,9 @@ def _rounded(corners_m: FloatArray) -> FloatArray:
 def _leg(
     length_m: float, speed: float, acceleration: float, *, from_rest: bool, to_rest: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the times in seconds and the distances in meters of points on one leg of a path, from its start.
+    """Return the times in seconds and the distances in meters of points on one leg of a path.
 
-    The start itself is not in the result.
+    Times and distances are relative to the start of the leg. The start itself is not in the result.
     """
     way = np.linspace(0.0, length_m, max(2, round(length_m / _STEP_M)))
     middle = (way[1:] + way[:-1]) / 2

@@ -19,7 +19,7 @@ from vision.evaluation.simulation.truth import TrueFrame
 from vision.types import Detections
 
 PARTS: Final = (0.15, 0.35, 0.6, 0.85, 1.0)
-"""Visible parts of an object for which `ErrorModel.recall` and `ErrorModel.score` contain values."""
+"""Visible fractions of an object for which `ErrorModel.recall` and `ErrorModel.score` contain values."""
 
 _LOWEST_SCORE: Final = 0.05  # minimum score of a detection
 # Second boxes and false boxes, as nanodet-g-416 reports them on PETS09-S2L1 (tests/accuracy/detector_errors.py).
@@ -34,13 +34,13 @@ class ErrorModel:
     """The errors of a detector. Lengths in `jitter` are fractions of the width or height of the object's box."""
 
     recall: tuple[float, ...] = (1.0,) * len(PARTS)
-    """Fraction of the objects that are detected, for each visible part in `PARTS`."""
+    """Fraction of the objects that are detected, for each visible fraction in `PARTS`."""
     miss_s: float = 0.3  # time constant of misses
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Standard deviations of center x, center y, width, and height."""
+    """Standard deviations of the center x, center y, width, and height of boxes."""
     jitter_s: float = 0.15  # time constant of jitter and of second boxes
     score: tuple[float, ...] = (1.0,) * len(PARTS)
-    """Mean score, for each visible part in `PARTS`."""
+    """Mean score, for each visible fraction in `PARTS`."""
     score_deviation: float = 0.0  # standard deviation of the score
     score_s: float = 0.5  # time constant of scores
     smallest_px: float = 0.0  # height at which half of the objects are missed

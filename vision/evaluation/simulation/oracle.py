@@ -137,7 +137,7 @@ def true_stays(paths: Sequence[TruePath], section: CameraAnalytics, view: Camera
 
 
 def true_occupancy(stays: Sequence[TrueStay], section: CameraAnalytics, times_s: FloatArray) -> FloatArray:
-    """Return the number of objects in each zone (T, Z) at the times `times_s` (T,)."""
+    """Return the numbers of objects (T, Z) in the Z zones of `section` at the times `times_s` (T,)."""
     occupancy = np.zeros((len(times_s), len(section.zones)))
     names = [zone.name for zone in section.zones]
     for stay in stays:
@@ -196,6 +196,6 @@ def _in_frame(view: CameraView, boxes: FloatArray) -> NDArray[np.bool_]:
 
 
 def true_speed_kmh(actor: Actor, time_s: float) -> float:
-    """Return the speed of an actor in km/h, from its positions at `time_s` and one second before."""
+    """Return the speed of an actor in km/h, computed from its positions at `time_s` and one second earlier."""
     before, now = actor.places(np.array([time_s - _SPEED_S, time_s]))
     return 3.6 * float(np.hypot(*(now - before))) / _SPEED_S

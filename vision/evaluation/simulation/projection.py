@@ -40,7 +40,7 @@ class CameraView:
         return self._to_pixels(right / depth, down / depth), depth
 
     def to_ground(self, x_px: float, y_px: float) -> tuple[float, float]:
-        """Return the ground point (x, y) in meters that a pixel shows, without distortion.
+        """Return the ground point (x, y) in meters that a pixel shows. Ignore the distortion of the lens.
 
         Raises:
             ValueError: the pixel is at or above the horizon.
@@ -86,7 +86,7 @@ class CameraView:
 
     @property
     def horizon_px(self) -> float:
-        """The y of the horizon in pixels, without distortion. It can be outside the frame."""
+        """The y coordinate of the horizon in pixels, computed without distortion. It can be outside the frame."""
         return self.height_px / 2 - self._focal_px * math.tan(math.radians(self.tilt_deg))
 
     @property
@@ -113,7 +113,7 @@ class CameraView:
         )
 
     def _extents(self, edges: FloatArray) -> FloatArray:
-        """Return boxes (T, 4) around E edges, which are clipped at the near plane.
+        """Clip E edges at the near plane, and return the boxes (T, 4) around them.
 
         `edges` (T, E, 2, 3) contains the two end points of each edge in world coordinates.
         """

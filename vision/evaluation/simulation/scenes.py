@@ -237,7 +237,7 @@ def waiting(rng: Rng) -> Scene:
 
 
 def gate(rng: Rng) -> Scene:
-    """Return a scene in which cars and trucks stop at a gate, so close that each fills almost half of the frame."""
+    """Return a scene in which cars and trucks stop at a gate, where each fills almost half of the frame."""
     view = CameraView(height_m=2.5, tilt_deg=18.0)
     actors = []
     free_s = 0.0
@@ -258,7 +258,7 @@ def gate(rng: Rng) -> Scene:
 
 
 def edges(rng: Rng) -> Scene:
-    """Return a scene in which people enter and leave a close view at every edge, so the edges cut them off."""
+    """Return a scene in which people near the camera cross every edge of the frame, which cuts off their boxes."""
     view = CameraView(height_m=3.0, tilt_deg=30.0, field_of_view_deg=60.0)
     actors = []
     for start_s in _starts(rng, 24):
@@ -300,7 +300,7 @@ def occlusion(rng: Rng) -> Scene:
 
 
 def street(rng: Rng) -> Scene:
-    """Return a scene in which cars, trucks, cyclists, and people move both ways below a high wide-angle camera."""
+    """Return a scene in which cars, trucks, cyclists, and people move in both directions below a wide-angle camera."""
     view = CameraView(height_m=8.0, tilt_deg=24.0, field_of_view_deg=85.0, distortion=-0.08)
     actors: list[Actor] = []
     for y, direction in ((14.0, 1.0), (18.0, -1.0)):

@@ -84,7 +84,7 @@ class SceneScores:
 
     @property
     def wrong_crossings(self) -> int:
-        """Sum of the differences between counted and true crossings, over all lines and directions."""
+        """Sum of the absolute differences between counted and true crossings, over all lines and directions."""
         return sum(abs(line.counted - line.true) for line in self.lines)
 
 
@@ -118,8 +118,8 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
     Args:
         duration_s: duration of the recording in seconds.
         frames_per_s: usual frame rate.
-        timing: "steady" for regular times; "gaps" for times that sometimes lack frames for 0.4 to 1.2 s; "bursts" for
-            a camera that sometimes delivers five frames at once, of which only the last frame is used.
+        timing: "steady" for regular times; "gaps" for times with random gaps of 0.4 to 1.2 s; "bursts" for a camera
+            that sometimes delivers five frames at once, of which only the last frame is used.
         seed: random seed of the gaps and bursts.
     """
     times = np.arange(0.0, duration_s, 1.0 / frames_per_s)
@@ -269,7 +269,7 @@ def _speeds(
 
 
 def nearest_overlaps(tracks: Tracks, detections: Detections) -> FloatArray:
-    """Return the overlap (M,) of each published box with the detection that it overlaps most; 0 without an overlap."""
+    """Return the highest IoU (M,) of each published box with any of the detections; 0 if it overlaps none."""
     if not len(tracks) or not len(detections):
         return np.zeros(len(tracks))
     table = overlaps(tracks.boxes_xyxy.astype(np.float64), detections.boxes_xyxy.astype(np.float64))

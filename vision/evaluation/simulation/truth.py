@@ -34,15 +34,15 @@ class TrueFrame:
 def observe(scene: Scene, times_s: FloatArray) -> list[TrueFrame]:
     """Return the visible objects in the frames at the times `times_s` (T,).
 
-    Omit an object if less than the part `LEAST_VISIBLE` of its box is visible, or if both sides of its clipped box are
-    shorter than `_LEAST_SIDE_PX`.
+    Omit an object if the visible fraction of its box is less than `LEAST_VISIBLE`, or if both sides of its clipped box
+    are shorter than `_LEAST_SIDE_PX`.
     """
     solids = Solids(scene, times_s)
     return [_observe(float(time_s), solids, index, scene) for index, time_s in enumerate(times_s)]
 
 
 class Solids:
-    """The S actors and obstacles of a scene, in this order, at T times. Each solid hides what is behind it."""
+    """The S solids of a scene at T times: first the actors, then the obstacles. Each solid hides what is behind it."""
 
     def __init__(self, scene: Scene, times_s: FloatArray) -> None:
         boxes, distances, bodies = [], [], []

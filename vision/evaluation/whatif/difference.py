@@ -58,8 +58,8 @@ class Comparison:
     * If other data differ, the event has changed.
     * If only the time differs, by at most `MOVED_US`, the event has moved.
 
-    Running totals are not compared. Ends of states that were interrupted, for example by the end of the program, are
-    ignored, because they do not follow from the tracks.
+    Running totals are not compared. If a state was interrupted, for example by the end of the program, its end is
+    ignored, because this end does not follow from the tracks.
     """
 
     def __init__(self, camera: str, *, same_tracks: bool = True) -> None:
@@ -79,7 +79,7 @@ class Comparison:
         self._gained: list[_Known] = []
 
     def add(self, before: Sequence[ArchivedEvent], after: Sequence[ArchivedEvent], settled_us: int) -> None:
-        """Add the events of a part of the time.
+        """Add the events of one part of the time range.
 
         Args:
             before: the published events of this part.

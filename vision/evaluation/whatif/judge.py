@@ -161,7 +161,7 @@ class _Reports:
         self._times = None if self._clock is None else FrameTimes(self._clock, block.tracks.captured_ns)
 
     def are_possible(self, at: int, events: Sequence[Event]) -> bool:
-        """Return True if the rules can have a report in the frame with the index `at` and the events `events`."""
+        """Return True if the rules can report something in the frame with the index `at` and the events `events`."""
         if self._times is None:
             return False
         return at >= self.due or any((event.kind, event.name) in self._causes for event in events)

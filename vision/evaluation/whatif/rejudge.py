@@ -181,7 +181,7 @@ def _boxes_in_block(block: ArchivedBlock, objects: Sequence[tuple[int, int]]) ->
 
 
 def boxes_of_tracks(result: Result, instance: str, track_ids: Sequence[int | None]) -> Iterator[tuple[Place, Box]]:
-    """Yield the place and the box of each track of `result` that `track_ids` contains.
+    """Yield the place and the box of each track of `result` whose id is in `track_ids`.
 
     `instance` identifies the run of the program.
     """

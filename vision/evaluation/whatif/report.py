@@ -47,7 +47,7 @@ class CameraReport:
     judgment: Judgment  # the results of the new configuration
     difference: Difference
     boxes: Mapping[Place, Box] = field(default_factory=dict)
-    """Boxes of the objects of the differences, where known."""
+    """Boxes of the objects whose events differ, as far as they are known."""
     gaps: tuple[ArchivedGap, ...] = ()
     """Messages that the archive could not store."""
     missing: tuple[tuple[int, int], ...] = ()
@@ -70,7 +70,7 @@ class WhatIf:
     until_us: int  # end of the range
     cameras: tuple[CameraReport, ...]
     not_judged: Mapping[str, str] = field(default_factory=dict)
-    """Reason for each camera that was not judged, by the name of the camera."""
+    """Reasons why cameras were not judged, by the name of the camera."""
 
     @property
     def changes(self) -> list[Change]:
@@ -169,7 +169,7 @@ def _all_notes(report: WhatIf) -> Iterator[str]:
 
 
 def _notes(camera: CameraReport) -> Iterator[str]:
-    """Yield a note on everything that the archive lacks, because events can differ for this reason."""
+    """Yield a note on each gap of the archive, because missing data can cause differences between events."""
     for kinds, what in ((("detections", "disk"), "frames"), (("events",), "published events")):
         missing = sum(gap.messages for gap in camera.gaps if gap.kind in kinds)
         if missing:

@@ -100,7 +100,7 @@ def run(selection: Selection, files: Files, stop: threading.Event) -> int:
 
 
 def _not_judged(selection: Selection, selected: Selected) -> dict[str, str]:
-    """Return the reason for each camera that was not judged, by its name. Omit cameras that the user has excluded."""
+    """Return the reasons why cameras were not judged, by name. Omit cameras that the user has excluded."""
     archived, configured = selected.archive.cameras(), [camera.id for camera in selected.config.cameras]
     if selection.cameras:
         return {}
