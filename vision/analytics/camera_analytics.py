@@ -272,7 +272,7 @@ class Analytics:
         return about
 
     def _description(self, class_id: int, motion: tuple[float, float]) -> dict[str, Any]:
-        """Return the event data of an object with this class and motion, which `TrackedObjects.motion` defines."""
+        """Return the event data of an object: its class and, if known, its `motion` (see `TrackedObjects.motion`)."""
         is_named = 0 <= class_id < len(self._class_names)
         about = {"class": self._class_names[class_id] if is_named else str(class_id), "class_id": class_id}
         speed_kmh, heading_deg = motion
@@ -298,7 +298,7 @@ _PLACE: Final = {"lines": ("points", "anchor"), "zones": ("polygon", "holes", "a
 
 
 def _kept(earlier: CameraAnalytics, config: CameraAnalytics, kind: Literal["lines", "zones"]) -> IndexArray:
-    """Return the index in `earlier` of each line or zone of `config`; -1 for a new one, or if its place has changed."""
+    """Return the index in `earlier` of each line or zone of `config`; -1 if it is new, or its place has changed."""
     before: Sequence[Shape] = earlier.lines if kind == "lines" else earlier.zones
     now: Sequence[Shape] = config.lines if kind == "lines" else config.zones
     index = {shape.name: number for number, shape in enumerate(before)}
@@ -376,7 +376,7 @@ class _ShapeCounters:
         return totals
 
     def flush(self) -> None:
-        """Write the counts added since the last call to the persistent storage, if there is one."""
+        """Save all counts that changed since the last call, if there is persistent storage."""
         if self._stored is not None:
             self._stored.flush()
 

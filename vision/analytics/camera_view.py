@@ -95,7 +95,9 @@ class Appearance:
 
     @classmethod
     def of(cls, pixels: Image, view: Similarity, boxes_xyxy: Boxes = _NO_BOXES) -> Appearance:
-        """Return the appearance of an image. Its points are easy to find again, and lie outside all boxes."""
+        """Return the appearance of an image that shows `view`.
+
+        Its points are easy to find again, and lie outside the boxes of objects."""
         import cv2
 
         background = np.full_like(pixels, 255)
@@ -149,9 +151,10 @@ class ViewTracker:
     """
 
     def __init__(self, appearances: list[Appearance] | None = None, view: Similarity | None = None) -> None:
-        """Continue with stored appearances and the last view. Without appearances, the first images are the reference.
+        """Continue with the stored `appearances` and the last `view`.
 
-        If `view` is None, the last view is the reference view.
+        If there are no appearances, the first images define the reference view. If `view` is None, the last view is the
+        reference view.
         """
         self.view: Similarity = np.eye(2, 3) if view is None else view
         self.state: State = "learning" if not appearances else "unsure"
@@ -204,7 +207,7 @@ class ViewTracker:
             self.state = "unsure"
 
     def _is_new(self, view: Similarity, image: ViewImage, now_s: float) -> bool:
-        """Return True if enough successive images, up to `image`, agree on `view`, which differs from `self.view`."""
+        """Return True if `image` and the images before it confirm that the view has changed to `view`."""
         self._recent.clear()
         if self._candidate is not None and distance(view, self._candidate, image.pixels.shape) <= _MOVED:
             self._agreeing += 1
@@ -218,7 +221,7 @@ class ViewTracker:
     def _learn(self, image: ViewImage) -> None:
         """Store the first appearance as soon as enough successive images show the scene.
 
-        An image in the dark contains only noise. As an appearance, it would not fit after the light is switched on.
+        Ignore images in the dark, because they contain only noise, and would not fit after the light is switched on.
         """
         if image.contrast < _FLAT or image.brightness < _BLACK:
             self._recent.clear()
@@ -244,7 +247,7 @@ class ViewTracker:
                 self._add(added)
 
     def _add(self, added: Appearance) -> None:
-        """Insert an appearance at the first place. If there are then too many appearances, remove the last one.
+        """Insert an appearance before all others. If there are then too many appearances, remove the last one.
 
         Never remove the appearance whose view is nearest to the reference view, because it defines the reference view.
         """
@@ -422,7 +425,7 @@ def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | N
 def _forth_and_back(
     first: Image, second: Image, points: Points32, expected: Points32
 ) -> tuple[Points32, NDArray[np.bool_], Points32, NDArray[np.bool_]]:
-    """Search for points of the first image in the second image, and for the results in the first image.
+    """Search for points of the first image in the second image, and then for the found points in the first image.
 
     Returns:
         For each of the two searches, the positions (N, 1, 2), and a mask (N,) of the points that were found.

@@ -53,7 +53,7 @@ class FrameDetections:
 
         Args:
             detections: detections of one frame of each camera.
-            config: contains the scores from which a detection is usable and strong.
+            config: contains the minimum scores of usable detections and of strong detections.
             class_groups: groups of classes that the detector confuses; None if there are none.
             edges_px: width and height of the frames (2,), or of each camera's frame (cameras, 2); None if unknown.
         """

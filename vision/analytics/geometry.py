@@ -172,7 +172,7 @@ class ZoneSet:
         """Return a mask (K,) of the points (K,) to the left of an odd number of sides.
 
         Args:
-            points: points (K,).
+            points: the points (K,), as complex numbers x + iy.
             heights: y of the corners (sides + 1, K or 1) of each point's zone.
             slopes: slopes (sides, K or 1) of the sides of each point's zone. On a side, x = slope * y + offset.
             offsets: offsets (sides, K or 1) of these sides.
@@ -277,7 +277,7 @@ class GroundPlane:
         return right / depth, ahead / depth
 
     def all_to_meters(self, points: Points) -> Points:
-        """Return the positions on the ground (...), in meters, of points in the frame (...), as `to_meters` does."""
+        """Return the positions on the ground, in meters, of an array of points in the frame, as `to_meters` does."""
         right, ahead, depth = self._projected(points.real, points.imag)
         places, visible = np.full(points.shape, np.nan, np.complex128), depth * self._in_front > _LEAST_DEPTH
         places.real[visible], places.imag[visible] = (axis[visible] / depth[visible] for axis in (right, ahead))

@@ -34,7 +34,7 @@ class LineRounds:
     """Search for the crossings in the frames that `objects` loaded last. Use each instance only once."""
 
     def __init__(self, objects: RecordedObjects, watch: LineWatch, fresh: IndexArray) -> None:
-        """Prepare the rounds. `fresh` contains the rows of `objects` in which objects appear, in ascending order."""
+        """Prepare the rounds. `fresh` contains the rows of `objects` in which new objects appear, ascending."""
         self._objects, self._watch, self._fresh = objects, watch, fresh
         self._is_fresh: BoolArray = np.zeros(len(objects.rows.frames), np.bool_)
         self._is_fresh[fresh] = True

@@ -49,7 +49,7 @@ class Crossing(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """The next K detections of M objects, with L lines."""
+    """The next K detections of M objects, and their places relative to L lines."""
 
     right: BoolArray  # (M, K, L) True if the object is on the right side of the line
     sizes_away: FloatArray  # (M, K, L) distances from the lines in object sizes, not negative
@@ -97,7 +97,7 @@ class LineWatch:
 
     @staticmethod
     def places(kept: IndexArray, number: int) -> dict[str, IndexArray]:
-        """Return the places of `columns` for `TrackTable.adopt`.
+        """Return the argument `places` of `TrackTable.adopt` for the columns in `columns`.
 
         Args:
             kept: index of each line among the earlier lines; -1 if the line is new, or has moved.
@@ -144,8 +144,8 @@ class LineWatch:
         `times_s` (M,) are the times of the M objects in `seen`, if they are from different frames. If it is None, all
         objects have the time `seen.now_s`.
 
-        Few objects change sides, so a loop handles them: for each object, first its meetings with lines (columns 0 to
-        L - 1), then its crossings.
+        Few objects change sides, so a loop handles them. For each object, the first L columns of `seen.distances` show
+        where its path meets a line. The other columns show its crossings.
         """
         is_right = seen.distances > _ZERO
         if seen.fresh is not None:

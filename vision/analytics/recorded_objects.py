@@ -68,8 +68,8 @@ class RecordedObjects(TrackedObjects):
     `load` adds frames, and a row to the table for each object in them. `finish` goes to the end of these frames. Then
     the table is the same as if `TrackedObjects` had seen all frames, except for the column `trail`.
 
-    The memory contains the frames of the latest `load` and some frames before them. The numbers of frames and rows
-    start at 0 in the memory.
+    An instance keeps the frames of the latest `load` and some frames before them. Frames and rows are numbered from 0,
+    starting with the first kept frame.
     """
 
     def __init__(self, layout: TableLayout) -> None:
@@ -168,9 +168,9 @@ class RecordedObjects(TrackedObjects):
         )
 
     def _transformed(self, boxes: FloatArray, counts: IndexArray) -> FloatArray:
-        """Return the columns of boxes (N, 4), with one product of matrices per frame, as in the live program.
+        """Return the columns of boxes (N, 4), with one matrix product per frame, as in the live program.
 
-        Products of larger matrices can differ in the last bit. `counts` (F,) is the number of boxes in each frame.
+        The product of a larger matrix can differ in the last bit. `counts` (F,) is the number of boxes in each frame.
         """
         columns = np.empty((len(boxes), self._matrix.shape[1]))
         firsts = counts.cumsum() - counts
@@ -181,7 +181,7 @@ class RecordedObjects(TrackedObjects):
         return columns
 
     def _find_lives(self, forget_s: float) -> Lives:
-        """Divide the rows of each track into lives."""
+        """Divide the rows of each track into lives, as `Lives` defines them."""
         rows, number, limits_s = self.rows, len(self.rows.frames), np.maximum.accumulate(self._limits_s)
         seen_s = self.now_s[rows.frames]
         is_first = np.ones(number, np.bool_)
@@ -233,7 +233,7 @@ class RecordedObjects(TrackedObjects):
         return np.where(np.isnan(before), self.rows.columns[fresh], before)
 
     def rows_at(self, lives: IndexArray, frames: IndexArray) -> IndexArray:
-        """Return the first row (M,) of each of `lives` (M,) in the given frame of `frames` (M,), or in a later frame.
+        """Return, for each of `lives` (M,), its first row in or after its frame in `frames` (M,).
 
         If a life has no such row, the result is the row after its last row.
         """

@@ -24,7 +24,7 @@ _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 
 def distance_of(least: float) -> float:
-    """Return the distance in standard deviations from which boxes that do not overlap are at most `least` similar.
+    """Return the smallest distance, in standard deviations, at which boxes without overlap are at most `least` similar.
 
     `least` must be greater than the weight of the direction, because distance does not reduce the effect of the
     direction.
@@ -170,7 +170,7 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
 
 
 def place_variance(state: FloatArray, size: FloatArray) -> FloatArray:
-    """Return the variances (2, M) of the centers of tracks, limited so that no track matches a far detection.
+    """Return the variances (2, M) of the centers of tracks, limited so that no track matches a distant detection.
 
     `size` (M,) is the longer side of each track's box.
     """

@@ -210,12 +210,12 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
 def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None:
     """Update the growth rate of tracks after a detection. Call this after the update of their sizes.
 
+    The growth is 0 after gaps of less than `_LEAST_GROWTH_STEP_S`, because `predict` does not need it there.
+
     Args:
         state: state (ROWS, M) of the tracks, which is changed.
         gap_s: time (M,) in seconds since the previous detection.
         cut: mask (M,) of the boxes that the edge of the frame cuts off, which do not show how the object grows.
-
-    The growth is 0 after gaps of less than `_LEAST_GROWTH_STEP_S`, because `predict` does not need it there.
     """
     area, rate = state[2] * state[3], state[RATE]
     if gap_s.max() < _LEAST_GROWTH_STEP_S:  # the usual case; the result is that of the steps below

@@ -251,8 +251,8 @@ class TrackedObjects:
     def _columns_of(self, boxes: NDArray[np.float32]) -> FloatArray:
         """Return the columns (M, ...) of boxes (M, 4), as `_box_transform` defines them.
 
-        The columns of a box do not depend on the other boxes. With a product of matrices, the last bits of the columns
-        could depend on them.
+        The columns of a box do not depend on the other boxes. In a matrix product, their last bits could depend on the
+        other boxes.
         """
         columns = np.zeros((len(boxes), self._matrix.shape[1]))
         for corner, factors in zip(boxes.T.astype(np.float64), self._matrix, strict=True):
@@ -359,7 +359,7 @@ def jitter_of(moved: Points, before: Points, size: FloatArray, factor: float | F
 
 
 def square_factor(ratio: float | FloatArray) -> float | FloatArray:
-    """Return `factor` of `jitter_of` for the square of one deviation. `ratio` is the ratio of its two intervals."""
+    """Return `factor` of `jitter_of` for the square of one deviation. `ratio` is the second result of `_deviation`."""
     return 1.0 + (1.0 + ratio) * (1.0 + ratio) + ratio * ratio
 
 
@@ -410,7 +410,7 @@ def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex:
 
 
 def fitted_velocity(number: Any, times_s: Sequence[Any], points: Sequence[Any]) -> tuple[Any, Any]:
-    """Return the velocity x and y per second, from a least-squares fit to `number` positions at different times.
+    """Return the components x and y of the velocity per second, fitted to `number` positions by least squares.
 
     The elements of the arguments are either numbers for one object, or arrays (M,) for M objects. The results have the
     same form. Where a position is not known, both its time and its position must be 0.

@@ -57,7 +57,7 @@ class ZoneWatch:
 
     @staticmethod
     def places(kept: IndexArray) -> dict[str, IndexArray]:
-        """Return the places of `columns` for `TrackTable.adopt`, as `LineWatch.places` does."""
+        """Return the argument `places` of `TrackTable.adopt`, as `LineWatch.places` does."""
         return dict.fromkeys(("inside", "entered_s", "dwells_s", "dwelling"), kept)
 
     def adopt(self, table: TrackTable, kept: IndexArray) -> list[tuple[int, int]]:

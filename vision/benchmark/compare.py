@@ -130,7 +130,7 @@ def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None,
 
     Args:
         rate_ratio: ratio of the throughputs; None if the throughputs are not compared.
-        tolerance: deviation from 1 up to which `rate_ratio` counts as equal.
+        tolerance: the largest deviation from 1 at which the throughputs count as equal.
         p99_ratio: ratio of the p99 times; None if they are not compared.
         by_chance: True if the p99 times can differ by chance, so that `p99_ratio` is ignored.
     """

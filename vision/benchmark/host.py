@@ -1,4 +1,4 @@
-"""A machine as the host of a language model: its platform, its GPU, and the memory that `vision` leaves free."""
+"""The machine that hosts a language model: its platform, its GPU, and the memory that `vision` leaves free."""
 
 from __future__ import annotations
 

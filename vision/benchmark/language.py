@@ -159,7 +159,7 @@ def _jpeg(pixels: NDArray[np.uint8], max_px: int) -> bytes:
 def _ask(
     config: LanguageServer, images: Iterator[Sample], requests: int, complete: Callable[..., Answer]
 ) -> tuple[Answers, bool]:
-    """Ask about the next `requests` images. Return the answers, and whether any answer has a confidence."""
+    """Ask `complete` about the next `requests` images. Return the answers, and True if any answer has a confidence."""
     samples = list(islice(images, requests))
 
     def ask(sample: Sample) -> Answer | str:
@@ -185,8 +185,8 @@ def _word(answer: Answer) -> str:
 def _generation_rate(server: ChatServer, images: Iterator[Sample]) -> float | None:
     """Request a short and a long answer. Return the tokens per second of the long answer after its first token.
 
-    Return None if a request fails, if the server does not count tokens, or if the long answer does not have more
-    tokens, or does not take longer, than the short answer.
+    Return None if a request fails, if the server does not count tokens, or if the long answer does not exceed the short
+    answer in both tokens and time.
     """
     try:
         short, long = (server.complete(_DESCRIBE, [next(images).jpeg], max_tokens=most) for most in (1, _TEXT_TOKENS))

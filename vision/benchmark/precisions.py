@@ -134,7 +134,7 @@ Open = Callable[[Graph, str, Samples], Network]
 def measure_precisions(
     path: Path, spec: ModelSpec | None, settings: PrecisionSettings, say: Callable[[str], None] = lambda _: None
 ) -> PrecisionReport:
-    """Measure a network in all precisions and batch sizes of `settings`.
+    """Measure a network in all precisions and batch sizes of `settings`. Return the report.
 
     Args:
         path: the ONNX file.

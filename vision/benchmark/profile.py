@@ -56,7 +56,8 @@ def profile_model(
 
     Raises:
         ConfigError: the back-end is `fake`, which has no network.
-        VisionError: the model or back-end is missing, the batch size is not accepted, or the trace cannot be written.
+        VisionError: the model or back-end is missing, the model does not accept the batch size, or the trace cannot be
+            written.
     """
     if settings.detect.backend == "fake":
         raise ConfigError("the fake back-end has no network", hint="use --backend onnxruntime")
@@ -118,9 +119,9 @@ def profile_json(profile: Profile) -> str:
 
 
 def parse_nodes(text: str, *, skip: int = 0) -> tuple[LayerTimes, tuple[Layer, ...]]:
-    """Parse the output of ONNX Runtime's profiler. Return the times of the runs, and the layers.
+    """Parse the output of ONNX Runtime's profiler. Return the times of all layers in each run, and the layers.
 
-    The times omit the first `skip` runs.
+    The times do not include the first `skip` runs.
 
     Raises:
         ModelError: the text has a different format, or contains no run after the first `skip` runs.

@@ -56,7 +56,7 @@ class StandIn:
 
 
 def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn, ...]:
-    """Probe every camera, and return its stand-in. `folder` receives clips for runs of up to `seconds`.
+    """Probe every camera, and return its stand-in. `folder` receives clips for runs of up to `seconds` seconds.
 
     Raises:
         ConfigError: the library that a camera needs is missing.

@@ -34,8 +34,8 @@ class JpegEncoder:
     ) -> bytes:
         """Return a JPEG of a frame, scaled down to at most `max_width_px` if the frame is wider.
 
-        `pixels` is a uint8 array with the shape `vision.types.frame_shape`. `yuv` is the color encoding of NV12 and
-        I420 frames, and has no meaning for other formats.
+        `pixels` is a uint8 array whose shape `vision.types.frame_shape` returns. `yuv` is the color encoding of NV12
+        and I420 frames, and has no meaning for other formats.
         """
         if pixel_format == "bgrx":
             pixels = np.ascontiguousarray(pixels[..., :3])

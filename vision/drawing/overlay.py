@@ -224,7 +224,9 @@ class Overlay:
             self._disc(point, self.stroke_px, color)
 
     def dashed_box(self, box_xyxy: NDArray[np.float32], color: Color, label: str = "") -> None:
-        """Draw a dashed box, (4,) in pixels, with `label`, for example for an object that the detector missed."""
+        """Draw a box with a dashed outline and a label, for example for an object that the detector missed.
+
+        `box_xyxy` (4,) contains the left, upper, right, and lower edge in pixels."""
         x1, y1, x2, y2 = self._corners(box_xyxy)
         self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), color)
         if label:
@@ -374,7 +376,9 @@ def ink_on(color: Color) -> Color:
 
 @lru_cache(maxsize=4096)
 def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
-    """Return the opacity mask of a line of text, (height, width) uint8. It includes ascenders and descenders.
+    """Return the opacity mask of a line of text, (height, width) uint8.
+
+    `letters_px` is the height of capital letters. The mask is higher, so that ascenders and descenders fit.
 
     Characters that OpenCV's font lacks become question marks.
     """

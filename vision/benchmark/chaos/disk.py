@@ -1,4 +1,4 @@
-"""Faults of the disk that affect only the program under test, by a small library that `LD_PRELOAD` loads."""
+"""Faults of the disk that affect only the program under test. A small library, loaded by `LD_PRELOAD`, causes them."""
 
 from __future__ import annotations
 

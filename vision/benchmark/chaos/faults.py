@@ -26,7 +26,7 @@ End = Callable[[], None]
 
 
 class LeftOut(Exception):
-    """A fault cannot be started at present. The argument is the reason."""
+    """Error that a fault cannot be started at present. The argument is the reason."""
 
 
 class Injector:

@@ -1,4 +1,4 @@
-"""A subscriber that records the messages of the program that the checks need."""
+"""A subscriber to the program under test. It records the messages that the checks need."""
 
 from __future__ import annotations
 

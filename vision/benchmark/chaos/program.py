@@ -139,7 +139,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def _processes(pid: int) -> Iterator[tuple[int, str]]:
-    """Yield the id and the name of each Python process that the program, or a process below it, has started."""
+    """Yield the id and the name of each Python process that descends from the process `pid`."""
     commands: dict[int, list[str]] = {}
     with contextlib.suppress(psutil.Error):
         program = psutil.Process(pid)

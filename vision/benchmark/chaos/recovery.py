@@ -80,12 +80,12 @@ def measure_recoveries(record: Record) -> list[Recovery]:
 
 
 def affected(each: Injected, cameras: Sequence[str]) -> Sequence[str]:
-    """Return the ids of the cameras that a fault can affect. `cameras` are the ids of all cameras."""
+    """Return the ids of the cameras that the fault `each` can affect. `cameras` are the ids of all cameras."""
     return cameras if each.camera is None else (each.camera,)
 
 
 def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
-    """Return the monotonic time in nanoseconds at which the last camera was back after a fault, by the fault's number.
+    """Return, by the number of each fault, the monotonic time in nanoseconds at which its last camera was back.
 
     A camera that never came back counts with the time at which it had to be back.
     """
@@ -97,10 +97,15 @@ def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
 
 
 def _deadline_ns(each: Injected, others: Sequence[Injected], statuses: Sequence[StatusSeen], start_s: float) -> int:
-    """Return the monotonic time at which a camera must be back after a fault.
+    """Return the monotonic time in nanoseconds at which a camera must be back after the fault `each`.
 
-    Faults that begin before this time postpone it. `others` are all faults that affect the camera, and `statuses` are
-    the status messages of the camera.
+    Faults that begin before this time postpone it.
+
+    Args:
+        each: the fault.
+        others: all faults that affect the camera.
+        statuses: the status messages of the camera.
+        start_s: duration of the first start of the program in seconds.
     """
     deadline_ns = _own_deadline_ns(each, statuses, start_s)
     for other in sorted(others, key=lambda other: other.started_ns):

@@ -76,6 +76,8 @@ class Run:
     def play(self, stop: threading.Event, on_fault: OnFault) -> None:
         """Start the faults of the schedule at their times. Then wait up to 60 s until all cameras deliver frames again.
 
+        `on_fault` receives each fault after its start.
+
         Raises:
             OSError: a camera cannot get its port back.
             Closed: `stop` was set.
@@ -148,7 +150,8 @@ def new_folders() -> Iterator[Folders]:
 def run(plan: Plan, folders: Folders, stop: threading.Event, on_fault: OnFault) -> Record:
     """Run the program with all faults of the schedule. Return the record.
 
-    If `stop` is set, the schedule ends early. Every fault has ended when this function returns.
+    If `stop` is set, the schedule ends early. Every fault has ended when this function returns. `on_fault` receives
+    each fault after its start.
 
     Raises:
         VisionError: the program did not start.

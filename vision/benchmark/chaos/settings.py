@@ -98,7 +98,7 @@ def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Su
 
 
 def _named(config: AppConfig) -> AppConfig:
-    """Return the configuration with camera ids that are valid in a file, such as gate-copy-2 instead of gate.2."""
+    """Return the configuration with camera ids that camera.yaml allows, such as gate-copy-2 instead of gate.2."""
     cameras = tuple(camera.model_copy(update={"id": _valid(camera.id)}) for camera in config.cameras)
     analytics = {_valid(camera_id): section for camera_id, section in config.analytics.items()}
     return config.model_copy(update={"cameras": cameras, "analytics": analytics})
