@@ -97,7 +97,8 @@ class Appearance:
     def of(cls, pixels: Image, view: Similarity, boxes_xyxy: Boxes = _NO_BOXES) -> Appearance:
         """Return the appearance of an image that shows `view`.
 
-        Its points are easy to find again, and lie outside the boxes of objects."""
+        Its points are easy to find again, and lie outside the boxes of objects.
+        """
         import cv2
 
         background = np.full_like(pixels, 255)

@@ -122,7 +122,8 @@ class SizeFilter:
     def _hide(self, state: FloatArray, at: FloatArray, begins: BoolArray) -> None:
         """Remember the height of objects whose box became shorter, but kept its upper side and its width.
 
-        Of M objects, consider only those in the mask `begins` (M,)."""
+        Of M objects, consider only those in the mask `begins` (M,).
+        """
         height = state[3]
         shift = np.abs(at[1] - 0.5 * at[3] - state[1] + 0.5 * height)
         # An object that leaves becomes narrower by the same factor.

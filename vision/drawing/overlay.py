@@ -226,7 +226,8 @@ class Overlay:
     def dashed_box(self, box_xyxy: NDArray[np.float32], color: Color, label: str = "") -> None:
         """Draw a box with a dashed outline and a label, for example for an object that the detector missed.
 
-        `box_xyxy` (4,) contains the left, upper, right, and lower edge in pixels."""
+        `box_xyxy` (4,) contains the left, upper, right, and lower edge in pixels.
+        """
         x1, y1, x2, y2 = self._corners(box_xyxy)
         self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), color)
         if label:

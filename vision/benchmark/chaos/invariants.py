@@ -92,7 +92,8 @@ def _unbalanced(statuses: Sequence[StatusSeen]) -> Iterator[str]:
 def _unbalanced_at_end(record: Record) -> Iterator[str]:
     """Yield a problem for each camera whose last status does not account for all of its frames.
 
-    The record must be that of a program that has stopped in an orderly way."""
+    The record must be that of a program that has stopped in an orderly way.
+    """
     last = {seen.camera: seen for seen in record.statuses}
     received = {(seen.instance, seen.camera): seen.seq for seen in record.frames}
     kills = sum(each.fault.kind in _KILLS_WORKERS and not each.left_out for each in record.faults)
