@@ -15,7 +15,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Return the stages: a `ScoreFilter` and, if configured, those that watch views and ask the language model.
+    """Return the stages: a `ScoreFilter` and, if configured, the stages that watch views and send inquiries.
 
     The filter removes objects only after a reload has raised `detect.score_threshold`. The module docstring of
     `vision.runtime.builder` describes the errors.

@@ -60,7 +60,7 @@ def tile(camera: CameraConfig, index: int, detector: Detector) -> NDArray[np.uin
 
 
 def frame_of(camera: CameraConfig, index: int) -> NDArray[np.uint8]:
-    """Return a copy of the pixels of a camera's frame with the number `index`, from 0."""
+    """Return a copy of the pixels of frame `index` (counted from 0) of a camera."""
     with closing(read_frames(camera, offline=True)) as frames:
         pixels: NDArray[np.uint8] = next(islice(frames, index, None)).pixels.copy()
         return pixels

@@ -33,7 +33,7 @@ _HEADER: Final = """\
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """One lock file: the packages of some extras for some machines."""
+    """A lock file: the exact packages for a set of extras on one type of machine."""
 
     extras: tuple[str, ...]
     machines: str

@@ -60,7 +60,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The expected form of an answer: JSON that matches `schema`, one of `choices`, or, without both, any text."""
+    """The expected form of an answer: JSON that matches `schema`, one of `choices`, or any text if both are unset."""
 
     schema: Mapping[str, Any] | None = None
     choices: tuple[str, ...] = ()
@@ -107,7 +107,10 @@ def decode(body: bytes) -> Completion:
 
 
 def _first_tokens(logprobs: Any) -> list[tuple[str, float]]:
-    """Return the most probable first tokens; an empty list if there are none, or if they have a different form."""
+    """Return the most probable first tokens of an answer, each with the logarithm of its probability.
+
+    Return an empty list if there are none, or if `logprobs` does not have the expected form.
+    """
     try:
         return [(str(each["token"]), float(each["logprob"])) for each in logprobs["content"][0]["top_logprobs"]]
     except (TypeError, KeyError, IndexError, ValueError):

@@ -101,7 +101,7 @@ class Asker:
     def add(self, question: Question, images: Sequence[bytes]) -> None:
         """Queue a question with its images (JPEG files), or report immediately that it gets no answer.
 
-        Ignore a question about a statement that counts as true.
+        Ignore a question about a statement that was reported as true, and whose checks are suspended.
         """
         waiting = _Waiting(question, images, time.monotonic())
         if self._is_true(question):
@@ -118,8 +118,8 @@ class Asker:
     def ask_next(self) -> None:
         """Wait for a question, ask the server, and report the outcome. Report a statement only if it is true.
 
-        Do not ask if the question has expired, if the breaker has opened since the question arrived, or if the question
-        is about a statement that counts as true.
+        Do not ask if the question has expired, if the breaker has opened since the question arrived, or if the checks
+        of its statement are suspended.
         """
         waiting = self._queue.take()
         assert waiting is not None
@@ -151,7 +151,7 @@ class Asker:
         return Totals(counters=counters, gauges=gauges)
 
     def _put(self, waiting: _Waiting) -> None:
-        """Queue a question. Report the questions that it displaces because of their number, or of their images."""
+        """Queue a question. If too many questions or images then wait, report the questions that are displaced."""
         camera = waiting.question.camera
         removed = self._images.add(camera, waiting, sum(map(len, waiting.images)))
         for each in removed:
@@ -225,7 +225,7 @@ class Asker:
             self._report(Outcome(id=question.id, purpose=question.purpose, verdict=verdict))
 
     def _is_true(self, question: Question) -> bool:
-        """Return True if a question is about a statement that was true, and whose checks are still suspended."""
+        """Return True if a question is about a statement whose checks are still suspended, because it was true."""
         return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
 
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:

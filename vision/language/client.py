@@ -183,9 +183,9 @@ class ChatServer:
 
 
 async def _finish() -> None:
-    """Close the generators of a response that was not read to its end, and wait for the tasks that close some of them.
+    """Close the generators of a response that was not read to its end, and wait for all other tasks of the loop.
 
-    asyncio prints a message about each task that is pending when its loop closes. Wait for at most `_FINISH_S`.
+    asyncio prints a message about each task that is pending when its loop closes. Wait at most `_FINISH_S` seconds.
     """
     closing = asyncio.ensure_future(asyncio.get_running_loop().shutdown_asyncgens())
     await asyncio.wait({closing, *asyncio.all_tasks()} - {asyncio.current_task()}, timeout=_FINISH_S)

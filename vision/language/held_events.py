@@ -32,7 +32,7 @@ _State: TypeAlias = tuple[str, str, str, int | None]
 
 @dataclass(slots=True)
 class _Held:
-    """An event that waits, and the end of the state that it starts, if the state has ended."""
+    """An event that waits for its verdict, and the event that ends the state which it starts, if there is one yet."""
 
     event: EventMessage
     entry: VerifyConfig
@@ -79,7 +79,7 @@ class HeldEvents:
             return [each for event in events for each in self._admitted(event)]
 
     def sent(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Store published events with their numbers. Return amendments for the answers that have arrived already."""
+        """Keep published events for later amendments. Return the amendments for answers that have already arrived."""
         with self._lock:
             amendments = []
             for event in events:
@@ -174,8 +174,8 @@ class HeldEvents:
     def _released(self, held: _Held, outcome: Outcome | None, reason: str = "") -> list[EventMessage]:
         """Stop holding an event. Return the events to publish: the event, and the end of its state if it has arrived.
 
-        Return an empty list if `keep` does not contain the answer, or if there is no verdict and `on_timeout` is
-        `drop`. If `outcome` is None, `reason` is the code of the reason.
+        Return an empty list if `keep` of the entry does not contain the answer, or if there is no verdict and
+        `on_timeout` is `drop`. If `outcome` is None, `reason` is the code of the reason.
         """
         event, state = held.event, _state(held.event)
         if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:

@@ -142,12 +142,12 @@ def failures_address(name: str) -> str:
 
 
 def encode_line(line: Line) -> str:
-    """Encode a line as JSON, without the line break."""
+    """Encode a message of the process as a line of JSON, without the line break."""
     return msgspec.json.encode(line).decode()
 
 
 def decode_line(text: str) -> Line:
-    """Decode a line from JSON. Raise `msgspec.MsgspecError` if `text` is not such a line."""
+    """Decode a line that `encode_line` returned. Raise `msgspec.MsgspecError` if `text` is not such a line."""
     line: Line = _lines.decode(text)
     return line
 

@@ -139,7 +139,7 @@ class LanguageProcess:
         return self._held.admit(events)
 
     def sent(self, events: Sequence[EventMessage]) -> None:
-        """Store published events with their numbers. Publish the amendments for answers that have arrived already."""
+        """Keep published events for later amendments. Publish the amendments for answers that have already arrived."""
         amendments = self._held.sent(events)
         if amendments:
             self._add(amendments)
@@ -209,14 +209,14 @@ class LanguageProcess:
                         self._add(line)
 
     def _add(self, work: _Work) -> None:
-        """Pass `work` to the thread. If the queue is full, because the thread is too slow, discard and count `work`."""
+        """Pass `work` to the thread that publishes events. If its queue is full, discard and count `work`."""
         try:
             self._work.put_nowait(work)
         except queue.Full:
             self._discarded += 1
 
     def _publish(self) -> None:
-        """Publish events and write to the ledger until `close`. The thread calls this method."""
+        """Publish events and write to the ledger until `close` is called. A thread runs this method."""
         with contextlib.nullcontext() if self._ledger is None else contextlib.closing(self._ledger):
             self._publish_all()
 
@@ -241,7 +241,7 @@ class LanguageProcess:
             self._check_process()
 
     def _not_asked(self, unasked: Unasked) -> list[EventMessage]:
-        """Write to the ledger that there is no answer. Return the event to publish, if it has waited for the answer."""
+        """Write to the ledger that a question gets no answer. Return the events to publish without this answer."""
         subject = unasked.subject
         if self._ledger is not None:
             about = {"id": subject.id, "check": subject.check, "camera": subject.camera, "at": subject.at}

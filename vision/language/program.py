@@ -43,7 +43,7 @@ class _Output:
 
 
 def serve(options: Mapping[str, Any]) -> None:
-    """Ask questions until standard input closes. Then end the process.
+    """Ask the server the questions that stages send, until standard input closes. Then end the process.
 
     `vision.language.process.LanguageProcess` creates the `options`.
     """

@@ -47,13 +47,13 @@ _S = TypeVar("_S", bound=Sendable)
 
 
 class QuestionSender(Generic[_S]):
-    """Sender of questions to the process. Its thread takes the questions from a `FairQueue`."""
+    """Sender of questions to the process that asks the language model. A thread takes them from a `FairQueue`."""
 
     def __init__(self, name: str, *, sent: Callable[[_S], None], given_up: Callable[[_S], None]) -> None:
         """Start the thread.
 
         Args:
-            name: name of the socket of the process. The process can be absent.
+            name: name of the socket of the process that asks the language model. This process can be absent.
             sent: function that receives each question that the process has confirmed. The thread calls this function.
             given_up: function that receives each question that was displaced, has expired, or could not be sent. The
                 thread calls this function, and so does `put`.

@@ -28,7 +28,7 @@ SERVERS: Final[dict[Platform, tuple[ServerName, ...]]] = {
 
 PORT: Final = 8000
 MARGIN: Final = 1.1
-"""Factor between the estimated memory of a server and the memory that must be free."""
+"""Ratio of the memory that must be free to the estimated memory of a server."""
 
 _ANSWER_TOKENS: Final = 256
 _BLACKWELL, _ADA = 100, 89
@@ -45,7 +45,7 @@ _CONTAINERS: Final[dict[Platform, str]] = {
     "jetpack7": "vllm/vllm-openai:latest",
     "jetpack6": "ghcr.io/nvidia-ai-iot/vllm:r36.4-tegra-aarch64-cu126-22.04 vllm serve",
 }
-"""Containers of vLLM, with the command that starts the server if the container does not start it."""
+"""Container of vLLM for each platform, with the command that starts the server if the container does not start it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ _NUMBERS: Final = (int, float)
 
 
 class _TrackedObject(DetectedObject, frozen=True, kw_only=False, omit_defaults=True, gc=False):
-    """A `DetectedObject` with a track. Its fields are passed by position, which takes a third of the time."""
+    """A `DetectedObject` with a track. Positional arguments create it in a third of the time of keyword arguments."""
 
     track_id: int
     class_name: str = msgspec.field(name="class")
@@ -162,7 +162,10 @@ def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> l
 
 
 def _rounded(detections: Detections | Tracks) -> list[list[float]]:
-    """Return x1, y1, x2, y2, and the score of all objects, rounded as in messages. `numpy.round` takes more time."""
+    """Return x1, y1, x2, y2, and the score of all objects, rounded as in messages.
+
+    This function does not use `numpy.round`, which is slower.
+    """
     values = np.empty((5, len(detections)))
     values[:4], values[4] = detections.boxes_xyxy.T, detections.scores
     steps = _steps(len(detections))
@@ -373,7 +376,7 @@ def _ms(duration_ns: int) -> float:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """Return 8 characters that identify this boot of this machine, or "" if the boot id cannot be read."""
+    """Return 8 characters that identify the current boot of this machine, or "" if the boot id cannot be read."""
     try:
         return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
     except OSError:

@@ -61,7 +61,7 @@ class ExposedPort:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The counters of the process by name. Any thread can read them."""
+        """The counters of the process that serves the port, by name. Any thread can read them."""
         return {**self._counters, "restarts": self._process.restarts}
 
     def start(self) -> None:

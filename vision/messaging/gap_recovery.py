@@ -1,4 +1,4 @@
-"""Recovery of lost events: `GapRecovery` delivers each event once and in order, and `ReplayClient` requests lost ones.
+"""Recovery of lost events: `GapRecovery` delivers each event once and in order. `ReplayClient` requests lost events.
 
 ZeroMQ loses messages of PUB sockets while a subscriber is slow, not running, or connecting. Events are numbered over
 all cameras and restarts, so a missing number is detected. The subscriber then holds back later events, sends a request
@@ -162,7 +162,7 @@ class GapRecovery:
             self._request_at_ns = min(self._request_at_ns, max(self._clock(), self._earliest_ns))
 
     def _slow_down(self) -> None:
-        """Double the pause, because a publisher that has no new events must not be asked without end."""
+        """Double the pause between requests, because a publisher without new events must not be asked continuously."""
         self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
         self._earliest_ns = self._clock() + self._pause_ns
 

@@ -51,7 +51,7 @@ class SecurityHeaders:
 
 
 class HttpServer(uvicorn.Server):
-    """A server that also closes each HTTP connection without progress for `request_s` seconds.
+    """An HTTP server that closes each connection that makes no progress for `request_s` seconds.
 
     Progress is the start of a request, and each part of a response that was sent. `SecurityHeaders` counts these parts,
     so the application must use it. Web sockets have no such limit.

@@ -59,7 +59,7 @@ class NodeEvents:
     """
 
     def __init__(self, settings: NodeEventSettings, run: RunRecord | None = None) -> None:
-        """Create the object, without outages. `run` records this run, and provides the end of the last run.
+        """Create the source. `run` records this run, and provides the end of the last run.
 
         If `run` is None, the event `started` does not report how the last run ended.
         """
@@ -138,7 +138,7 @@ class NodeEvents:
         return {} if last is None else {"after": last.end, "ended_at": rfc3339(last.at_utc_ns)}
 
     def disks(self) -> dict[str, DiskStatus]:
-        """Measure the free space for each folder of the settings, by folder. Omit folders that do not exist."""
+        """Return the free space of the disk of each folder in the settings, by folder. Omit missing folders."""
         found = {}
         for folder in self.settings.folders:
             with contextlib.suppress(OSError):  # the part that writes to it reports the error

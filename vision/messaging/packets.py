@@ -89,7 +89,7 @@ def packet_addresses(prefix: str, processes: int) -> list[str]:
 
 
 def packet_address_prefix() -> str:
-    """Return a new prefix for `packet_addresses`. Only processes of this machine can connect to these addresses."""
+    """Return a new prefix for `packet_addresses`. Only processes on this machine can connect to these addresses."""
     return f"ipc://@vision-packets-{os.getpid()}-{secrets.token_hex(8)}"
 
 

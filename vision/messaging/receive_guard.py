@@ -131,7 +131,7 @@ class ReceiveGuard:
         Args:
             sock: the socket. Its owner calls `disable_monitor` before `close`.
             limit_bytes: number of bytes that can arrive although no message is read.
-            events: the events of the socket that `Guarded.events` contains, in addition to new and lost connections.
+            events: mask of the ZeroMQ events that `Guarded.events` delivers, in addition to new and lost connections.
         """
         address = f"inproc://guard-{id(sock)}"
         monitor = sock.get_monitor_socket(events | _EVENTS)
@@ -185,7 +185,7 @@ def _opened(descriptor: int, cookie: bytes) -> Iterator[socket.socket | None]:
 
 
 def _cookie(descriptor: int) -> bytes:
-    """Return the cookie of a TCP connection; empty if the descriptor is something else."""
+    """Return the cookie, which identifies a TCP connection in the kernel; empty if the descriptor is something else."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as sock:
             if sock.family not in (socket.AF_INET, socket.AF_INET6):

@@ -482,7 +482,7 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport
 StatusMessage: TypeAlias = CameraStatusMessage | CountsMessage | NodeStatusMessage
-"""A message that the publisher keeps and sends to each new subscriber until a newer one of the same topic."""
+"""A message that the publisher sends to each new subscriber, until a newer message of the same topic replaces it."""
 
 AnyMessage: TypeAlias = (
     DetectionsMessage | EventMessage | CameraStatusMessage | CountsMessage | NodeStatusMessage | ObjectMessage

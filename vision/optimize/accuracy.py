@@ -149,8 +149,8 @@ def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes
     Return None if the parent finds no objects.
 
     An object is a box with a score of at least `SCORE`. The models agree on an object of one model if the other model
-    finds a box of the same class with an overlap (IoU) of at least 0.5, and a score of at least `SCORE` - 0.1. This
-    tolerance exists because a tiny change can move a score across the threshold.
+    finds a box of the same class with an IoU of at least 0.5, and a score of at least `SCORE` - 0.1. The tolerance of
+    0.1 exists because a tiny change of the model can move a score across the threshold.
     """
     theirs, ours = _boxes(parent, classes=classes), _boxes(found, classes=classes)
     hits = [_hits(a, b) for a, b in ((ours, theirs), (theirs, ours))]
@@ -159,7 +159,10 @@ def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes
 
 
 def _hits(boxes: Boxes, others: Boxes) -> NDArray[np.bool_]:
-    """Return a mask of the objects among `boxes` (those with a score of at least `SCORE`) that `others` contain."""
+    """Return a mask of the objects in `boxes`, True for each that has a match in `others`.
+
+    An object is a box with a score of at least `SCORE`.
+    """
     objects, near = boxes.rows(boxes.scores >= SCORE), others.rows(others.scores >= SCORE - _TOLERANCE)
     return match_detections(near, objects)[:, 0]
 

@@ -107,7 +107,9 @@ class Calibration:
         return self._histograms is not None or self._cached(algorithm) is not None
 
     def thresholds(self, algorithm: Algorithm, progress: Progress) -> Mapping[str, float]:
-        """Return the largest absolute value that int8 represents, by tensor. If necessary, run the model on all frames.
+        """Return, for each tensor by name, the largest absolute value that int8 represents.
+
+        If the cache does not contain the result, run the model on all frames.
 
         Raises:
             Closed: `progress` raised this error.
@@ -135,7 +137,7 @@ class Calibration:
         return found
 
     def _label(self, algorithm: Algorithm) -> str:
-        """Return the name of the algorithm, after the name of the route if TensorRT runs the model."""
+        """Return the name of the algorithm, preceded by the name of the route if TensorRT runs the model."""
         return algorithm if self._route == "onnxruntime" else f"{self._route}-{algorithm}"
 
     def _path(self, algorithm: Algorithm) -> Path:

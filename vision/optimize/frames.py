@@ -38,7 +38,7 @@ Step = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Numbers of frames that were read and left out, and the sources that could not be read."""
+    """The number of frames that were read, the number that were left out, and the sources that could not be read."""
 
     read: int
     """Number of frames that were read."""
@@ -203,7 +203,7 @@ def frames_of_cameras(
 
 
 def collected(frames: Iterable[Image], temporary: Path, spec: InputSpec, count: int) -> Frames:
-    """Choose up to `count` of the BGR frames. For the errors, see `frames_of_images`."""
+    """Choose up to `count` of the BGR images `frames`. For the errors, see `frames_of_images`."""
     collector = Collector("frames", temporary, spec, count)
     for frame in frames:
         collector.add(frame)

@@ -41,9 +41,9 @@ class Int8Options:
     algorithms: Sequence[Algorithm] = ("mse",)
     """Algorithms to try. The result with the highest accuracy is installed."""
     keep: int = 0
-    """Number of layers, those with the largest errors, that stay in float."""
+    """Number of layers that stay in float. These are the layers with the largest errors."""
     sensitivity: bool = False
-    """True if the error of each layer, and the accuracy for several numbers of layers to keep, are measured."""
+    """If True, measure the error of each layer, and the accuracy for several numbers of layers that stay in float."""
     plot: Path | None = None
     """File for a plot of the accuracy against the number of layers to keep. None means no plot."""
     route: Route | Literal["modelopt"] = "onnxruntime"
@@ -77,7 +77,7 @@ class Tried:
 
 
 class Quantizer:
-    """Quantizer of one model. It tries several ways, and measures the accuracy of each result."""
+    """Quantizer of one model. It tries several algorithms and sets of layers, and measures each result's accuracy."""
 
     def __init__(
         self, task: Task, graph: Graph, frames: Frames, options: Int8Options, *, folder: Path, stop: threading.Event
@@ -114,7 +114,7 @@ class Quantizer:
             return self._calibration.thresholds(algorithm, step)
 
     def ranking(self, algorithm: Algorithm) -> list[LayerError]:
-        """Return the layers in descending order of the error that a layer causes if only this layer computes int8."""
+        """Return the layers in descending order of the error that each causes if it alone computes in int8."""
         thresholds = self.thresholds(algorithm)
         layers = len(self.graph.layers)
         with show_progress("measuring each layer", layers, self._stop, unit="layers") as step:

@@ -101,7 +101,7 @@ class ModelOpt:
 
 
 def arguments(source: Path, target: Path, data: Path, algorithm: Algorithm, kept: Sequence[str]) -> list[str]:
-    """Return the arguments of the interpreter that quantize the file `source` to `target`. `data` has the inputs."""
+    """Return the interpreter's arguments for a quantization of `source` to `target`. `data` is the file of inputs."""
     given = {
         "onnx_path": source,
         "output_path": target,

@@ -16,7 +16,7 @@ Places = NDArray[np.int64]
 
 
 class Patches:
-    """Conversion of one Conv, Gemm, or MatMul layer without groups: of its weights to a matrix, and its inputs to rows.
+    """Converter of an ungrouped Conv, Gemm, or MatMul layer: of its weights to a matrix, and of its inputs to rows.
 
     The matrix and the rows have a column for each kernel position and input channel. The channels of a position are in
     consecutive columns.

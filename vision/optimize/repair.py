@@ -90,7 +90,7 @@ class LeastSquares:
 
 
 class Moments:
-    """Sums over samples of the inputs of a layer, which are x in the pruned model, and d in the unpruned model."""
+    """Sums over samples of a layer's inputs, which are called x in the pruned model and d in the unpruned model."""
 
     def __init__(self, columns: int) -> None:
         self._count = 0
@@ -157,7 +157,7 @@ def sparse_gpt_mask(target: Matrix, hessian: Matrix) -> NDArray[np.bool_]:
 
 
 def fit(target: Matrix, hessian: Matrix, mask: NDArray[np.bool_]) -> Matrix:
-    """Return the weights, zero outside of the mask, whose outputs are closest to those of `target`."""
+    """Return the weights whose outputs are closest to those of `target`. They are zero where `mask` is False."""
     right = target @ hessian
     result = np.zeros_like(target)
     for row, kept in enumerate(mask):

@@ -50,7 +50,7 @@ class Difference:
     """The differences between the outputs of a network and those of its float32 parent."""
 
     error: float | None
-    """Root mean square of the difference, divided by that of the parent's output, averaged over all float outputs.
+    """Root mean square (RMS) of the difference, divided by the RMS of the parent's output; mean of all float outputs.
 
     None if an output contains NaN or infinite values, for example because the range of the precision is too small.
     """
@@ -106,7 +106,7 @@ def _inputs(graph: Graph) -> list[onnx.ValueInfoProto]:
 
 
 def _shape(tensor: onnx.ValueInfoProto, batch: int, given: Shapes) -> tuple[int, ...]:
-    """Return the shape of an input: from `given`, or else from the file with `batch` as a dynamic first axis.
+    """Return the shape of an input from `given`, otherwise from the file. `batch` replaces a dynamic first axis.
 
     Raises:
         ConfigError: the size of an axis is not known, or `given` contradicts the file.
@@ -127,7 +127,7 @@ def _shape(tensor: onnx.ValueInfoProto, batch: int, given: Shapes) -> tuple[int,
 
 
 def _index_limits(graph: Graph) -> Mapping[str, int]:
-    """Return the number of rows of the table from which an input selects rows, by the name of the input."""
+    """Return, for each input that selects rows of a table, the number of rows of this table."""
     limits: dict[str, int] = {}
     for node in graph.model.graph.node:
         if node.op_type == "Gather" and node.input[0] in graph.initializers:

@@ -51,7 +51,7 @@ def is_near_duplicate(cells: NDArray[np.float32], others: Sequence[NDArray[np.fl
 
 
 def choose(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """Choose up to `count` candidates, the same number from each group of one camera and similar brightness.
+    """Choose up to `count` candidates, the same number from each group with the same camera and similar brightness.
 
     The chosen candidates of a group are spread over time. If a group has too few candidates, the other groups
     contribute more. The result is in the order of `candidates`.

@@ -22,7 +22,7 @@ from vision.optimize.task import Progresses, Task, print_sources, report_of
 from vision.state.scratch import scratch_folder
 
 REPAIR_FRAMES: Final = 64
-"""Maximum number of frames from which weights are repaired."""
+"""Maximum number of frames that the repair of weights uses."""
 
 HINT: Final = "use more frames, or measure on labeled video with --video and --truth; --max-drop allows a larger loss"
 """Hint for the case that a sparse model lost too much accuracy."""

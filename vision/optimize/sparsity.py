@@ -68,7 +68,7 @@ def reason_to_skip(layer: Layer, graph: Graph) -> str:
 
 
 def eligible_layers(graph: Graph) -> Mapping[str, str]:
-    """Return, by the name of each layer, the reason why it cannot be sparse; an empty text if it can be sparse."""
+    """Return a dict from the name of each layer to the reason why it cannot be sparse, or to "" if it can be sparse."""
     return {layer.name: reason_to_skip(layer, graph) for layer in graph.layers}
 
 

@@ -1,4 +1,4 @@
-"""Four calibration algorithms, each of which chooses the largest absolute value that int8 represents from a histogram.
+"""Four calibration algorithms. From a histogram, each chooses the largest absolute value that int8 represents.
 
 ONNX Runtime (`onnxruntime.quantization`) computes `entropy` and `percentile`. This module computes `minmax`, with the
 same result as ONNX Runtime's MinMax method, and `mse`.

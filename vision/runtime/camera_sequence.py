@@ -29,7 +29,7 @@ class CameraSequence:
         self._is_new = False
 
     def shifted(self, meta: FrameMeta) -> FrameMeta:
-        """Return the description of a frame with the epochs that the ends of workers have added.
+        """Return the description of a frame, with its epoch increased by the number of workers that have ended.
 
         In an epoch that the end of a worker has started, `index` counts from the first frame of this epoch.
         """
@@ -45,7 +45,8 @@ class CameraSequence:
         """Start a new epoch after the end of a worker.
 
         Args:
-            drops: number of drops by reason: the lost results, and the drops that these results would have reported.
+            drops: number of dropped frames by reason: the frames of the lost results, and the drops that these results
+                would have reported.
             unanswered: number of results that were sent to the worker, but not answered.
         """
         self.seq += unanswered
@@ -76,7 +77,7 @@ class WorkerTotals:
 
 @dataclass(slots=True)
 class WorkerConfig:
-    """The progress of a result worker in adopting configurations, which are numbered."""
+    """The configuration that a result worker uses, and the newest one that it must use. Both are given as numbers."""
 
     used: int = 0  # number of the configuration that the stages of the worker use
     newest: int = 0  # number of the newest configuration

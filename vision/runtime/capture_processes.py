@@ -58,7 +58,7 @@ _BAD_MESSAGE: Final = (struct.error, ValueError, IndexError, KeyError, msgspec.M
 
 
 class RemoteCamera:
-    """One camera of a capture worker. The runtime uses it like a `CameraSupervisor`, but it runs no thread here."""
+    """One camera of a capture worker. The runtime uses it like a `CameraSupervisor`, but without a thread for it."""
 
     def __init__(
         self,
@@ -206,7 +206,7 @@ class _Link:
         """Create the link, without cameras.
 
         Args:
-            setup: what all workers have in common.
+            setup: the setup that all workers share.
             detector: the owner of the frame buffers.
             count: number of buffers of each camera.
             arrivals: object that reports which connections have frames to read.
@@ -420,7 +420,7 @@ class CaptureProcesses:
 
         Args:
             cameras: all cameras. The cameras are assigned to the workers in turn.
-            setup: what all workers have in common. Its `cameras` are ignored.
+            setup: the setup that all workers share. Its `cameras` are ignored.
             detector: the owner of the frame buffers.
             workers: number of processes, at most one per camera.
             leases: maximum number of frames of a camera that are leased at the same time.

@@ -353,7 +353,7 @@ class _CaptureWorker:
             self._failure = self._failure or error
 
     def _fail_hung(self, part: Part, still_s: float) -> None:
-        """Make the worker fail: the thread of `part` has hung for `still_s` and cannot be replaced."""
+        """Make the worker fail, because `part` has hung for `still_s` seconds and its thread cannot be replaced."""
         self._failure = SourceError(
             f"{part.name}: the library has not returned for {still_s:.0f} s", code="camera-stuck"
         )

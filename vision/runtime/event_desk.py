@@ -41,7 +41,7 @@ class EventDesk:
         self._counters.pop(camera_id, None)
 
     def end_states(self, camera_ids: Sequence[str]) -> None:
-        """Publish the ends of the states of these cameras whose starts a lost worker has reported."""
+        """Publish the ends of the open states of these cameras, because the worker that reported them was lost."""
         self._publisher.end_states(camera_ids)
 
     def take(self, answer: Answer) -> None:

@@ -34,7 +34,7 @@ class _SnapshotImages:
         self.reconfigure(config)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Hide the parts of later snapshots that `privacy` of a new configuration names. Without it, hide nothing."""
+        """In later snapshots, hide what `privacy` of a new configuration names. Without `privacy`, hide nothing."""
         from vision.drawing.privacy import PrivacyFilter
 
         self._privacy = PrivacyFilter(config.privacy, self._class_names) if config.privacy else None
@@ -106,6 +106,6 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
-    """Return the configuration with the share of the limits for a process that handles `cameras` of `of` cameras."""
+    """Return the configuration with lower limits, for a process that handles `cameras` of all `of` cameras."""
     files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
     return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})

@@ -156,7 +156,7 @@ class Close(msgspec.Struct, tag=True, array_like=True):
 
 
 class ClosedCamera(msgspec.Struct, tag=True, array_like=True):
-    """Report of a worker that the thread of a closed camera has ended, or that the thread hangs and was abandoned."""
+    """A worker's report that the thread of a closed camera has ended, or that this thread hangs and was abandoned."""
 
     camera: int
 

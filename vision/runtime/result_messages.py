@@ -149,7 +149,7 @@ class Totals(msgspec.Struct, array_like=True, tag="totals"):
 
 
 def _plain(value: object) -> object:
-    """Convert a value that MessagePack has no type for to plain data.
+    """Convert a value for which MessagePack has no type to plain data.
 
     Such values are sections of the configuration, and NumPy values that a custom stage puts into an event.
     """

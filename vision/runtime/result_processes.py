@@ -296,7 +296,7 @@ class ResultProcesses:
         """Create the workers, and start their processes. `wait_ready` waits until they are ready.
 
         Args:
-            setup: what all workers have in common.
+            setup: the configuration that all workers share.
             count: number of workers, at most one per camera. The cameras are assigned to them in turn.
             publisher: the publisher of events and reports. The workers publish through its proxy.
             state: database for events and counters. If None, they are only in memory.

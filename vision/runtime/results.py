@@ -138,7 +138,7 @@ class ResultHandler:
         self._queue.put(None)  # for a thread that was stuck in a stage
 
     def _handle_batch(self, batch: list[InferredFrame]) -> None:
-        """Handle each result. If a stage or a sink fails, the frames without a result count as stopped."""
+        """Handle each result. If a stage or a sink fails, count the unfinished frames as dropped because of a stop."""
         reasons: list[DropReason | None] = [DropReason.STOPPED] * len(batch)
         self._busy = True
         try:

@@ -61,7 +61,7 @@ class FrameMemory:
 
     @property
     def fds(self) -> list[int]:
-        """The descriptor of shared host memory, which stays open as long as the buffers; empty for GPU memory."""
+        """The descriptor of shared host memory, which stays open as long as the buffers exist; empty for GPU memory."""
         shared = self.buffers[0].shared
         return [] if shared is None else [shared[0].fileno()]
 

@@ -17,8 +17,8 @@ def open_views(
 ) -> list[CameraViewStage]:
     """Open the stage that reports moved and covered cameras, and moves their lines and zones in `analytics`.
 
-    Return an empty list if the configuration requests this for no camera, or if the run is offline. The lines and zones
-    of a file are drawn on the frames of this file, so an offline run does not need the stage.
+    Return an empty list if no camera requires the stage, or if the run is offline. The lines and zones of a file are
+    drawn on the frames of this file, so an offline run does not need the stage.
     """
     if options.offline or not config.watched_views:
         return []

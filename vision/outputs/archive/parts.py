@@ -20,6 +20,8 @@ class Part:
     def __init__(self, name: str, table: Table, path: Path | None, rows: pa.Table | None) -> None:
         """Open the file at `path`. If `path` is None, use `rows` of the live database; None means no rows.
 
+        `name` identifies the part.
+
         Raises:
             ConfigError: the file cannot be read, or has a different version of the format.
         """

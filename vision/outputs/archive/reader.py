@@ -270,7 +270,7 @@ class Archive:
             raise ConfigError(text, hint=hint, code="archive-incomplete")
 
     def _pairs(self, camera: str, since_us: int, until_us: int) -> list[tuple[Part, Part]]:
-        """Return the parts of frames that can contain frames of a time range, each with its tracks."""
+        """Return the parts of `frames` that can contain rows of a time range, each with the part of its tracks."""
         limits = camera, since_us, until_us
         for _ in range(_ATTEMPTS):
             frames, tracks = self._parts("frames", *limits), self._parts("tracks", *limits)

@@ -98,7 +98,7 @@ class MetadataServer:
         return self._greeting(camera)
 
     def update(self) -> None:
-        """Update `watched` after a client has started or stopped playing."""
+        """Update `watched`, the ids of the cameras that clients play, after a client has started or stopped playing."""
         self.watched = frozenset(client.camera for client in self._clients if client.is_playing)
 
     def _heard(self, address: tuple[Any, ...]) -> None:

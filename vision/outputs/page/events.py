@@ -1,7 +1,7 @@
 """Events for the page: from the journal in `state_dir`, from the archive, or from the memory of this process.
 
 Events are returned in pages, newest first. The first pages come from the journal. When it contains no older events, the
-next pages come from the archive. Without both, the newest events since the process started come from memory.
+next pages come from the archive. If neither exists, the newest events since the process started come from memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EventFilter:
         )
 
     def ends_at(self, at_us: int) -> bool:
-        """Return True if all events that were stored before an event of the time `at_us` are too old."""
+        """Return True if an event at `at_us` is so old that all events stored before it are too old for the filter."""
         return self.since_us is not None and at_us < self.since_us - _LATE_US
 
 

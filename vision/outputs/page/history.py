@@ -97,7 +97,7 @@ class CountBuckets:
         self._counts: dict[str, _Counts] = {}
 
     def add(self, sample: Sample) -> None:
-        """Add a sample. The samples of a line or a zone must be in the order of time. The first adds no increase."""
+        """Add a sample. The samples of a line or a zone must be in time order. The first sample adds no increase."""
         number = self._number(sample.at_s)
         counts = self._counts.get(sample.name)
         is_zone = sample.occupancy is not None
@@ -136,7 +136,7 @@ class CountBuckets:
 
 
 class LiveHistory:
-    """The counts of the last day that this process has received. One thread adds messages; any thread can read."""
+    """The counts that this process has received in the last day. One thread adds messages; any thread can read."""
 
     def __init__(self) -> None:
         self.since_s = time.time()

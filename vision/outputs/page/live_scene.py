@@ -84,7 +84,8 @@ def _shape(kind: str, name: str, rings: Sequence[Points], section: Mapping[str, 
 def drawing(message: DetectionsMessage) -> dict[str, Any]:
     """Return the drawing of the live view on a frame: the color, the text, and the outline (a path) of each object.
 
-    `foot` is the place that the object's trail connects, and `areas` is the path of its pixels, if they are known.
+    `foot` is the bottom center of the object, through which its trail passes. `areas` is the path of its pixels, if
+    they are known.
     """
     return {
         "epoch": message.epoch,

@@ -29,7 +29,7 @@ _SHORTEST_SILENCE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The newest messages at one time."""
+    """The newest status messages and counts at one time."""
 
     node: NodeStatusMessage | None  # None before the first status of the program
     cameras: list[CameraStatusMessage]  # sorted by camera
@@ -102,7 +102,7 @@ class PageState:
             return dict(self._amendments)
 
     def snapshot(self) -> Snapshot:
-        """Return the newest messages."""
+        """Return the newest status of the program, and the newest status and counts of each camera."""
         with self._lock:
             age_s = self._clock() - self._node_at_s
             return Snapshot(

@@ -243,7 +243,7 @@ class CameraRecorder:
             log.info("camera %s: recorded again", self.camera)
 
     def _can_write(self) -> bool:
-        """Return True if a file is open. If neither a clip nor a file is due, return True if the disk has room."""
+        """Return True if a file is open or, if neither a clip nor a continuous recording exists, the disk has room."""
         present = [each for each in (self._clip, self._continuous) if each is not None]
         return any(each.is_writing for each in present) if present else not self._store.is_full
 

@@ -152,7 +152,7 @@ def repair(index: RecordingIndex, folder: Path, differences: list[Difference]) -
 
 
 class _Adopt:
-    """Function that adds files to the index that are not listed, for example because the old index was damaged."""
+    """Function that adds unlisted files to the index, for example after the old index was damaged."""
 
     def __init__(self, index: RecordingIndex) -> None:
         self._index = index

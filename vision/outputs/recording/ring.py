@@ -122,7 +122,7 @@ class PacketRing:
             return keys[0].position if keys else self._next
 
     def read(self, position: int) -> tuple[Sequence[KeptPacket], int]:
-        """Return the packets from `position` on that are in the ring, and the number of those that were removed."""
+        """Return the packets in the ring from `position` on, and the number of packets there that were removed."""
         with self._lock:
             first = self._packets[0].position if self._packets else self._next
             skip = max(0, position - first)

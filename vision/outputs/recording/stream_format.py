@@ -11,7 +11,7 @@ from vision.messaging.packets import PacketHeader
 _START_CODE: Final = b"\x00\x00\x00\x01"
 _UNIT: Final = re.compile(b"\x00\x00\x01(.)", re.DOTALL)
 _STARTS: Final = {"h264": (5,), "hevc": range(16, 22)}
-"""Types of units with which all players can start: Rec. ITU-T H.264 and H.265, table 7-1."""
+"""Types of NAL units with which all players can start: Rec. ITU-T H.264 and H.265, table 7-1."""
 _CONFIGURATION_VERSION: Final = 1  # first byte of an avcC or hvcC record (ISO/IEC 14496-15)
 
 
@@ -26,7 +26,7 @@ class StreamFormat:
             self._length_bytes, self._extradata = _parse_record(header.codec, header.extradata)
 
     def to_annexb(self, data: bytes) -> bytes:
-        """Return a packet with a start code before each unit."""
+        """Return a packet with a start code before each NAL unit."""
         if not self._length_bytes:
             return data
         units, at = [], 0
@@ -77,7 +77,7 @@ def _parse_hvcc(record: bytes) -> tuple[int, bytes]:
 
 
 def _unit(record: bytes, at: int) -> tuple[bytes, int]:
-    """Return the unit at a position, and the position after it. Raise `IndexError` if the record is truncated."""
+    """Return the NAL unit at a position, and the position after it. Raise `IndexError` if `record` is truncated."""
     end = at + 2 + int.from_bytes(record[at : at + 2], "big")
     if end > len(record):
         raise IndexError

@@ -92,7 +92,7 @@ class Sender:
             self._succeeded()
 
     async def _send(self, connection: Connection, messages: Sequence[Outgoing]) -> list[str]:
-        """Send messages. Return, for each, the reason why it is given up; an empty text if it was delivered."""
+        """Send messages. Return, for each message, the reason why it is given up; an empty text if it was delivered."""
         if self._one_by_one:
             await connection.check()
             self._succeeded()
