@@ -202,7 +202,7 @@ class Analytics:
     def _end_zones(self, config: CameraAnalytics, kept: IndexArray, at_ns: int) -> Iterator[Event]:
         """End the stays in zones that are missing or different in `config`, and crowding that `config` does not detect.
 
-        `kept` is the result of `_kept` for zones.
+        Yield the events. `kept` is the result of `_kept` for zones.
         """
         now_s, inside = self._objects.clock.now_s, self._objects.table["inside"]
         ended = set(range(len(self._config.zones))) - set(kept.tolist())

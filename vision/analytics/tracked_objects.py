@@ -336,7 +336,7 @@ class TrackedObjects:
 
 
 def packed(cut: BoolArray) -> NDArray[np.uint32]:
-    """Convert the rows of a mask (M, 4) to numbers (M,) for the column `cut` of the track table.
+    """Return the rows of a mask (M, 4) as numbers (M,) for the column `cut` of the track table.
 
     Numbers are faster to write than rows. `view(np.bool_)` converts them back.
     """

@@ -336,7 +336,7 @@ class _TracksTogether:
     def _with_previous(
         self, results: Sequence[Tracks], tracks: IndexArray, previous: NDArray[np.float32]
     ) -> list[Tracks]:
-        """Add the boxes `previous` (M, 4) of the published `tracks` (M,) to the results of their cameras."""
+        """Return `results` with the boxes `previous` (M, 4) of the published `tracks` (M,) added."""
         of_camera = [previous[first:end] for first, end in self._ranges(self._cameras_of(tracks), len(tracks))]
         return [
             result if np.isnan(boxes).all() else replace(result, previous_xyxy=boxes)

@@ -260,7 +260,7 @@ class _Benchmark:
         return rates
 
     def _stage_row(self, case: Case, detector: Detector) -> Measured:
-        """Measure one case of the stage, and add its row if rows of the stage are requested.
+        """Measure one case of the stage, and return the result. Add its row if rows of the stage are requested.
 
         In the mode "alone", only one batch at a time is in flight.
         """
@@ -327,7 +327,10 @@ class _Benchmark:
         return max(rows, key=lambda row: row.frames_per_s)
 
     def _pipeline(self, detector: Detector, case: Case, shown: Sequence[Sequence[Frame]], offered_per_s: float) -> Row:
-        """Measure the program with synthetic cameras. The detector receives `shown` instead of the cameras' frames."""
+        """Measure the program with synthetic cameras, and return the row.
+
+        The detector receives the frames `shown` instead of the frames of the cameras.
+        """
         self._say(f"{case} at {offered_per_s:.0f} frames/s")
         height_px, width_px = size_of(self._images[0], self._settings.pixel_format)
         fps, seconds = pace(offered_per_s, case.lanes, self._settings.seconds)

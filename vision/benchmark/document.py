@@ -121,7 +121,7 @@ class Bench:
 
 
 def load_bench(path: Path) -> Bench:
-    """Read a benchmark file.
+    """Read a benchmark file, and return its contents.
 
     Raises:
         ConfigError: the file cannot be read, or has a different format.

@@ -78,7 +78,7 @@ class LanguageCheck:
 def check_server(
     config: LanguageServer, requests: int, progress: Callable[[str], None] = lambda _: None
 ) -> LanguageCheck:
-    """Ask a server for its models, and ask one model questions about images.
+    """Ask a server for its models, and ask one model questions about images. Return the result.
 
     Args:
         config: the server. This function sends up to `config.parallel` requests at the same time.

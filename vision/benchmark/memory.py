@@ -27,7 +27,7 @@ class ModelMemory:
 
 
 def model_memory() -> ModelMemory:
-    """Measure the memory of the first GPU, or the main memory if there is no GPU or the GPU uses the main memory."""
+    """Return the memory of the first GPU, or the main memory if there is no GPU or the GPU uses the main memory."""
     has_gpu = TEGRA_RELEASE.exists()
     if not has_gpu:
         with suppress(nvml.NVMLError):  # no driver, or no GPU

@@ -153,10 +153,11 @@ def run_deployment(
     publish: bool = False,
     open_source: NamedOpener | None = None,
 ) -> DeploymentRun:
-    """Run the pipeline of a deployment for `seconds`, and measure about the last three quarters of this time.
+    """Run the pipeline of a deployment for `seconds` seconds, and return the measurements of the run.
 
-    If the deployment has worker processes, the run takes longer by the time for their start. The run neither reads nor
-    writes saved counters, writes no snapshots, sends nothing to sinks, and asks no language model.
+    They cover about the last three quarters of this time.
+    If the deployment has worker processes, their start makes the run longer. The run neither reads nor writes saved
+    counters, writes no snapshots, sends nothing to sinks, and asks no language model.
 
     Args:
         config: configuration of the deployment.

@@ -118,7 +118,7 @@ class Plan:
 
 
 def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], None] = lambda _: None) -> Plan:
-    """Run the deployment with stand-in cameras, and then find out how many cameras of this kind fit.
+    """Run the deployment with stand-in cameras, and find out how many such cameras fit. Return the plan.
 
     If `language` in the configuration names a server on this machine, keep the server busy during all runs.
 

@@ -206,7 +206,7 @@ def _timeline(gpu: Any, folder: Path, spec: ModelSpec, settings: ProfileSettings
 
 @contextmanager
 def recorded_spans(recorder: SpanRecorder) -> Iterator[None]:
-    """Record the spans of `vision.metrics.span` in `recorder` during a `with` block, with one lane per thread."""
+    """During a `with` block, record the spans of `vision.metrics.span` in `recorder`, with one lane per thread."""
     send_spans(lambda name: recorder.span(name, f"thread {threading.current_thread().name}"))
     try:
         yield

@@ -107,7 +107,10 @@ def phased_sources(cameras: Sequence[StandIn]) -> NamedOpener:
 
 
 def _open_phased(config: CameraConfig, *, periods: Mapping[str, float], **options: Any) -> Source:
-    """Open a source. If it is a clip, first wait for a part of a frame interval, which is different for each camera."""
+    """Open a source, and return it. If it is a clip, first wait for a part of a frame interval.
+
+    This part is different for each camera.
+    """
     if config.source in periods:
         phase = zlib.crc32(config.id.encode()) / 2**32  # the same in every process
         time.sleep(phase * periods[config.source])

@@ -30,7 +30,7 @@ _LEGENDS: Final[Mapping[Part, str]] = {
 
 
 def format_number(value: float) -> str:
-    """Format a number with about three significant digits, without an exponent: 0.123, 1.23, 12.3, 123, 1234."""
+    """Return a number as text with about three significant digits, without an exponent: 0.123, 12.3, 1234."""
     if value == 0:
         return "0"
     if abs(value) >= 100:

@@ -47,7 +47,10 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         read: Callable[[ResourceT], ValueT],
         close: Callable[[ResourceT], object],
     ) -> None:
-        """Create the reader. `name` appears in errors. The separate thread calls the three functions."""
+        """Create the reader. `name` appears in errors.
+
+        The separate thread calls the three functions, which open, read, and close the resource.
+        """
         self._name = name
         self._calls = open_resource, read, close
         self.interrupted = threading.Event()
@@ -102,7 +105,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
     def _outcome(self, timeout_s: float) -> Any:
         """Wait for the call in progress. Return its value, or raise its exception; return None if interrupted.
 
-        Raise `Empty` if the call takes longer than `timeout_s`.
+        Raise `queue.Empty` if the call takes longer than `timeout_s`.
         """
         outcome = self._outcomes.get(timeout=max(0.0, timeout_s))
         if outcome is None:

@@ -173,13 +173,13 @@ class StatusTracker:
             self.enter("streaming")
 
     def delivered(self) -> None:
-        """Clear the last error, because the camera has recovered."""
+        """Clear the last error, because the camera has delivered a usable frame."""
         if self._failure.text:
             with self._lock:
                 self._failure = Failure()
 
     def degraded(self, failure: Failure) -> None:
-        """Record a fault that does not end the connection. `delivered` removes it."""
+        """Record a fault that does not end the connection. `delivered` removes the fault."""
         with self._lock:
             self._failure = failure
 

@@ -59,7 +59,8 @@ class CaptureClock:
     """Source of the capture times of one camera's frames. These times always increase, and are never in the future.
 
     The camera's clock becomes trusted when it shows a capture time within `trust_ns` of the frame's arrival. After
-    that, frames can have longer delays, so that a slow network is visible. The clock loses this trust in two cases:
+    that, frames can have longer delays, so that a slow network is visible. The camera's clock loses this trust in two
+    cases:
 
     * It shows a capture time more than `trust_ns` after the frame's arrival, or more than an hour before the arrival.
     * For more than 30 s, it has shown delays of more than `trust_ns` for all frames.

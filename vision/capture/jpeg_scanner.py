@@ -128,7 +128,7 @@ class JpegScanner:
         return end if kind in _METADATA or end + 2 <= len(self._data) else None
 
     def _restart(self) -> int:
-        """Count the JPEG as damaged, and remove it up to the start of the next one. Return 0 for `_find_end`."""
+        """Count the JPEG as damaged, and remove it. Return 0, which `_find_end` returns for a damaged JPEG."""
         self.damaged += 1
         start = self._data.find(_START, self._after_metadata)
         if start < 0:

@@ -22,7 +22,7 @@ class Bits:
         self._at = 0
 
     def number(self, bits: int) -> int:
-        """Read an unsigned number of `bits` bits. Raise `IndexError` at the end of the unit."""
+        """Read and return an unsigned number of `bits` bits. Raise `IndexError` at the end of the unit."""
         value = 0
         for _ in range(bits):
             value = value << 1 | self._bytes[self._at >> 3] >> (7 - (self._at & 7)) & 1
@@ -30,14 +30,14 @@ class Bits:
         return value
 
     def golomb(self) -> int:
-        """Read an unsigned Exp-Golomb code, ue(v) in section 9.1."""
+        """Read and return an unsigned Exp-Golomb code, ue(v) in section 9.1."""
         zeros = 0
         while not self.number(1):
             zeros += 1
         return (1 << zeros) - 1 + self.number(zeros)
 
     def signed_golomb(self) -> int:
-        """Read a signed Exp-Golomb code, se(v) in section 9.1.1."""
+        """Read and return a signed Exp-Golomb code, se(v) in section 9.1.1."""
         code = self.golomb()
         return (code + 1) // 2 if code % 2 else -(code // 2)
 

@@ -60,7 +60,10 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Return the sum of the bytes from `at` to the first byte that is not 255, and the position after that byte."""
+    """Return the number that starts at the position `at`, and the position after the number.
+
+    The number is the sum of its bytes, of which only the last is not 255.
+    """
     value = 0
     while at < len(data) and data[at] == 0xFF:
         value, at = value + 0xFF, at + 1

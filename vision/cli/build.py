@@ -134,7 +134,7 @@ def build(
 
 
 def _find_checked(name: str) -> tuple[Path, ModelSpec]:
-    """Find a model, and check its plugin libraries, which does not need the GPU. Return the folder and the spec."""
+    """Find a model, and check its plugin libraries without the GPU. Return the folder and the spec of the model."""
     folder, spec = find_model(name)
     check_plugins(folder, spec)
     return folder, spec
@@ -279,7 +279,7 @@ def _use_device(gpu: Any) -> None:
 
 
 def _sparsity(notes: Sequence[str]) -> str:
-    """Return a text about the number of layers that run sparse kernels, according to the notes of a build."""
+    """Return a text that states how many layers run sparse kernels, according to the notes of a build."""
     layers = sparse_layers(notes)
     if layers is None:
         return "sparsity: the library does not report which layers run sparse kernels"

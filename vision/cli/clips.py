@@ -141,7 +141,10 @@ def _lock(state_dir: Path, opened: ExitStack) -> bool:
 
 
 def _folders(name: str) -> tuple[Path, Path]:
-    """Return the folders of the index and of the recordings. Raise `ConfigError` without a section `recording`."""
+    """Return the folders of the index and of the recordings.
+
+    Raise `ConfigError` if the configuration has no section `recording`.
+    """
     config = read_config(name)
     if config.recording is None or config.state_dir is None:
         raise ConfigError(f"{name} has no section `recording`", code="no-recordings")

@@ -181,7 +181,10 @@ def _gstreamer() -> Finding:
 
 
 def judge_gstreamer(version: str, has_element: Callable[[str], Any]) -> Finding:
-    """Check that an installed GStreamer contains the elements that RTSP cameras require."""
+    """Check that an installed GStreamer contains the elements that RTSP cameras require. Return the finding.
+
+    `has_element` returns a true value if the element with a given name is installed.
+    """
     decoders = [name for name in ("nvv4l2decoder", "avdec_h264", "avdec_h265") if has_element(name)]
     missing = [name for name in _GSTREAMER_PACKAGES if not has_element(name)]
     packages = {_GSTREAMER_PACKAGES[name] for name in missing}
@@ -326,7 +329,7 @@ def check_evaluation() -> list[Finding]:
 
 
 def _optional(module: str, purpose: str, install: str) -> Finding:
-    """Check that the Python package `module` is installed, which only some commands need.
+    """Check that the Python package `module`, which only some commands need, is installed.
 
     `purpose` and `install` are the use of the package and the command that installs it, for the hint.
     """

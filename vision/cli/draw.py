@@ -88,7 +88,7 @@ def draw_camera(
     path: Path,
     privacy: Mapping[str, CameraPrivacy] = MappingProxyType({}),
 ) -> Drawing:
-    """Draw the lines and zones of a camera on one of its frames, and write the image to `path`.
+    """Draw the lines and zones of a camera on one of its frames, and write the image to `path`. Return the result.
 
     If the image cannot be written, the result contains the error.
 

@@ -105,7 +105,7 @@ class Board:
         self._cameras: dict[str, _Camera] = {}
 
     def add(self, item: Item, now_ns: int, now_utc_ns: int) -> None:
-        """Add a message or a report of the subscription, received at `now_ns` (monotonic) and `now_utc_ns`."""
+        """Add a message or a report of the subscription, received at `now_ns` (monotonic), which is `now_utc_ns` in UTC."""
         if isinstance(item, Gap):
             self._camera(item.topic.partition("/")[2]).lost += item.lost if item.topic.startswith("detections/") else 0
             return
@@ -163,7 +163,10 @@ def _describe_node(status: NodeStatusMessage) -> str:
 
 
 def _describe_event(event: EventMessage) -> str:
-    """Describe an event with its local time, as in ``12:03:11 gate: line_crossed door, track 17, direction in``."""
+    """Return an event as text with its local time.
+
+    An example is ``12:03:11 gate: line_crossed door, track 17, direction in``.
+    """
     at = datetime.fromtimestamp(utc_ns(event.at) / 1e9).strftime("%H:%M:%S")
     track = [] if event.track_id is None else [f"track {event.track_id}"]
     details = [f"{name} {value}" for name, value in event.data.items() if value is not None]
@@ -191,7 +194,7 @@ def _row(name: str, camera: _Camera, now_ns: int, span_s: float) -> dict[str, st
 
 
 def _printable(text: str) -> str:
-    """Replace control characters with ``?``, because text from the network must not control the terminal."""
+    """Return `text` with ``?`` instead of control characters, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 

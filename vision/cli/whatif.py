@@ -109,7 +109,7 @@ def whatif(
 
 
 def _check_range(since: int | None, until: int | None) -> tuple[int, int]:
-    """Return the start and the end of the range, in microseconds since 1970 (UTC). Without an end, it ends now.
+    """Return the start and the end of the range, in microseconds since 1970 (UTC). The default end is the present.
 
     Raises:
         typer.BadParameter: the start is missing, or is not before the end.

@@ -212,7 +212,7 @@ class CascadeConfig(ConfigSection):
 
 
 class SnapshotConfig(ConfigSection):
-    """A JPEG file of the frame of every event."""
+    """JPEG files that show the frame of each event."""
 
     folder: FolderPath
     """Folder for the JPEG files, relative to this file; created if missing."""
@@ -350,7 +350,7 @@ class AppConfig(ConfigSection):
     _consistent = free_of(config_conflicts)
 
     def report_after(self, camera: CameraConfig) -> ReportAfter:
-        """Return the times after which events report faults of a camera: its own, else those of all cameras."""
+        """Return the times after which events report faults of a camera: its own, or else those for all cameras."""
         own = camera.report_after_s
         chosen = self.report_after_s.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
         if camera.id not in self.analytics or not self.analytics[camera.id].realign:

@@ -144,7 +144,7 @@ def required_score(config: AppConfig) -> float:
 
 
 def restart_error(plan: Plan, path: Path | None) -> ConfigError:
-    """Return the error for a plan that needs a restart. It shows the lines of the file `path`, if that is not None."""
+    """Return the error for a plan that needs a restart. If `path` is not None, it shows the lines of this file."""
     document: Document | None = None
     if path is not None:
         try:
@@ -272,7 +272,10 @@ def with_privacy(config: AppConfig, camera_id: str, section: Mapping[str, Any] |
 def _with_part(
     name: str, parts: Mapping[str, _Part], camera_id: str, section: Mapping[str, Any] | None, kind: type[_Part]
 ) -> dict[str, _Part]:
-    """Return the `parts` of all cameras in the section `name`, with a different part of one camera."""
+    """Return the `parts` of all cameras in the section `name`, with `section` as the part of one camera.
+
+    If `section` is None, remove the part of this camera.
+    """
     changed = {own: part for own, part in parts.items() if own != camera_id}
     if section is not None:
         changed[camera_id] = validated_part(kind, json.dumps(section, ensure_ascii=False), f"{name}.{camera_id}", {})

@@ -1,4 +1,4 @@
-"""Functions that find values which are valid separately but conflict with each other.
+"""Functions that find values that are valid separately but conflict with each other.
 
 They read plain data, and ignore values that are missing or of the wrong type. Therefore, one fault does not hide a
 second fault, and the same functions check files with faults and configurations that were built in Python.

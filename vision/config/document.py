@@ -89,9 +89,9 @@ class Document:
         return node.place if node is not None else self.place(tuple(above))
 
     def shown(self, loc: Loc) -> str:
-        """Describe the value at `loc` for a message: a scalar as written in the file, otherwise a summary.
+        """Return the value at `loc` as text for a message: a scalar as written in the file, otherwise a summary.
 
-        Do not show the values of `SECRET_KEYS`.
+        The text does not contain the values of `SECRET_KEYS`.
         """
         node = self.node(loc)
         if node is None or node.value is None:
@@ -105,16 +105,16 @@ class Document:
         return quoted(node.written) if isinstance(node.value, str) else node.written
 
     def fault(self, loc: Loc, code: str, message: str) -> Fault:
-        """Create a fault of the value at `loc`, with the position of the value."""
+        """Return a fault of the value at `loc`, with the position of the value."""
         return Fault(*self.place(loc), dotted(loc), code, message)
 
     def error(self, faults: Iterable[Fault]) -> ConfigError:
-        """Create the error that lists `faults`."""
+        """Return the error that lists `faults`."""
         return faulty(self.name, faults, self.text)
 
 
 def faulty(name: str, faults: Iterable[Fault], text: str = "", *, hint: str = "") -> ConfigError:
-    """Create the error that lists the faults of a file, such as ``camera.yaml:12: cameras[1].fps: expected ...``.
+    """Return the error that lists the faults of a file, such as ``camera.yaml:12: cameras[1].fps: expected ...``.
 
     If there is only one fault, its line of `text` follows, with a caret below the column, unless the line is blank or
     may contain a secret.

@@ -196,8 +196,8 @@ def checked_model_file(folder: Path, spec: ModelSpec | ClassifierSpec) -> Path:
     If the spec contains no SHA-256, log a warning.
 
     Raises:
-        ModelError: see `read_model_header`; also, if the SHA-256 of the file differs from that in the spec.
-        Unavailable: see `read_model_header`.
+        ModelError: as for `read_model_header`, or the SHA-256 of the file differs from that in the spec.
+        Unavailable: as for `read_model_header`.
     """
     path = folder / spec.file
     read_model_header(path, spec.name)

@@ -1,7 +1,7 @@
 """Header of an ONNX file: its metadata, inputs, and outputs, read without the package `onnx`.
 
 An installation that runs models with TensorRT needs neither `onnx` nor ONNX Runtime. Therefore, this module decodes the
-few fields that it needs from the format of Protocol Buffers, and skips the weights. A field has a key (its number and
+few Protocol Buffers fields that it needs, and skips the weights. A field has a key (its number and
 type) and a value. A value of the type "length-delimited" can be a nested message.
 """
 
@@ -139,7 +139,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return the integer at a position, and the position after it."""
+    """Return the variable-length integer at the position `at`, and the position after the integer."""
     value = 0
     for index in range(_MOST_VARINT_BYTES):
         if at + index >= len(data):
@@ -205,7 +205,7 @@ def _tensor_type(message: memoryview) -> tuple[str, list[int | str | None]]:
 
 
 def _axis(message: memoryview) -> int | str | None:
-    """Return the size of an axis; if the axis is dynamic, its name, or None if it has no name."""
+    """Return the size of an axis. If the axis is dynamic, return its name; None if it has no name."""
     for number, value in _fields(message):
         if number == _FIRST and isinstance(value, int):
             return value

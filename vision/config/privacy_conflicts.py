@@ -8,7 +8,7 @@ from vision.config.fields import Conflict
 
 
 def privacy_conflicts(config: Mapping[str, object]) -> Iterator[Conflict]:
-    """Yield a conflict for each unknown camera, and for each camera with hidden parts that is recorded."""
+    """Yield a conflict for each unknown camera, and for each recorded camera with masks or classes to blur."""
     privacy = config.get("privacy")
     if not isinstance(privacy, Mapping):
         return

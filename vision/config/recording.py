@@ -59,7 +59,7 @@ def recorded_cameras(recording: RecordingConfig | None, camera_ids: Sequence[str
 
 
 def recording_conflicts(config: Mapping[str, object]) -> Iterator[Conflict]:
-    """Yield the conflicts of the section with the cameras and the rest of a camera.yaml."""
+    """Yield the conflicts of the section `recording:` with the cameras and the rest of a camera.yaml."""
     recording = config.get("recording")
     if not isinstance(recording, Mapping):
         return

@@ -52,7 +52,10 @@ def schema_of(model: type[BaseModel]) -> Schema:
 
 
 def schema_at(root: Schema, loc: Loc) -> Schema:
-    """Return the part of the schema that describes the value at `loc`, without references; empty if there is none."""
+    """Return the part of the schema that describes the value at `loc`, with references resolved.
+
+    If no part describes the value, return an empty schema.
+    """
     part_schema = resolve(root, root)
     for part in loc:
         part_schema = resolve(root, _step(root, part_schema, part))
@@ -94,7 +97,10 @@ def _step(root: Schema, schema: Schema, part: int | str) -> Schema:
 
 
 def _named_by_user(schema: Schema) -> Schema:
-    """Return the schema of the values of a mapping whose keys the user chooses, such as camera ids; empty if none."""
+    """Return the schema of the values of a mapping whose keys the user chooses, such as camera ids.
+
+    Return an empty schema if `schema` does not describe such a mapping.
+    """
     free = schema.get("additionalProperties")
     return next(iter(schema.get("patternProperties", {}).values()), free if isinstance(free, Mapping) else {})
 

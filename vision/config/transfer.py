@@ -20,7 +20,7 @@ def plain_section(section: ConfigSection) -> dict[str, object]:
 
 
 def section_of(kind: type[Any], data: object) -> Any:
-    """Return the section that `plain_section` converted. It equals the original. Use it as a `dec_hook` of msgspec.
+    """Return the section that `plain_section` converted to `data`. This function can be the `dec_hook` of msgspec.
 
     Raises:
         TypeError: the data is not a section of the class `kind`.

@@ -79,7 +79,9 @@ def write_output(path: Path, contents: str | bytes) -> None:
 
 
 def open_input(path: str, flags: int) -> int:
-    """Open a file or a pipe, for the argument `opener` of `open`. Wait for the data of a pipe, but not for its writer.
+    """Open a file or a pipe, and return the descriptor. This function can be the `opener` of `open`.
+
+    Reading waits for the data of a pipe, but opening does not wait for its writer.
 
     Raises:
         OSError: the file cannot be opened, or is a folder, a device, or a socket.
@@ -90,7 +92,9 @@ def open_input(path: str, flags: int) -> int:
 
 
 def open_output(path: str, flags: int, mode: int = 0o666) -> int:
-    """Open a file, a pipe, or a device to write to it. Wait when a pipe is full, but not for its reader.
+    """Open a file, a pipe, or a device to write to it, and return the descriptor.
+
+    Writing waits while a pipe is full, but opening does not wait for its reader.
 
     Raises:
         OSError: the file cannot be opened, is a folder or a socket, or is a named pipe without a reader.
@@ -106,7 +110,10 @@ def open_output(path: str, flags: int, mode: int = 0o666) -> int:
 
 
 def _open_to_read(path: str | Path, flags: int) -> int:
-    """Open a file or a pipe, without waiting. Reading the pipe raises `BlockingIOError` while its writer is silent."""
+    """Open a file or a pipe without waiting, and return the descriptor.
+
+    Reading the pipe raises `BlockingIOError` while no data is available.
+    """
     mode = os.stat(path).st_mode  # noqa: PTH116 - before the file is opened, which can have effects on a device
     for is_kind, kind in ((stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device")):
         if is_kind(mode):
@@ -117,7 +124,7 @@ def _open_to_read(path: str | Path, flags: int) -> int:
 
 
 def _read(descriptor: int, nbytes: int) -> bytes:
-    """Read at most `nbytes` bytes; none at the end. Raise `Closed` if the program is stopped during a wait."""
+    """Return at most `nbytes` bytes; none at the end. Raise `Closed` if the program is stopped during a wait."""
     while True:
         try:
             return os.read(descriptor, nbytes)

@@ -101,9 +101,10 @@ def _code(details: ErrorDetails) -> str:
 
 
 def _in_document(error_loc: Loc, document: Document) -> Loc:
-    """Convert the location of a pydantic error: remove the marks of keys and of branches of a union.
+    """Return the location in the document of a pydantic error, without the parts that pydantic adds.
 
-    The mark of a branch that is a section must be in brackets, because it could also be one of the section's keys.
+    Pydantic adds marks for keys and for the branches of a union. The mark of a branch that is a section must be in
+    brackets, because it could also be one of the section's keys.
     """
     loc: Loc = ()
     for part in error_loc:

@@ -79,7 +79,7 @@ def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
 
 
 def one_of(choices: Sequence[str]) -> str:
-    """Join choices to a text such as ``a, b or c``."""
+    """Return the choices as one text, such as ``a, b or c``."""
     *rest, last = choices
     return f"{', '.join(rest)} or {last}" if rest else last
 

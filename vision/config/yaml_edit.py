@@ -54,7 +54,7 @@ def as_yaml(value: Mapping[str, Any]) -> str:
 
 
 def _frozen(value: Any) -> Any:
-    """Return a copy with tuples instead of lists, as in the result of `Document.plain`."""
+    """Return a copy of a value with tuples instead of lists, as in the result of `Document.plain`."""
     if isinstance(value, Mapping):
         return {key: _frozen(each) for key, each in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

@@ -51,7 +51,7 @@ _UNPRINTABLE_TEXT: Final = "a character that cannot be printed"
 
 
 def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Document:
-    """Read and parse a file, as `parse_document` does.
+    """Read a file, and parse its text as `parse_document` does.
 
     Raises:
         ConfigError: the file cannot be read, is too large or not UTF-8, or `parse_document` refuses its text.
@@ -61,7 +61,7 @@ def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Docum
 
 
 def parse_document(text: str, name: str, environ: Mapping[str, str] | None = None) -> Document:
-    """Parse `text`, which messages call `name`. Without `environ`, ``${NAME}`` is plain text.
+    """Return the document in `text`, which messages call `name`. Without `environ`, ``${NAME}`` is plain text.
 
     Raises:
         ConfigError: the text is not YAML, is empty, exceeds `MAX_DEPTH` or `MAX_VALUES`, or has no mapping at the top
@@ -212,7 +212,10 @@ def _explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> str:
 
 
 class _NodeBuilder:
-    """Builder of `Node` objects from the nodes of PyYAML. It collects faults, and builds a node with aliases once."""
+    """Builder of `Node` objects from the nodes of PyYAML. It also collects faults.
+
+    A node to which several aliases refer is built only once.
+    """
 
     def __init__(self, environ: Mapping[str, str] | None) -> None:
         self.faults: list[Fault] = []

@@ -75,7 +75,7 @@ class ModelRow:
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
-    """Describe the model in the folder `models` or, if there is none, the models in its direct subfolders.
+    """Return a description of the model in the folder `models`, or else of each model in its direct subfolders.
 
     If `models` is None, describe the shipped models. Each model is loaded once, to check it.
 
@@ -95,7 +95,10 @@ def list_models(models: Path | None = None) -> list[ModelRow]:
 
 
 def _describe(folder: Path) -> ModelRow:
-    """Describe the detector or second model in `folder`. If it cannot be used, set `fault` instead of raising."""
+    """Return the description of the detector or second model in `folder`.
+
+    If the model cannot be used, `fault` contains the reason. No error is raised.
+    """
     config = DetectConfig(backend="onnxruntime")
     try:
         spec = load_model_spec(folder)

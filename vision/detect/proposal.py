@@ -220,7 +220,7 @@ def _probe(head: HeadSpec, input_: Mapping[str, object], count: int) -> ModelSpe
 
 
 def propose(path: Path, licence: str | None = None) -> Proposal:
-    """Run an ONNX file on the sample with ONNX Runtime, and propose a model.yaml for it.
+    """Run an ONNX file on the sample with ONNX Runtime, and return a proposal for its model.yaml.
 
     Args:
         licence: license of the weights. None means the license in the metadata; if there is none, ``unknown``.
@@ -300,7 +300,7 @@ def _tried(path: Path, header: OnnxHeader, metadata: ModelMetadata, origin: _Ori
 
 
 def _run(path: Path, header: OnnxHeader, size: tuple[int, int]) -> Sample:
-    """Run the model on the sample with an input of `size` (width, height).
+    """Run the model on the sample with an input of `size` (width, height). Return the outputs.
 
     For errors, see `open_network` and `Network.run_sample`.
     """

@@ -102,7 +102,7 @@ def build_engine(
     *,
     timing_cache: bytes | None = None,
 ) -> Built:
-    """Build an engine from a serialized ONNX model in a separate thread.
+    """Build an engine from a serialized ONNX model in a separate thread, and return its plan.
 
     A build takes from seconds (TensorRT-RTX) to many minutes (TensorRT). If the library refuses the model after changes
     to its shapes, the model is built without these changes. `timing_cache` is the timing cache of an earlier build on
@@ -170,7 +170,7 @@ class _Build:
         _log.warning("%s: %s; %s", self._spec.name, text, hint)
 
     def run(self, model: bytes, timing_cache: bytes | None) -> Built:
-        """Build the engine: rewrite and parse the model, configure the builder, and run it."""
+        """Rewrite and parse the model, configure the builder, and build the engine. Return the result."""
         started_ns = time.monotonic_ns()
         onnx, channels = prepare_onnx(model, self._plan, self._spec.file)
         network, parser = self._parse(onnx)

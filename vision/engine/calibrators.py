@@ -59,7 +59,10 @@ class Calibrator:
     """
 
     def __init__(self, batches: Iterator[Batch], upload: Upload, ended: threading.Event) -> None:
-        """Create the calibrator. It sets `ended` when the rest of the build is not needed."""
+        """Create the calibrator. `upload` copies a batch to the GPU, and returns the device addresses of its inputs.
+
+        The calibrator sets `ended` when it has the scales, or has failed. The rest of the build is then not needed.
+        """
         self.table: bytes | None = None  # the scales, as TensorRT writes them; None before the end of the calibration
         self.error: BaseException | None = None  # error that ended the calibration; None if there is none
         self._batches = batches

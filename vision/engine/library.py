@@ -197,7 +197,10 @@ def recent_errors() -> str:
 
 @contextmanager
 def collect_log() -> Iterator[LogLines]:
-    """Collect the messages that TensorRT logs during a `with` block. Only the log explains why a call failed."""
+    """Yield a collection of the messages that TensorRT logs during a `with` block.
+
+    Only these messages explain why a call failed.
+    """
     sink = LogLines()
     with _sinks_lock:
         _sinks.append(sink)

@@ -261,7 +261,10 @@ def _retype(model: onnx.ModelProto, weights: Mapping[str, np.ndarray[Any, Any]])
 
 
 def _as_bfloat16(values: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
-    """Round values to bfloat16. Finite values stay finite, because a mask of -infinity times 0 would be NaN."""
+    """Return a tensor of the values, rounded to bfloat16. Finite values stay finite.
+
+    Otherwise, a mask could contain -infinity, and its product with 0 would be NaN.
+    """
     import ml_dtypes
     import onnx
 

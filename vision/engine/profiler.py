@@ -97,7 +97,7 @@ def profile_layers(
     runs: int = 50,
     warm_up: int = 5,
 ) -> LayerTimes:
-    """Measure the time of each layer in `runs` runs, after `warm_up` unmeasured runs.
+    """Measure and return the time of each layer in `runs` runs, after `warm_up` unmeasured runs.
 
     Afterward, the context must not be used for other work, because it keeps the profiler.
 
@@ -161,7 +161,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Parse the JSON text of TensorRT's engine inspector. Raise `ModelError` if the text has no list of layers."""
+    """Return the layers in a JSON text of TensorRT's engine inspector. Raise `ModelError` if it lists no layers."""
     try:
         return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:

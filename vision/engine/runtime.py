@@ -251,7 +251,7 @@ class Engine:
         return self.raw.create_execution_context(config)
 
     def _load_kernels(self, config: Any, file: Path) -> Any:
-        """Create the cache of compiled kernels that all contexts share, and load `file` if it fits.
+        """Return a cache of compiled kernels that all contexts share, with the kernels in `file` if they fit.
 
         Raise `Untrusted` if `file` cannot be read or other users can write to it.
         """
@@ -343,7 +343,7 @@ def aim_at_dla(runtime: Any, core: int | None) -> None:
 
 
 def invalidity(runtime: Any, plan: bytes) -> list[str]:
-    """Return the reasons why TensorRT-RTX considers a plan invalid on this machine. TensorRT gives no reasons.
+    """Return the reasons why TensorRT-RTX considers a plan invalid on this machine; empty with TensorRT.
 
     The reasons do not justify refusing a plan: version 1.6.1 reports "unsupported cc" on an H100, but runs the plan.
     """

@@ -52,7 +52,10 @@ def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
 
 
 def find_tool(dialect: Dialect, places: Sequence[Path] = _TRTEXEC_PLACES) -> Tool:
-    """Find the tool in PATH or, only for trtexec, at one of `places`. If the tool is missing, `program` is its name."""
+    """Return the tool from PATH or, only for trtexec, from one of `places`.
+
+    If the tool is missing, `Tool.program` contains only its name.
+    """
     name = "tensorrt_rtx" if dialect == "tensorrt_rtx" else "trtexec"
     path = shutil.which(name)
     if path is None and name == "trtexec":

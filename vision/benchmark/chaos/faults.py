@@ -54,7 +54,7 @@ class Injector:
         self._active: list[tuple[Injected, End]] = []
 
     def start(self, fault: Fault) -> Injected:
-        """Start and record a fault. If the fault cannot be started at present, record the reason in `left_out`."""
+        """Start a fault, and record it. Return the record, whose `left_out` is the reason if the fault was left out."""
         injected = Injected(fault, "" if fault.camera is None else self._record.cameras[fault.camera])
         injected.started_ns = time.monotonic_ns()
         self._record.faults.append(injected)

@@ -76,7 +76,7 @@ class Connecting:
         return "check the address, cable, and power of the camera, or raise `open_timeout_s`"
 
     def connect(self) -> ContainerConnection | ImageConnection:
-        """Connect to the camera.
+        """Connect to the camera, and return the open connection.
 
         Raises:
             SourceError: the camera does not respond, refuses the request, or sends no video; or the PEM file of `tls`

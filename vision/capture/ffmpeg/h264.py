@@ -75,7 +75,7 @@ class FrameGapFinder:
 
 
 def _parameters(unit: bytes) -> _Parameters:
-    """Parse a sequence parameter set (section 7.3.2.1.1)."""
+    """Return the fields of a sequence parameter set (section 7.3.2.1.1)."""
     bits = Bits(unit[:_HEAD_BYTES])
     profile = bits.number(8)
     bits.number(16)  # constraints, level

@@ -65,7 +65,7 @@ class Answer:
 
 
 def request(camera: CameraConfig) -> Answer:
-    """Request the camera's address, and read the first bytes of the response.
+    """Request the camera's address. Return the open response, and the first bytes of its body.
 
     Raises:
         SourceError: the camera does not respond, refuses the request, or sends neither video nor a JPEG; or the PEM

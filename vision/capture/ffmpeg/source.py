@@ -84,7 +84,7 @@ class FFmpegSource:
             stream.close()
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first key frame, because only a decoded frame shows its format.
+        """Connect, decode the first key frame, and return the properties of the stream.
 
         Raises:
             SourceError: the camera cannot be reached, refuses the connection, or sends no frame that can be decoded
@@ -251,7 +251,10 @@ class _Stream:
 
 
 def _sent_utc_ns(packet: Packet[Any]) -> int | None:
-    """Return the capture time in UTC, in ns, from RTCP sender reports; None if unknown, or if PyAV is too old."""
+    """Return the capture time (UTC, in ns) of a packet, which FFmpeg derives from RTCP sender reports.
+
+    Return None if the time is unknown, or if PyAV is too old.
+    """
     if not hasattr(packet, "has_sidedata") or not packet.has_sidedata("prft"):  # AVProducerReferenceTime
         return None
     (utc_us,) = struct.unpack_from("=q", bytes(packet.get_sidedata("prft")))

@@ -223,8 +223,9 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
 
 
 def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
-    """Parse a color encoding in GStreamer's form: ``range:matrix:transfer:primaries``, or a name such as ``bt709``.
+    """Return the color encoding that a text in GStreamer's form specifies.
 
+    The form is ``range:matrix:transfer:primaries``, or a name such as ``bt709``.
     If `colorimetry` is None or empty, derive the encoding from the frame size, as television standards do.
     """
     text = colorimetry or ("bt709" if height_px >= 720 else "bt601")

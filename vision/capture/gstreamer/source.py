@@ -77,7 +77,7 @@ class GStreamerSource:
         return Player(self._camera, self._pixel_formats, self._interrupted, self.skipped)
 
     def open(self) -> StreamInfo:
-        """Connect, and wait for the first decoded frame, because only a decoded frame shows its format.
+        """Connect, wait for the first decoded frame, and return the properties of the stream.
 
         Raises:
             SourceError: GStreamer or a package is missing, the camera cannot be reached, refuses the connection, or

@@ -52,10 +52,9 @@ class AnnexB:
         return self._codec in _FILTERS
 
     def with_parameters(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return a key frame with its parameter sets, and data that differs if the format of the stream has changed.
+        """Return the key frame `data` with its parameter sets, and the part that specifies the format of the stream.
 
-        For H.264 and H.265, this data is the parameter sets. For other codecs, it is the whole frame, which contains
-        the format.
+        For H.264 and H.265, this part consists of the parameter sets. For other codecs, it is the whole frame.
         """
         if not self.has_parameters:
             return data, data

@@ -47,8 +47,7 @@ class Camera:
 
 
 def find_devices(targets: Sequence[Target], timeout_s: float, account: Account | None) -> list[Device]:
-    """Search for devices, and ask each of them for its profiles and streams.
-
+    """Search for devices, and ask each of them for its profiles and streams. Return the devices.
     If a device does not answer completely, the reasons are in `Device.problems`.
 
     Args:
@@ -57,7 +56,7 @@ def find_devices(targets: Sequence[Target], timeout_s: float, account: Account |
         account: account on the devices; None if there is none.
 
     Raises:
-        SourceError: a host in `targets` is neither a known name nor an IPv4 address.
+        SourceError: a host in `targets` is neither a name that can be resolved nor an IPv4 address.
     """
     return asyncio.run(_find_devices(targets, timeout_s, account))
 
@@ -75,7 +74,7 @@ async def _find_devices(targets: Sequence[Target], timeout_s: float, account: Ac
 async def _ask(
     device: Device, account: Account | None, timeout_s: float, context: ssl.SSLContext, slots: asyncio.Semaphore
 ) -> None:
-    """Store the answers of a device in `device`. If an answer is missing, store the reason in `device.problems`."""
+    """Ask a device, and store its answers in `device`. If an answer is missing, add the reason to `device.problems`."""
     # Many devices close the connection after a response without announcing it. Another request over it would fail.
     limits = httpx.Limits(max_keepalive_connections=0)
     async with slots, httpx.AsyncClient(verify=context, trust_env=False, timeout=timeout_s, limits=limits) as http:
@@ -180,9 +179,9 @@ def _unused(name: str, taken: set[str]) -> str:
 def camera_section(
     device: Device, camera: Camera, account: Account | None, variable: str
 ) -> tuple[Mapping[str, Any] | None, SourceError | None]:
-    """Return the keys of a camera for camera.yaml, and the reason why there are none.
+    """Return the keys of a camera for camera.yaml and None, or None and the reason why there are no keys.
 
-    One of the two is None; both are None if no stream is preferred. There are no keys if the stream is on a different
+    If no stream is preferred, return None and None. There are no keys if the stream is on a different
     host, or if its address contains an account. In the keys, the password of `account` is a reference to the
     environment variable `variable`.
     """

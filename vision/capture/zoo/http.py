@@ -152,7 +152,7 @@ class HttpConnection:
         return image
 
     async def _snapshot(self) -> bool:
-        """Send the next JPEG. Return True if the connection is kept. The requests of all clients form one playback."""
+        """Send the next JPEG. Return True if the connection stays open. All clients share one playback."""
         playback = self._state.snapshots = self._state.snapshots or self._host.streaming()
         position = len(playback.sent)
         image = self._jpeg(position, playback)
@@ -217,7 +217,10 @@ class HlsChannel:
     """A live HLS stream that starts with the first request. A segment exists when all its frames are due."""
 
     def __init__(self, segment_s: int, frames: int, muxed: Callable[[int], bytes]) -> None:
-        """Create the stream. `muxed` returns the bytes of the frame at an index; a segment has `frames` frames."""
+        """Create the stream. A segment contains `frames` frames, and lasts `segment_s` seconds.
+
+        `muxed` returns the bytes of the frame at an index, in the container of the stream.
+        """
         self._segment_s = segment_s
         self._frames = frames
         self._muxed = muxed

@@ -145,9 +145,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit of a reader that plays the camera, described by `text`.
+    """A limitation of a reader, although the reader plays the camera. `text` describes the limitation.
 
-    Under one of `faults`, the reader does not count all missing frames.
+    During the faults in `faults`, the reader does not count all missing frames.
     """
 
     reader: Reader
@@ -173,7 +173,7 @@ class Persona:
     limits: tuple[Limit, ...] = ()
 
     def counts_all(self, reader: Reader, fault: Fault) -> bool:
-        """Return True if the reader counts all missing frames under this fault, according to `limits`."""
+        """Return True if the reader counts all missing frames during this fault, according to `limits`."""
         return not any(limit.reader == reader and fault in limit.faults for limit in self.limits)
 
     @property

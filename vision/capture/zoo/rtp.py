@@ -52,7 +52,10 @@ class RtpSender:
     def __init__(
         self, stream: RtspStream, playback: Playback, send: Send, *, loses: bool, disturbance: Disturbance
     ) -> None:
-        """Create the sender. `playback` records the sent frames. If `loses`, omit one packet of some frames."""
+        """Create the sender. `send` sends each packet, and `playback` records the sent frames.
+
+        If `loses` is True, omit one packet of some frames.
+        """
         self._stream = stream
         self._playback = playback
         self._send = send
@@ -90,7 +93,7 @@ class RtpSender:
             place += 1
 
     def _frame(self, place: int) -> tuple[Clip, CodedFrame, int]:
-        """Return the clip and the frame to send, and the position of the frame in the display order of the clip."""
+        """Return the clip and the frame to send as number `place`, and the position of the frame in display order."""
         stream, disturbance = self._stream, self._disturbance
         turn = (place - stream.first_frame) // stream.resize_every if stream.resize_every else 0
         if place % GOP == 0:  # only a key frame can change the size

@@ -26,7 +26,10 @@ _STOP_S: Final = 5.0
 
 
 def missing(persona: Persona) -> str | None:
-    """Return the reason why this machine cannot encode the video of a camera; None if it can, or for HTTP cameras."""
+    """Return the reason why this machine cannot encode the video of a camera; None if it can.
+
+    For HTTP cameras, always return None.
+    """
     stream = persona.stream
     if isinstance(stream, RtspStream) and not can_encode(stream.codec):
         return f"this PyAV cannot encode {stream.codec}"

@@ -167,9 +167,9 @@ class Network:
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
-    """Return True if the number of axes differs, or if all axes after the batch have the sizes in `declared`.
+    """Return False if an axis after the batch has a different size than in `declared`.
 
-    A size of None in `declared` matches any size.
+    A size of None in `declared` matches any size. If the numbers of axes differ, return True without a comparison.
     """
     if len(declared) != len(actual):
         return True

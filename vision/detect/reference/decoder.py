@@ -114,7 +114,7 @@ class Decoder:
         return 4 * self.rules.bins if self.rules.coding == "distances" else 4
 
     def of_frame(self, outputs: Sequence[NDArray[Any]], index: int) -> list[Floats]:
-        """Return the outputs of frame `index` for `decode`. `outputs` are the batch's outputs, in the same order."""
+        """Return the outputs of frame `index` for `decode`. `outputs` are those of a batch, in the same order."""
         pairs = zip(self.outputs, outputs, strict=True)
         return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
 

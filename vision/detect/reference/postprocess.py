@@ -74,7 +74,7 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """Overlaps (IoU) above which a box suppresses another box."""
+    """IoU thresholds above which a box suppresses another box."""
 
     same: float  # if both boxes have the same class
     across: float  # if their classes differ
@@ -135,9 +135,9 @@ class _Rows:
         return _Rows(self.low[:, index], self.high[:, index], self.area[index], class_ids, rotated)
 
     def suppress(self, others: _Rows, iou: Overlaps) -> NDArray[np.bool_]:
-        """Return a mask (K, M): [k, m] is True if candidate k, if kept, suppresses candidate m of `others`.
+        """Return a mask (K, M), in which [k, m] is True if candidate k can suppress candidate m of `others`.
 
-        Rules 3 and 4 of this module define the overlap that is required.
+        Rules 3 and 4 of this module define when a candidate suppresses another candidate.
         """
         if self.rotated is not None and others.rotated is not None:
             limits: float | NDArray[np.float32] = np.float32(distance_limit(iou.same))

@@ -40,7 +40,10 @@ class Reading:
     class_ids: NDArray[np.int32]  # (N,)
 
     def without_padding(self) -> Reading:
-        """Return a copy without padding rows, which fill an output of fixed size: the score or both sides are 0."""
+        """Return a copy without padding rows, which fill an output of fixed size.
+
+        In a padding row, the score or both sides of the box are 0.
+        """
         real = (self.boxes_xyxy[:, :2] != self.boxes_xyxy[:, 2:]).any(axis=1) & (self.scores > 0)
         return Reading(self.boxes_xyxy[real], self.scores[real], self.class_ids[real])
 
@@ -60,7 +63,7 @@ def judge(
 
     Args:
         readings: one reading for each frame of the sample.
-        size: width and height of the canvas, model pixels.
+        size: width and height of the canvas in model pixels.
         suppressed: True if no suppression follows. Then each box must be an object, and repeated boxes are refused.
         bounded: True if the head limits the distances of the sides from a cell. Then huge boxes are accepted.
     """

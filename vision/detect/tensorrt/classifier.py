@@ -215,7 +215,7 @@ class TensorRTClassifier:
         self._resources = resources.pop_all()
 
     def allocate(self, count: int) -> list[GpuCrop]:
-        """Allocate the GPU memory of `count` crops."""
+        """Allocate and return the GPU memory of `count` crops."""
         row_bytes = -(-self._network.row_bytes // 256) * 256
         memory = self._resources.enter_context(DeviceBuffer(count * row_bytes, "crops of objects"))
         return [

@@ -422,7 +422,10 @@ class _Builder:
         return addresses
 
     def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
-        """Return the sizes of all memory that the start allocates, except for frames, whose sizes are not known yet."""
+        """Return the sizes of all memory that the detector allocates when it starts.
+
+        The memory of frames is not included, because their sizes are not known yet.
+        """
         device_bytes, host_bytes = slot_bytes(sizes.batch, program)
         lines = (
             BudgetLine("weights", "device", self.model.engine.weights_bytes),

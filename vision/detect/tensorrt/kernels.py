@@ -270,7 +270,7 @@ class PostprocessProgram:
 
     @property
     def keys_bytes(self) -> int:
-        """Size in bytes of the memory that stores the pairs of one frame."""
+        """Size in bytes of the memory that stores the pairs of a box and a class for one frame."""
         return 8 * int(self.definitions["PAIR_CAPACITY"])
 
 

@@ -65,7 +65,7 @@ class ExecutionLane:
 
 @dataclass(frozen=True, slots=True)
 class UploadPath:
-    """Objects with which all slots copy frames to the GPU, and limit the batches that run at the same time."""
+    """Objects that all slots share to copy frames to the GPU, and to limit how many batches run at the same time."""
 
     uploader: FrameUploader
     copies: Stream  # a separate stream, so that the copies for one batch overlap the computation of another batch
