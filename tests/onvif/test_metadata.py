@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.messages.samples import HEADER
+from vision.messaging.message_fields import MaskOfObject
 from vision.messaging.schema import (
     CountsMessage,
     DetectedObject,
     DetectionsMessage,
     EventMessage,
     LineCounts,
-    MaskOfObject,
     StageTimes,
     ZoneCounts,
 )

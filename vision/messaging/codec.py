@@ -15,20 +15,20 @@ from functools import lru_cache
 from math import inf, isfinite, isnan, nan
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from vision.errors import MessageError, conceal
+from vision.messaging.message_fields import Box
 from vision.messaging.replay_schema import ReplayReply, ReplayRequest
 from vision.messaging.schema import (
     KINDS,
     NODE,
     AnyMessage,
     AttributeOfObject,
-    Box,
     CameraReport,
     CameraStatusMessage,
     CountsMessage,
@@ -52,7 +52,7 @@ from vision.messaging.schema import (
     ZoneVisit,
     schema_of,
 )
-from vision.messaging.shapes import add_shapes
+from vision.messaging.shapes import add_shapes, shape_fields
 from vision.messaging.times import rfc3339
 from vision.types import Attribute, Counts, Detections, Event, ObjectSummary, Result, Tracks
 
@@ -221,9 +221,18 @@ def _stage_times(result: Result, published_ns: int) -> StageTimes:
 
 
 def event(
-    header: Header, happened: Event, result: Result, *, journal: str | None = None, number: int | None = None
+    header: Header,
+    happened: Event,
+    result: Result,
+    *,
+    masks: MaskFormat = "polygon",
+    journal: str | None = None,
+    number: int | None = None,
 ) -> EventMessage:
-    """Return the message of one event of `result`. `number` is its number in `journal`; None if it is not stored."""
+    """Return the message of one event of `result`. `masks` is the format of masks.
+
+    `number` is the number of the event in `journal`; None if it is not stored.
+    """
     meta = result.meta
     return EventMessage(
         **header,
@@ -236,7 +245,7 @@ def event(
         name=happened.name,
         track_id=happened.track_id,
         data={key: _concealed(value) for key, value in happened.data.items()},
-        box=_box_of(happened.track_id, result.objects),
+        **_outline(happened.track_id, result, masks),
         snapshot=happened.snapshot or None,
         journal=journal,
         number=number,
@@ -295,17 +304,24 @@ def _concealed(value: object) -> object:
     return [_concealed(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _box_of(track_id: int | None, objects: Detections | Tracks) -> tuple[float, float, float, float] | None:
+def _outline(track_id: int | None, result: Result, masks: MaskFormat) -> dict[str, Any]:
+    """Return the box of an event's object, and the fields of its shape. Empty if the object is not in the frame."""
+    objects = result.objects
     if track_id is None or not isinstance(objects, Tracks):
-        return None
+        return {}
     track_ids = objects.track_ids.tolist()
     if track_id not in track_ids:
-        return None
-    box = objects.boxes_xyxy[track_ids.index(track_id)].tolist()
+        return {}
+    row = track_ids.index(track_id)
+    box = objects.boxes_xyxy[row].tolist()
     if not isfinite(sum(box)):
-        return None
-    x1, y1, x2, y2 = (round(corner * 10.0) / 10.0 for corner in box)  # as `_rounded`
-    return x1, y1, x2, y2
+        return {}
+    fields: dict[str, Any] = {"box": tuple(round(corner * 10.0) / 10.0 for corner in box)}  # as `_rounded`
+    shapes = objects.shapes
+    if shapes is not None:
+        fields |= shape_fields(shapes.take(np.array([row])), result.meta, masks)[0]
+        fields["keypoint_names"] = list(shapes.keypoint_names) or None
+    return fields
 
 
 def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsReport:

@@ -94,7 +94,7 @@ class DetectionsPublisher:
         self._numbering = numbering
         self.class_names = tuple(class_names)
         self._encoding: Encoding = encoding
-        self._masks: MaskFormat = masks
+        self.masks: MaskFormat = masks
         self._recorder = recorder
 
     def publish(self, result: Result) -> None:
@@ -105,7 +105,7 @@ class DetectionsPublisher:
         topic = f"detections/{result.meta.camera_id}"
         with self._socket.lock:
             header = self._numbering.header(topic)
-            message = codec.detections(header, result, self.class_names, time.monotonic_ns(), self._masks)
+            message = codec.detections(header, result, self.class_names, time.monotonic_ns(), self.masks)
             payload = codec.encode(message, self._encoding)
             self._socket.send(topic, payload)
         if self._recorder is not None:
@@ -343,7 +343,8 @@ class Publisher:
         """
         self._detections.publish(result)
         if result.events:
-            self.publish_events([codec.event(codec.UNNUMBERED, event, result) for event in result.events])
+            masks = self._detections.masks
+            self.publish_events([codec.event(codec.UNNUMBERED, each, result, masks=masks) for each in result.events])
         if result.left:
             names = self._detections.class_names
             self.publish_objects([codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vision.messaging.schema import Compact, doc
+from vision.messaging.message_fields import Compact, doc
 
 
 class ReplayRequest(Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.replay-request/1"):

@@ -9,8 +9,18 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_args
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
+from vision.messaging.message_fields import (
+    Angle,
+    Box,
+    Compact,
+    Corners,
+    KeypointNames,
+    Keypoints,
+    ObjectMask,
+    doc,
+)
 from vision.messaging.times import utc_ns
 from vision.types import ViewNumbers
 
@@ -29,20 +39,6 @@ REMOVED = "removed"
 
 NODE = "node"
 """The second part of ``status/node`` and ``events/node``, which are about the program. No camera can have this name."""
-
-
-def doc(description: str) -> Meta:
-    """Return the description of a field, for the JSON Schema and docs/messages.md."""
-    return Meta(description=description)
-
-
-class Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Base class of all structs. `repr` omits fields that are None; encoded messages omit default values."""
-
-    def __repr__(self) -> str:
-        fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        shown = (f"{name}={value!r}" for name, value in fields if value is not None)
-        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 # The header of every message. The publisher adds it when it builds the message.
@@ -73,30 +69,6 @@ class AttributeOfObject(Compact, frozen=True, kw_only=True):
     age_ms: Annotated[int, doc("time from the frame that the second model read to this frame, in ms")]
 
 
-Box: TypeAlias = tuple[float, float, float, float]
-"""x1, y1, x2, and y2 in pixels of the frame."""
-
-Pixel: TypeAlias = tuple[float, float]
-"""x and y in pixels of the frame."""
-
-
-class MaskOfObject(Compact, frozen=True, kw_only=True):
-    """The pixels of an object, as `polygons`, or as run lengths (`size` and `counts`) in the format of COCO."""
-
-    polygons: Annotated[
-        list[list[Pixel]] | None,
-        doc("outer outline of each part of the object, in pixels; absent with `publish.masks: rle` or without OpenCV"),
-    ] = None
-    size: Annotated[tuple[int, int] | None, doc("height and width of the frame; absent with polygons")] = None
-    counts: Annotated[
-        list[int] | None,
-        doc(
-            "numbers of pixels outside and inside the object in turn, from top to bottom in each column, columns from "
-            "left to right; absent with polygons"
-        ),
-    ] = None
-
-
 class DetectedObject(Compact, frozen=True, kw_only=True):
     """One object in one frame."""
 
@@ -113,19 +85,10 @@ class DetectedObject(Compact, frozen=True, kw_only=True):
         None
     )
     attributes: Annotated[list[AttributeOfObject] | None, doc("results of the second model; absent if none yet")] = None
-    mask: Annotated[MaskOfObject | None, doc("pixels of the object; absent if the model finds no masks")] = None
-    keypoints: Annotated[
-        list[tuple[float, float, float]] | None,
-        doc("x, y, and score of each keypoint, in the order of `keypoint_names`; absent if the model finds none"),
-    ] = None
-    angle_deg: Annotated[
-        float | None,
-        doc("angle of the longer side of an oriented box, 0 up to 180, clockwise from the x axis; absent if upright"),
-    ] = None
-    corners: Annotated[
-        list[Pixel] | None,
-        doc("corners of an oriented box, clockwise; can lie outside the frame; absent for upright boxes"),
-    ] = None
+    mask: ObjectMask = None
+    keypoints: Keypoints = None
+    angle_deg: Angle = None
+    corners: Corners = None
 
     def __str__(self) -> str:
         """Return the object as text, such as ``person #17 0.88 at 412,220,499,471``."""
@@ -165,9 +128,7 @@ class DetectionsMessage(Compact, frozen=True, kw_only=True, tag_field="schema", 
         int, doc("possible objects that the detector ignored, because there were too many; absent means 0")
     ] = 0
     invalid: Annotated[int, doc("objects that the message omits, because a value is not finite; absent means 0")] = 0
-    keypoint_names: Annotated[
-        list[str] | None, doc("names of the keypoints of each object; absent if there are no keypoints or names")
-    ] = None
+    keypoint_names: KeypointNames = None
 
     @property
     def topic(self) -> str:
@@ -219,6 +180,11 @@ class EventMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="
     track_id: Annotated[int | None, doc("track of the object; absent if the event is not about one object")] = None
     data: Annotated[dict[str, Any], doc("details, depending on `kind`")]
     box: Annotated[Box | None, doc("box of the object in this frame; absent if the object is not in it")] = None
+    mask: ObjectMask = None
+    keypoints: Keypoints = None
+    keypoint_names: KeypointNames = None
+    angle_deg: Angle = None
+    corners: Corners = None
     snapshot: Annotated[
         str | None, doc("path of a JPEG file of the frame on the publishing machine; absent if there is none")
     ] = None
@@ -276,8 +242,12 @@ class ObjectMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag=
         list[tuple[int, float, float]],
         doc("up to 64 positions: time since `first_seen` in ms, x and y of the bottom center of the box in pixels"),
     ]
-    lines: Annotated[list[LineCrossing], doc("the last 64 crossings of lines, oldest first; absent if none")] = []
-    zones: Annotated[list[ZoneVisit], doc("the last 64 stays in zones, oldest first; absent if none")] = []
+    lines: Annotated[list[LineCrossing], doc("the last 64 crossings of lines, oldest first; absent if none")] = (
+        msgspec.field(default_factory=list)
+    )
+    zones: Annotated[list[ZoneVisit], doc("the last 64 stays in zones, oldest first; absent if none")] = msgspec.field(
+        default_factory=list
+    )
     attributes: Annotated[list[AttributeOfObject] | None, doc("results of the second model; absent if none")] = None
     snapshot: Annotated[bytes | None, doc("JPEG of the object, if possible large and clear; absent if none")] = None
     snapshot_at: Annotated[str | None, doc("time of the frame of the snapshot in UTC, RFC 3339; absent if none")] = None
@@ -368,7 +338,7 @@ class CameraReport(Compact, frozen=True, kw_only=True):
     dropped_by_stage: Annotated[
         dict[str, int],
         doc("the `superseded` and `stale` frames of `dropped`, by stage: `capture`, `detector`, or `results`"),
-    ] = {}
+    ] = msgspec.field(default_factory=dict)
     fps: Annotated[float, doc("received frames per second")]
     published_fps: Annotated[float, doc("published frames per second")]
     last_frame_age_s: Annotated[float | None, doc("seconds since the last frame; absent before the first")] = None
@@ -457,8 +427,12 @@ class NodeReport(Compact, frozen=True, kw_only=True):
     dropped: Annotated[dict[str, int], doc("number of dropped frames, by reason")]
     queues: Annotated[dict[str, int], doc("`results`: frames of batches whose results are not finished")]
     rss_bytes: Annotated[int, doc("resident memory of the main process, in bytes")]
-    memory_bytes: Annotated[dict[str, int], doc("memory by process; shared memory is divided among its users")] = {}
-    counters: Annotated[dict[str, int], doc("other counters, such as `detector.truncated_candidates`")] = {}
+    memory_bytes: Annotated[dict[str, int], doc("memory by process; shared memory is divided among its users")] = (
+        msgspec.field(default_factory=dict)
+    )
+    counters: Annotated[dict[str, int], doc("other counters, such as `detector.truncated_candidates`")] = msgspec.field(
+        default_factory=dict
+    )
     detector: Annotated[DetectorStatus | None, doc("status of the detector")] = None
 
     @property
@@ -474,10 +448,12 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
     boot: Boot
     seq: Seq
     replay: Annotated[str | None, doc("address for requests of missed events; absent if there is none")] = None
-    sinks: Annotated[dict[str, SinkStatus], doc("status of each configured sink, by name; absent if none")] = {}
+    sinks: Annotated[dict[str, SinkStatus], doc("status of each configured sink, by name; absent if none")] = (
+        msgspec.field(default_factory=dict)
+    )
     disks: Annotated[
         dict[str, DiskStatus], doc("free space for `state_dir` and for the snapshots, by folder; absent if none")
-    ] = {}
+    ] = msgspec.field(default_factory=dict)
 
 
 StatusReport: TypeAlias = CameraReport | CountsReport | NodeReport

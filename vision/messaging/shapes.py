@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.messaging.schema import DetectedObject, MaskFormat, MaskOfObject
+from vision.messaging.message_fields import MaskOfObject
+from vision.messaging.schema import DetectedObject, MaskFormat
 from vision.types import FrameMeta, Mask, Shapes, rotated_corners
 
 _FINER: Final = 4  # factor by which a mask is enlarged before its outline is traced
@@ -26,7 +27,13 @@ def add_shapes(
 
     Masks have the format `form`, or ``rle`` if OpenCV is not installed.
     """
-    described: list[dict[str, object]] = [{} for _ in objects]
+    pairs = zip(objects, shape_fields(shapes, meta, form, len(objects)), strict=True)
+    return [msgspec.structs.replace(detected, **fields) for detected, fields in pairs]
+
+
+def shape_fields(shapes: Shapes, meta: FrameMeta, form: MaskFormat, count: int = 1) -> list[dict[str, Any]]:
+    """Return the fields `mask`, `keypoints`, `angle_deg`, and `corners` of `count` objects, if they have them."""
+    described: list[dict[str, Any]] = [{} for _ in range(count)]
     if shapes.masks is not None:
         for fields, mask in zip(described, shapes.masks, strict=True):
             fields["mask"] = describe_mask(mask, meta.width_px, meta.height_px, form)
@@ -40,8 +47,7 @@ def add_shapes(
         corners = rotated_corners(shapes.rotated_boxes).round(1).tolist()
         for fields, angle, four in zip(described, angles.tolist(), corners, strict=True):
             fields |= {"angle_deg": angle, "corners": [(x, y) for x, y in four]}
-    pairs = zip(objects, described, strict=True)
-    return [msgspec.structs.replace(detected, **fields) for detected, fields in pairs]
+    return described
 
 
 def describe_mask(mask: Mask, width_px: int, height_px: int, form: MaskFormat) -> MaskOfObject:

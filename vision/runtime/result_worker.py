@@ -121,7 +121,8 @@ class _Outbox:
     def publish(self, result: Result) -> None:
         self._detections.publish(result)
         if result.events:
-            self.events += [codec.event(codec.UNNUMBERED, event, result) for event in result.events]
+            masks = self._detections.masks
+            self.events += [codec.event(codec.UNNUMBERED, event, result, masks=masks) for event in result.events]
         names = self._detections.class_names
         self.objects += [codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left]
         camera, counts = result.meta.camera_id, result.counts

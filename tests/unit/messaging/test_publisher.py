@@ -15,17 +15,31 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
+from msgspec.structs import replace
 
 from tests.log_records import log_args
 from tests.messages.processes import Program, python, wait_until
-from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, camera_status, crossed, found, node_status, result
+from tests.messages.samples import (
+    CLASSES,
+    HEADER,
+    PUBLISHED_NS,
+    camera_status,
+    crossed,
+    found,
+    node_status,
+    result,
+    tracked,
+)
 from vision.errors import EXIT_CONFIG, EXIT_TEMPORARY, Closed, ConfigError, Unavailable, VisionError
 from vision.messaging import codec, schema
 from vision.messaging.publisher import Publisher
 from vision.messaging.recorder import Recorder
+from vision.messaging.shapes import describe_mask
 from vision.state.database import StateDatabase
+from vision.types import Mask, Shapes
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
@@ -93,6 +107,22 @@ def test_result_is_sent_with_events_and_numbers(encoding: schema.Encoding) -> No
     assert isinstance(first, schema.DetectionsMessage)
     assert [found.class_name for found in first.objects] == ["person", "car"]
     assert first.node == "n"
+
+
+@pytest.mark.parametrize("masks", ["polygon", "rle"])
+def test_event_has_the_mask_of_its_object_in_the_configured_format(masks: schema.MaskFormat) -> None:
+    mask = Mask(np.ones((2, 3), np.bool_), (10.0, 20.0, 40.0, 40.0))
+    seen = result(replace(tracked(2), shapes=Shapes(masks=(mask, mask))), events=(crossed(),))
+    with (
+        closing(Publisher(ANY_PORT, node="node-1", class_names=CLASSES, masks=masks)) as publisher,
+        joined(publisher, "events/gate") as subscriber,
+    ):
+        publisher.publish(seen)
+        event = subscriber.receive()
+    assert isinstance(event, schema.EventMessage)
+    assert event.mask == describe_mask(mask, seen.meta.width_px, seen.meta.height_px, masks)
+    assert event.mask is not None
+    assert (event.mask.polygons is None) == (masks == "rle")
 
 
 def test_payload_has_configured_encoding() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.messages.samples import CLASSES, HEADER, PUBLISHED_NS, found, result, tracked
 from vision.messaging import codec, schema, shapes
-from vision.types import Detections, Mask, Shapes, Tracks
+from vision.types import Detections, Event, Mask, Shapes, Tracks
 
 WIDTH, HEIGHT = 640, 480
 
@@ -62,6 +62,40 @@ def test_objects_without_shapes_have_no_further_fields() -> None:
     assert "keypoint_names" not in content
     for detected in content["objects"]:
         assert not {"mask", "keypoints", "angle_deg", "corners"} & set(detected)
+
+
+def shapes_of(rows: int) -> dict[str, Shapes]:
+    """Return each kind of shape, for `rows` objects that differ."""
+    points = np.linspace(0, 1, rows * 6, dtype=np.float32).reshape(rows, 2, 3)
+    rotated = np.array([[100 + 10 * row, 50, 40, 20, 0.1 + row / 4] for row in range(rows)], np.float32)
+    return {
+        "keypoints": Shapes(keypoints=points, keypoint_names=("nose", "tail")),
+        "unnamed keypoints": Shapes(keypoints=points),
+        "oriented boxes": Shapes(rotated_boxes=rotated),
+        "masks": Shapes(masks=tuple(box_mask(10 + 40 * row, 50, 40 + 40 * row, 90) for row in range(rows))),
+    }
+
+
+@pytest.mark.parametrize("form", ["polygon", "rle"])
+@pytest.mark.parametrize("kind", shapes_of(1))
+def test_event_has_the_shape_of_its_object(kind: str, form: schema.MaskFormat) -> None:
+    seen = result(replace(tracked(3), shapes=shapes_of(3)[kind]))
+    detections = codec.detections(HEADER, seen, CLASSES, PUBLISHED_NS, form)
+    for detected in detections.objects:
+        crossed = Event("line_crossed", "door", "gate", detected.track_id, 0)
+        event = codec.event(HEADER, crossed, seen, masks=form)
+        for field in ("box", "mask", "keypoints", "angle_deg", "corners"):
+            assert getattr(event, field) == getattr(detected, field), field
+        assert event.keypoint_names == detections.keypoint_names
+        assert codec.decode("events/gate", codec.encode(event)) == event
+
+
+@pytest.mark.parametrize("kind", shapes_of(1))
+def test_event_about_no_object_of_the_frame_has_no_shape(kind: str) -> None:
+    seen = result(replace(tracked(3), shapes=shapes_of(3)[kind]))
+    for track_id in (None, 99):
+        content = json.loads(codec.encode(codec.event(HEADER, Event("crowded", "queue", "gate", track_id, 0), seen)))
+        assert not {"box", "mask", "keypoints", "keypoint_names", "angle_deg", "corners"} & set(content)
 
 
 @pytest.mark.parametrize(

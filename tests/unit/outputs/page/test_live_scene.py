@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from tests.page.live_site import message_of
-from vision.messaging.schema import AttributeOfObject, MaskOfObject
+from vision.messaging.message_fields import MaskOfObject
+from vision.messaging.schema import AttributeOfObject
 from vision.outputs.page.live_scene import drawing, scene
 from vision.types import FrameMeta
 
