@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -29,12 +29,12 @@ from vision.language.messages import (
     Outcome,
     Received,
     Statement,
-    Subject,
     Totals,
     Unasked,
     decode_line,
     failures_address,
 )
+from vision.language.open_questions import OpenQuestions
 from vision.messaging.helper_process import HelperProcess
 from vision.messaging.schema import EventMessage
 
@@ -65,7 +65,7 @@ class LanguageProcess:
     The class is the `EventGate` of the publisher. `address` is the name of the socket to which stages send questions.
     If a stage cannot send a question, the stage reports this to `failures_address(address)`, which a second thread of
     this class reads. If the process ends, the questions that it has not answered are lost, and their events stop
-    waiting.
+    waiting. The same is true for the questions of a result worker that ends.
     """
 
     def __init__(self, config: AppConfig) -> None:
@@ -87,8 +87,7 @@ class LanguageProcess:
         self.address = f"vision-{secrets.token_hex(16)}"
         self._held = HeldEvents(config.verify)
         self._counts = Counter[str](), Totals(counters={}, gauges={})  # of the earlier processes, and of this one
-        self._asked: dict[tuple[str, str], Subject] = {}  # questions that the process must answer, by id and purpose
-        self._lost = 0
+        self._open = OpenQuestions(config.verify, config.describe)
         self._heard_s = time.monotonic()
         self._work: queue.Queue[_Work | None] = queue.Queue(_MOST_WAITING)
         self._discarded = 0
@@ -136,6 +135,7 @@ class LanguageProcess:
         """
         if self._error is not None:
             raise self._error
+        self._open.add(events)
         return self._held.admit(events)
 
     def sent(self, events: Sequence[EventMessage]) -> None:
@@ -144,11 +144,16 @@ class LanguageProcess:
         if amendments:
             self._add(amendments)
 
+    def worker_ended(self, cameras: Collection[str]) -> None:
+        """Give up the questions that the result worker of these cameras had when it ended."""
+        self._open.worker_ended(cameras)
+        self._add([])  # wakes the thread
+
     def counters(self) -> dict[str, int]:
         """Return the counters of the process and of the held events, by name."""
         earlier, totals = self._counts
         counters = earlier + Counter(totals.counters)
-        counters["lost"] = self._lost
+        counters["lost"] = self._open.lost
         own = {f"events.{name}": count for name, count in self._held.counters.items()}
         own |= {"events.waiting": self._held.waiting(), "events.discarded": self._discarded}
         own["restarts"] = self._process.restarts
@@ -183,21 +188,19 @@ class LanguageProcess:
         elif isinstance(line, LogLine):
             log.log(logging.WARNING if line.is_problem else logging.INFO, "language: %s", line.text)
         elif isinstance(line, Received):
-            self._asked[line.subject.id, line.subject.purpose] = line.subject
+            self._open.received(line.subject)
         else:
             if isinstance(line, Outcome):
-                self._asked.pop((line.id, line.purpose), None)
+                self._open.answered(line.id, line.purpose)
             elif isinstance(line, Unasked):
-                self._asked.pop((line.subject.id, line.subject.purpose), None)
+                self._open.answered(line.subject.id, line.subject.purpose)
             self._add(line)
 
     def _forget(self) -> None:
         """Give up the questions that a process had when it ended. The thread that calls `_read` calls this method."""
         earlier, totals = self._counts
         self._counts = earlier + Counter(totals.counters), Totals(counters={}, gauges={})
-        asked, self._asked = self._asked, {}
-        self._lost += len(asked)
-        for subject in asked.values():
+        for subject in self._open.process_ended():
             self._add(Unasked(subject=subject, reason="process-ended"))
 
     def _receive(self, failures: zmq.Socket[bytes]) -> None:
@@ -206,6 +209,7 @@ class LanguageProcess:
             while True:
                 with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                     if isinstance(line := decode_line(failures.recv().decode()), Unasked):
+                        self._open.remove(line.subject)
                         self._add(line)
 
     def _add(self, work: _Work) -> None:
@@ -235,10 +239,18 @@ class LanguageProcess:
                     events.append(work.event)
                 elif work is not None:
                     events += work
+            events += self._lost_with_workers()
             events += self._held.expired() if is_open else self._held.release()
             self._send(events)
             self._record()
             self._check_process()
+
+    def _lost_with_workers(self) -> list[EventMessage]:
+        """Give up the questions that ended with a result worker. Return the events that have waited for the answers."""
+        subjects = self._open.given_up()
+        return [
+            event for subject in subjects for event in self._not_asked(Unasked(subject=subject, reason="worker-ended"))
+        ]
 
     def _not_asked(self, unasked: Unasked) -> list[EventMessage]:
         """Write to the ledger that a question gets no answer. Return the events to publish without this answer."""
@@ -271,8 +283,9 @@ class LanguageProcess:
                 self._ledger.write({**about, "kind": event.kind, "name": event.name, "dropped": each.reason}, [])
 
     def _pause_s(self) -> float:
-        next_s = self._held.next_s()
-        return _POLL_S if next_s is None else min(_POLL_S, max(0.0, next_s - time.monotonic()))
+        now_s = time.monotonic()
+        times_s = [each for each in (self._held.next_s(), self._open.next_s()) if each is not None]
+        return max(0.0, min([now_s + _POLL_S, *times_s]) - now_s)
 
     def _check_process(self) -> None:
         """Kill a process that hangs, so that it is started again."""

@@ -121,6 +121,9 @@ class EventGate(Protocol):
     def sent(self, events: Sequence[EventMessage]) -> None:
         """Receive the events that were sent, with their sequence numbers."""
 
+    def worker_ended(self, cameras: Collection[str]) -> None:
+        """Stop waiting for what the process that handled the results of these cameras can no longer do."""
+
 
 class EventPublisher:
     """Publisher that numbers, stores, and sends events.
@@ -162,6 +165,12 @@ class EventPublisher:
         """Return the fault of the view of a camera that was reported and has not ended; None if there is none."""
         with self._lock:
             return self._open.view_fault(camera)
+
+    def worker_ended(self, cameras: Collection[str]) -> None:
+        """Publish the ends of the open states of these cameras. Then inform the gate, which can hold their starts."""
+        self.end_states(cameras)
+        if self._gate is not None:
+            self._gate.worker_ended(cameras)
 
     def end_states(self, cameras: Collection[str] | None) -> None:
         """Publish the ends of the open states of these cameras; of all cameras if None."""
@@ -359,6 +368,10 @@ class Publisher:
         If `cameras` is None, end the states of all cameras. Raise `Closed` after `close`.
         """
         self._events.end_states(cameras)
+
+    def worker_ended(self, cameras: Collection[str]) -> None:
+        """End the states of these cameras, because the process that handled their results has ended."""
+        self._events.worker_ended(cameras)
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
         """Send events that the gate has held back, or amendments, as `EventPublisher.publish` does."""

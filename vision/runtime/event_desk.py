@@ -40,9 +40,9 @@ class EventDesk:
         """Forget a removed camera. The database keeps the counters of the camera."""
         self._counters.pop(camera_id, None)
 
-    def end_states(self, camera_ids: Sequence[str]) -> None:
+    def worker_ended(self, camera_ids: Sequence[str]) -> None:
         """Publish the ends of the open states of these cameras, because the worker that reported them was lost."""
-        self._publisher.end_states(camera_ids)
+        self._publisher.worker_ended(camera_ids)
 
     def take(self, answer: Answer) -> None:
         """Store the counters and the events of an answer. Then publish the events and the summaries of objects."""

@@ -231,6 +231,8 @@ class _Link:
     def _finish(self, answer: Answer) -> None:
         """Finish the results of an answer: update the metrics, release the leases, and record the detections."""
         with self._lock:
+            if len(self._sent) < len(answer.outcomes):  # discarded, because the program stops and could not wait longer
+                return
             frames = [self._sent.popleft() for _ in answer.outcomes]
         self.answered += len(frames)
         reasons: list[DropReason | None] = []
@@ -275,7 +277,7 @@ class _Link:
             self._files.clear()
         if reason:
             self.is_lost = True
-            self._desk.end_states(list(self.cameras))
+            self._desk.worker_ended(list(self.cameras))
 
 
 class ResultProcesses:

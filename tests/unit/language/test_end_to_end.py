@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -231,6 +232,44 @@ def test_a_killed_process_ends_the_wait_of_its_events(tmp_path: Path, on_timeout
     else:
         assert not published
         assert {line["id"] for line in lines if line.get("dropped") == "process-ended"} == set(ended)
+
+
+@pytest.mark.parametrize("waiting", [{}, {"wait_s": 3600}, {"wait_s": 3600, "on_timeout": "drop"}])
+def test_a_killed_result_worker_loses_no_event_that_waits(tmp_path: Path, waiting: dict[str, Any]) -> None:
+    """Kill a result worker whose questions lack images. No later process knows these questions.
+
+    Its events must not wait for an hour, and each zone entry must have the event of the rule that reports it.
+    """
+    with chat_server() as server, ExitStack() as resources:
+        verify, state_dir = [CHECK | waiting | {"frames": 16, "spacing_s": 60}], str(tmp_path / "state")
+        language = {"ledger": str(tmp_path / "ledger"), "max_age_s": 3600}
+        config = asking(tmp_path, server, processes=2, verify=verify, state_dir=state_dir, language=language)
+        with running(config, state=open_state(config, resources)) as program:
+            wait_until(
+                lambda: len({each.camera for each in events(program, "zone_entered")}) == 3, "events of all cameras", 60
+            )
+            program.workers()[0].kill()  # of the cameras c0 and c2
+            wait_until(is_counted(program, "lost", 2), "the lost questions", 60)
+            wait_until(lambda: any(each.epoch for each in program.of(EventMessage)), "events of the new worker", 60)
+            asked = len(server.requests)
+    assert (program.failure, asked) == (None, 0)
+    lines = [json.loads(line) for line in (tmp_path / "ledger" / "ledger.jsonl").read_text().splitlines()]
+    ended = {line["id"]: line for line in lines if line.get("unasked") == "worker-ended"}
+    assert {line["camera"] for line in ended.values()} == {"c0", "c2"}
+    published = {each.id for each in events(program)}
+    if waiting.get("on_timeout") == "drop":
+        assert {line["id"] for line in lines if line.get("dropped") == "worker-ended"} == set(ended)
+        assert not published & set(ended)
+    else:
+        assert ended.keys() <= published  # before the end of the program, which publishes all events that wait
+        assert _stored(tmp_path, "rule") == _stored(tmp_path, "zone_entered")
+
+
+def _stored(folder: Path, kind: str) -> Counter[tuple[str, int, int, int | None]]:
+    """Return the frame and the track of each stored event of a kind."""
+    with closing(sqlite3.connect(folder / "state" / "state.db")) as database:
+        stored = [json.loads(payload) for (payload,) in database.execute("SELECT payload FROM events")]
+    return Counter((e["camera"], e["epoch"], e["frame"], e.get("track_id")) for e in stored if e["kind"] == kind)
 
 
 class Published:

@@ -280,6 +280,19 @@ def test_stop_ends_a_worker_that_is_stuck(tmp_path: Path) -> None:
         assert camera.grabbed == camera.published + sum(camera.dropped.values())
 
 
+def test_an_answer_after_the_time_for_the_stop_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(site(tmp_path, processes=2, cameras=2)) as program:
+        wait_until(lambda: len(program.of(DetectionsMessage)) > 10, "detections")
+        worker = program.workers()[0]
+        os.kill(worker.pid, signal.SIGSTOP)
+        time.sleep(0.3)  # results wait for the worker
+        program.stop.set()
+        wait_until(lambda: "results did not end within" in caplog.text, "the time for the stop is over")
+        os.kill(worker.pid, signal.SIGCONT)
+    assert program.failure is None
+    assert "results failed" not in caplog.text
+
+
 def test_lost_worker_of_an_offline_run_is_an_error(tmp_path: Path) -> None:
     config = site(tmp_path, processes=2, source="synthetic:160x120@30?objects=3&frames=100000")
     with running(config, offline=True) as program:
