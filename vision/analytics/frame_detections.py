@@ -9,17 +9,17 @@ import numpy as np
 from numpy import count_nonzero  # several times faster than any() and all() on small arrays
 
 from vision.analytics.class_groups import ClassGroups, ClassIds, single_boxes
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, reach_edge
+from vision.analytics.geometry import BoolArray, FloatArray, FrameEdges, IndexArray
 from vision.config import TrackConfig
 from vision.types import Detections
 
 SCORE_GRAIN: Final = 1e-6  # tolerance of thresholds, because scores are rounded to float32
 
 # Lengths are in object sizes (the longer side of the box), so that the distance to the camera does not matter.
-_POSITION_NOISE: Final = 0.05  # standard deviation of the center of a strong detection; 1/20 as in ByteTrack
-_UNSURE_NOISE: Final = 0.2  # added per unit of score below `_SURE_SCORE`
-_SURE_SCORE: Final = 0.8
-_EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
+_POSITION_NOISE: Final = np.array(0.05)  # standard deviation of the center of a strong detection; 1/20 as in ByteTrack
+_UNSURE_NOISE: Final = np.array(0.2)  # added per unit of score below `_SURE_SCORE`
+_SURE_SCORE: Final = np.array(0.8)  # NumPy computes faster with an array than with a Python number
+_ZERO: Final = np.array(0.0)
 
 _CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [0, -1, 0, 1]])
 """Matrix that converts corners x1, y1, x2, y2 to center x, center y, width, and height."""
@@ -47,7 +47,7 @@ class FrameDetections:
         detections: Sequence[Detections],
         config: TrackConfig,
         class_groups: ClassGroups | None,
-        edges_px: FloatArray | None,
+        edges: FrameEdges | None,
     ) -> None:
         """Convert the detections.
 
@@ -55,7 +55,7 @@ class FrameDetections:
             detections: detections of one frame of each camera.
             config: contains the minimum scores of usable detections and of strong detections.
             class_groups: groups of classes that the detector confuses; None if there are none.
-            edges_px: width and height of the frames (2,), or of each camera's frame (cameras, 2); None if unknown.
+            edges: edges of the cameras' frames; None if unknown.
         """
         camera: IndexArray | None = None
         classes: ClassIds
@@ -72,7 +72,8 @@ class FrameDetections:
             boxes[~finite.all(axis=1)] = 0.0  # a box without area is not usable
         at = _CENTERS.dot(boxes.T)
         size = np.maximum(at[2], at[3])
-        usable = (scores >= config.low_score - SCORE_GRAIN) & (np.minimum(at[2], at[3]) > 0)
+        usable = np.minimum(at[2], at[3]) > _ZERO
+        usable &= scores >= config.low_score - SCORE_GRAIN
         groups = classes
         if class_groups is not None:
             groups = class_groups.of(classes)
@@ -93,10 +94,10 @@ class FrameDetections:
         self.strong: BoolArray = scores >= config.high_score - SCORE_GRAIN
         self.classes: ClassIds = classes
         self.groups: ClassIds = groups
-        self.cut: BoolArray = reach_edge(boxes, edges_of(edges_px, camera), _EDGE_PX)
+        self.cut: BoolArray  # (N,) True if the edge of the frame cuts off the box
+        self.cut = np.zeros(len(boxes), np.bool_) if edges is None else edges.are_near(boxes, camera)
         self.at: FloatArray = at  # (4, N) center x, center y, width, height
-        relative = _POSITION_NOISE + _UNSURE_NOISE * np.maximum(_SURE_SCORE - scores, 0.0)
-        self.noise: FloatArray = (relative * size) ** 2  # (N,) variance of the center
+        self.noise = _center_variances(scores, size)  # (N,)
 
     def rows_of(self, camera: int, rows: IndexArray) -> IndexArray:
         """Convert indices `rows` (M,) of usable detections of one camera to indices (M,) in `detections[camera]`."""
@@ -104,14 +105,12 @@ class FrameDetections:
         return all_rows - sum(len(found.scores) for found in self.detections[:camera])
 
 
-def edges_of(edges_px: FloatArray | None, camera: IndexArray | None) -> FloatArray | None:
-    """Return the width and height in pixels of the frame of each of N detections, (N, 2).
-
-    Return the only frame size, (2,), if all frames have the same size, or if there is only one camera. Return None if
-    `edges_px` is None.
-
-    Args:
-        edges_px: width and height of all frames (2,), or of each camera's frame (cameras, 2); None if unknown.
-        camera: index of the camera of each detection (N,); None if there is only one camera.
-    """
-    return edges_px if edges_px is None or camera is None or edges_px.ndim == 1 else edges_px.take(camera, axis=0)
+def _center_variances(scores: FloatArray, size: FloatArray) -> FloatArray:
+    """Return the variances (N,) of the centers of boxes with these scores (N,) and longer sides (N,)."""
+    noise: FloatArray = _SURE_SCORE - scores
+    np.maximum(noise, _ZERO, out=noise)
+    noise *= _UNSURE_NOISE
+    noise += _POSITION_NOISE
+    noise *= size
+    noise *= noise
+    return noise

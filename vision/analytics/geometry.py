@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -30,8 +31,10 @@ Corners: TypeAlias = Sequence[tuple[float, float]]
 EDGE_PX: Final = 1.5
 """Points within this distance count as on the edge of the frame, because the last of 1920 pixels is number 1919."""
 _INSIDE_PX: Final = 1e-3  # minimum distance of a point from the right and lower edges of the frame
-_MOST_EQUAL_ROWS: Final = 256  # for more equal rows, a single row saves memory
+_MOST_EQUAL_ROWS: Final = 1_000  # for more equal rows, a single row saves memory
+_SMALL_MASK: Final = 128  # number of elements up to which NumPy's `nonzero` is fast in two dimensions
 _LEAST_DEPTH: Final = 1e-9  # points with a smaller depth are at or above the horizon
+_ZERO, _ONE = np.array(0.0), np.array(1.0)
 _STEPS_PER_PX: Final = np.array(float(STEPS_PER_PX))  # NumPy computes faster with an array than with a Python number
 
 ANCHORS: Final = {
@@ -66,15 +69,28 @@ class EqualRows:
 
     def of(self, number: int) -> FloatArray:
         """Return an array (`number`, C) of equal rows. For many rows, return a single row (C,) to save memory."""
-        if number > len(self._rows):
+        rows = self._rows  # another thread can replace it
+        if number > len(rows):
             if number > _MOST_EQUAL_ROWS:
                 return self._row
-            self._rows = np.tile(self._row, (2 * number, 1))
-        return self._rows[:number]
+            self._rows = rows = np.tile(self._row, (2 * number, 1))
+        return rows[:number]
+
+
+OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
+"""Signs of the outward direction of a box at each of x1, y1, x2, and y2."""
+_OUTWARD_ROWS: Final = EqualRows(OUTWARD)
+_NO_SIDE: Final = np.array(0, np.uint32)  # the four bytes of a mask without a side
 
 
 def pairs(mask: BoolArray) -> tuple[IndexArray, IndexArray]:
-    """Return the rows (K,) and columns (K,) of the True elements of `mask` (M, N), faster than `mask.nonzero()`."""
+    """Return the rows (K,) and columns (K,) of the True elements of `mask` (M, N), as `mask.nonzero()` does.
+
+    For large masks, this function is faster than `nonzero`.
+    """
+    if mask.size <= _SMALL_MASK:
+        rows, columns = mask.nonzero()
+        return rows, columns
     rows, columns = np.divmod(mask.ravel().nonzero()[0], mask.shape[1])
     return rows, columns
 
@@ -177,11 +193,12 @@ class ZoneSet:
             slopes: slopes (sides, K or 1) of the sides of each point's zone. On a side, x = slope * y + offset.
             offsets: offsets (sides, K or 1) of these sides.
         """
-        below = points.imag < heights
+        x, y = points.real.copy(), points.imag.copy()  # NumPy computes faster with contiguous arrays
+        below = y < heights
         crosses = below[1:] != below[:-1]
-        where = slopes * points.imag
+        where = slopes * y
         where += offsets
-        crosses &= points.real < where
+        crosses &= x < where
         inside: BoolArray = np.logical_xor.reduce(crosses, axis=0)
         return inside
 
@@ -190,12 +207,17 @@ class ZoneSet:
 
         Sides of a zone that lie on the edge of the frame, or beyond the edge, do not count as border.
         """
-        at = self._within_frame(points) - self._corners.take(zones, axis=1)
-        at *= self._turns.take(zones, axis=1)
+        corners, turns, lengths = self._corners, self._turns, self._lengths
+        if len(self._half) > 1:
+            corners, turns, lengths = (values.take(zones, axis=1) for values in (corners, turns, lengths))
+        at = self._within_frame(points) - corners
+        at *= turns
         share = at.real
-        share -= np.minimum(np.maximum(share, 0.0), 1.0)
+        on_side = np.maximum(share, _ZERO)
+        np.minimum(on_side, _ONE, out=on_side)
+        share -= on_side
         distances = np.abs(at)
-        distances *= self._lengths.take(zones, axis=1)
+        distances *= lengths
         nearest: FloatArray = distances.min(axis=0)
         return nearest
 
@@ -315,19 +337,47 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
     return common / union
 
 
-def reach_edge(boxes_xyxy: FloatArray, edges_px: FloatArray | None, margin_px: float) -> BoolArray:
-    """Return a mask (N,) of the boxes that extend to within `margin_px` of the edge of the frame, or beyond the edge.
+class FrameEdges:
+    """Edges of the frames of several cameras, to compare with boxes.
 
-    `edges_px` contains the width and height of the frame (2,), or of each box's frame (N, 2). If it is None, no
-    box counts as near the edge.
+    The parameter `camera` of the methods is the index of the camera of each box (N,). It has no effect if all frames
+    have the same size, and can be None in this case.
     """
-    if edges_px is None:
-        return np.zeros(len(boxes_xyxy), np.bool_)
-    corners = np.ascontiguousarray(boxes_xyxy.T)
-    cut = corners[:2] <= margin_px
-    cut |= edges_px.reshape(-1, 2).T - corners[2:] <= margin_px
-    either: BoolArray = cut[0] | cut[1]
-    return either
+
+    def __init__(self, sizes_px: Sequence[tuple[int, int]], margin_px: float) -> None:
+        """Store the width and height of each camera's frame. Boxes count as near an edge within `margin_px`."""
+        ends = np.tile(np.array(sizes_px, np.float64), 2)  # (cameras, 4) width and height twice
+        starts = OUTWARD * (0.0, 0.0, 1.0, 1.0) * ends - margin_px
+        self._is_equal = len(set(sizes_px)) == 1
+        self._all_ends, self._all_starts = ends, starts
+        self._ends, self._starts = EqualRows(ends[0]), EqualRows(starts[0])
+
+    def are_near(self, boxes: FloatArray, camera: IndexArray | None) -> BoolArray:
+        """Return a mask (N,) of the boxes (N, 4) that extend to an edge of the frame, or beyond it."""
+        number = len(boxes)
+        starts = self._starts.of(number) if self._is_equal else self._all_starts[camera]
+        cut = boxes * _OUTWARD_ROWS.of(number) >= starts
+        near: BoolArray = cut.view(np.uint32)[:, 0] != _NO_SIDE
+        return near
+
+    def clip(self, boxes: FloatArray, detected: FloatArray, camera: IndexArray | None) -> None:
+        """Clip `boxes` (N, 4) to the frame, in place. Replace a box outside the frame with its detected box.
+
+        `detected` (N, 4) are the detected boxes.
+        """
+        np.maximum(boxes, _ZERO, out=boxes)
+        ends = self._ends.of(len(boxes)) if self._is_equal else self._all_ends[camera]
+        np.minimum(boxes, ends, out=boxes)
+        empty = boxes[:, :2] >= boxes[:, 2:]
+        if count_nonzero(empty):
+            outside = empty.any(axis=1)
+            boxes[outside] = detected[outside]
+
+
+@lru_cache(maxsize=64)  # the frames of the cameras seldom change their size
+def edges_of_frames(sizes_px: tuple[tuple[int, int], ...], margin_px: float) -> FrameEdges:
+    """Return the edges of the frames of several cameras. The same edges are returned again, to save time."""
+    return FrameEdges(sizes_px, margin_px)
 
 
 def round_px(lengths_px: FloatArray) -> FloatArray:
@@ -336,18 +386,3 @@ def round_px(lengths_px: FloatArray) -> FloatArray:
     np.rint(rounded, out=rounded)
     rounded /= _STEPS_PER_PX
     return rounded
-
-
-def clip_boxes(boxes: FloatArray, detected: FloatArray, edges_px: FloatArray) -> None:
-    """Clip `boxes` (M, 4) to the frame, in place. Replace a box outside the frame with its detected box.
-
-    `detected` (M, 4) are the detected boxes. `edges_px` is the width and height of the frame (2,), or of each box's
-    frame (M, 2).
-    """
-    corners = boxes.reshape(-1, 2, 2)
-    np.maximum(corners, 0.0, out=corners)
-    np.minimum(corners, edges_px if edges_px.ndim == 1 else edges_px[:, None], out=corners)
-    empty = corners[:, 0] >= corners[:, 1]
-    if count_nonzero(empty):
-        outside = empty.any(axis=1)
-        boxes[outside] = detected[outside]

@@ -15,11 +15,15 @@ from vision.analytics.track_state import PLACE, VAR_PLACE
 _REACH: Final = 3.0  # distance in standard deviations at which nearness is 1/e
 _WIDEST_UNCERTAINTY: Final = 0.3  # maximum uncertainty in object sizes, so that no match is far away after a gap
 _DIRECTION_WEIGHT: Final = 0.1  # added for the same direction, subtracted for the opposite one
-_CLEAR_SPEED: Final = 3.0  # speed in standard deviations above which a direction has full weight
+_CLEAR_SPEED2: Final = np.array(3.0**2)  # square of the speed above which a direction has full weight, in variances
 # A match can be wrong if a different object appears beside an object whose own detection is weak.
 _DOUBTFUL: Final = 0.5  # a match with at most this similarity can be wrong
 _CLEAR: Final = 0.75  # a weak detection with a greater similarity can be the object itself
 _OTHER_IOU: Final = 0.4  # overlap below which two detections are two objects
+_DECREASE: Final = np.array(-1.0 / _REACH**2)  # NumPy computes faster with an array than with a Python number
+_LEAST_SPAN: Final = np.array(1e-9)  # added to a divisor that can be 0
+_HALF: Final = np.array(0.5)
+_ZERO: Final = np.array(0.0)
 _FOR_SIMILARITY: Final = np.array([0, 1, 2, 3, 4, 5, 8, 9, 16, 20, 21])
 
 
@@ -161,12 +165,13 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
         if number == before:
             break
     tracks, detections = competing.nonzero()[0], contested.nonzero()[0]
-    cost = np.zeros((len(tracks), len(detections)))
+    # `lapjv` can extend the matrix to a square and compute the total cost, but both take longer than the assignment.
+    side = max(len(tracks), len(detections))
+    cost = np.zeros((side, side))
     cost[tracks.searchsorted(rows[chosen]), detections.searchsorted(columns[chosen])] = -gain[chosen]
-    _, assigned, _ = lap.lapjv(cost, extend_cost=True)
-    worth = assigned >= 0
-    worth &= cost[np.arange(len(tracks)), assigned] < 0
-    best[tracks] = np.where(worth, detections[assigned], -1)
+    assigned = lap.lapjv(cost, return_cost=False)[0][: len(tracks)]
+    worth = cost[np.arange(len(tracks)), assigned] < 0
+    best[tracks] = np.where(worth, detections.take(assigned, mode="clip"), -1)
 
 
 def place_variance(state: FloatArray, size: FloatArray) -> FloatArray:
@@ -200,15 +205,33 @@ def similarity(
     extent, seen_extent, speed, var_speed = track[2:4], seen[2:4], track[4:6], track[8]
     offset, moved = seen[PLACE] - track[PLACE], seen[PLACE] - track[9:11]
     smaller = np.minimum(extent, seen_extent)
-    shared = np.minimum(smaller, (extent + seen_extent) * 0.5 - np.abs(offset))
-    np.maximum(shared, 0.0, out=shared)
+    shared = extent + seen_extent
+    shared *= _HALF
+    shared -= np.abs(offset)
+    np.minimum(smaller, shared, out=shared)
+    np.maximum(shared, _ZERO, out=shared)
     common, smallest = shared[0] * shared[1], smaller[0] * smaller[1]
     area, seen_area = extent[0] * extent[1], seen_extent[0] * seen_extent[1]
-    overlap = common / (area + seen_area - common)
-    likeness = smallest * smallest / (area * seen_area)
-    distance2 = offset * offset / (track[6:8] + frame.noise[columns])
-    value: FloatArray = 0.5 * (overlap + likeness * np.exp((distance2[0] + distance2[1]) * (-1.0 / _REACH**2)))
+    likeness = smallest * smallest
+    likeness /= area * seen_area
+    area += seen_area
+    area -= common
+    common /= area  # the overlap
+    offset *= offset
+    offset /= track[6:8] + frame.noise[columns]
+    value: FloatArray = offset[0] + offset[1]
+    value *= _DECREASE
+    np.exp(value, out=value)
+    value *= likeness
+    value += common
+    value *= _HALF
     along, moved2, speed2 = moved * speed, moved * moved, speed * speed
-    clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED**2 * var_speed)
-    value += _DIRECTION_WEIGHT * (along[0] + along[1]) / (np.sqrt((moved2[0] + moved2[1]) * clear2) + 1e-9)
+    clear2 = np.maximum(speed2[0] + speed2[1], _CLEAR_SPEED2 * var_speed)
+    clear2 *= moved2[0] + moved2[1]
+    np.sqrt(clear2, out=clear2)
+    clear2 += _LEAST_SPAN
+    direction = along[0] + along[1]
+    direction *= _DIRECTION_WEIGHT
+    direction /= clear2
+    value += direction
     return value

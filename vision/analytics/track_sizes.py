@@ -32,7 +32,8 @@ from vision.analytics.track_state import (
     values_at,
 )
 
-_PARTIAL: Final = 1.73  # deviation of the size, in standard deviations, at which a box has half its weight
+_PARTIAL2: Final = np.array(1.73**2)
+"""Square of the deviation of the size, in standard deviations, at which a box has half its weight."""
 _GROWTH: Final = 1.0  # standard deviation, in 1/s, of the growth rate of objects that approach or leave
 _TREND_S: Final = 0.2  # time constant of the moving average of growth
 _CLEAR_GROWTH: Final = 6.0  # variances of the average above which the growth is real, so the size follows immediately
@@ -48,7 +49,7 @@ _TOP_STAYS: Final = 0.15  # maximum motion of the upper side of such an object, 
 _WIDTH_STAYS: Final = 0.35  # maximum absolute logarithm of its ratio of widths
 _WHOLE_AGAIN: Final = 0.9  # ratio of heights from which the whole object is visible again
 _HIDDEN_LIMIT_S: Final = 5.0  # time after which an object counts as being as small as its box
-_LEAST_TRUST: Final = 0.02  # minimum weight of a box
+_LEAST_TRUST: Final = np.array(0.02)  # minimum weight of a box
 _GROWTH_AND_SHAPE: Final = np.array([[0.5, 0.5], [0.5, -0.5]])
 """Matrix that converts logarithms of width and height ratios to growth (mean) and shape (half of the difference)."""
 _QUARTERS: Final = np.array([0.25, 0.25])
@@ -99,17 +100,22 @@ class SizeFilter:
         variances = state[VAR_EXTENT] + noise[EXTENT]
         variances /= extent * extent
         variance = _QUARTERS.dot(variances)
-        unlikely, of_shape = changes * changes
+        squares = changes * changes
+        unlikely, of_shape = squares[0], squares[1]
         unlikely /= variance + self._growth_variance
         unlikely += of_shape / variance
-        belief: FloatArray = np.maximum(_PARTIAL**2 / (_PARTIAL**2 + unlikely), _LEAST_TRUST)
+        unlikely += _PARTIAL2
+        belief: FloatArray = np.divide(_PARTIAL2, unlikely, out=unlikely)
+        np.maximum(belief, _LEAST_TRUST, out=belief)
         doubted = belief < _DOUBT
         if count_nonzero(doubted) or count_nonzero(cut):
             self._adopt_changes(state, at, changes, cut, belief)
         else:
             state[DOUBTED] = math.inf
         share, before = self._trend_share, state[TREND]
-        trend = before + share * (changes[0] - before)
+        trend = changes[0] - before
+        trend *= share
+        trend += before
         grows = trend * trend > (_CLEAR_GROWTH * share / (2.0 - share)) * variance
         if count_nonzero(grows):
             grows &= ~doubted | (before * changes[0] > _STEADY_GROWTH * variance + _SHAPED * of_shape)

@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from vision.analytics.frame_clock import FrameClock
 from vision.analytics.geometry import (
     EDGE_PX,
+    OUTWARD,
     BoolArray,
     EqualRows,
     FloatArray,
@@ -48,8 +49,6 @@ WINDOW_S: Final = 1.05  # maximum age of a position that contributes to a veloci
 _UNKNOWN: Final = complex(math.nan, math.nan)
 LEAST_SPAN_S: Final = 0.35  # minimum duration of a history for a velocity
 _NO_ID: Final = np.iinfo(np.int64).max
-_OUTWARD: Final = np.array([-1.0, -1.0, 1.0, 1.0])
-"""Signs of the outward direction of a box at each of x1, y1, x2, and y2."""
 
 
 class TrackSnapshot(NamedTuple):
@@ -170,8 +169,8 @@ class TrackedObjects:
         self.clock = FrameClock()
         self.oldest_s = math.inf  # no object was last detected before this time
         self._ground = layout.ground
-        self._outward = EqualRows(_OUTWARD)
-        self._cut_from = EqualRows(_OUTWARD * (0.0, 0.0, *layout.frame_size_px) - EDGE_PX)
+        self._outward = EqualRows(OUTWARD)
+        self._cut_from = EqualRows(OUTWARD * (0.0, 0.0, *layout.frame_size_px) - EDGE_PX)
         self._has_lines = bool(layout.lines.anchors)
         self._end = 2 * len(layout.anchors)
         self._matrix, offset = _box_transform(layout.anchors, layout.lines)

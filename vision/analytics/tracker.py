@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from vision.analytics.class_groups import ClassGroups, ClassIds, vote
 from vision.analytics.frame_clock import CLOCK_GRAIN_S, FrameClock
-from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections, edges_of
-from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, clip_boxes, covered_parts, iou, round_px
+from vision.analytics.frame_detections import SCORE_GRAIN, FrameDetections
+from vision.analytics.geometry import BoolArray, FloatArray, IndexArray, covered_parts, edges_of_frames, iou, round_px
 from vision.analytics.near_pairs import Near, near_pairs
 from vision.analytics.track_matching import Pairs, distance_of, place_variance, similarity
 from vision.analytics.track_sizes import SizeFilter, hidden_heights_px, size_step
@@ -75,12 +75,16 @@ _STANDING_STAGE: Final = 0.7  # the same for a standing object that has had only
 _WEAK_STEPS: Final = 4.5  # usual intervals after the last detection in which a weak detection can continue a track
 _TENTATIVE_STAGE: Final = 0.1  # minimum similarity of an unpublished track and a strong detection
 _ANY_DISTANCE: Final = distance_of(_ANY_STAGE)  # beyond it, boxes that do not overlap cannot match
-_WEAK_DISTANCE: Final = distance_of(_WEAK_STAGE)
+_OF_TRACKS: Final = math.inf, _ANY_DISTANCE
+"""Distances of unpublished and published tracks. Unpublished tracks match at any distance in the right direction."""
+_OF_DETECTIONS: Final = distance_of(_WEAK_STAGE), _ANY_DISTANCE  # distances of weak and strong detections
+_EDGE_PX: Final = 1.0  # distance from the edge of the frame at which a box counts as cut off
 _COVERED: Final = 0.2  # an object counts as covered if a nearer box covers at least this part of its box
 _SAME_OBJECT_IOU: Final = 0.7  # a detection that overlaps a tracked object this much is the same object
 _PERHAPS_SAME_IOU: Final = 0.4  # a detection with this overlap is another object only if it lasts `_PERHAPS_SAME_S`
 _PERHAPS_SAME_S: Final = 0.5
 
+_NONE, _ONE = np.array(0), np.array(1.0)  # NumPy computes faster with an array than with a Python number
 _CORNERS: Final = np.array([[1, 0, -0.5, 0], [0, 1, 0, -0.5], [1, 0, 0.5, 0], [0, 1, 0, 0.5]])
 """Matrix that converts center x, center y, width, and height to corners x1, y1, x2, y2."""
 
@@ -116,7 +120,6 @@ class Tracker:
         self._new_ids = _shared_ids if track_ids is None else track_ids
         self._class_groups = groups if groups is not None and groups.grouped else None
         self._frame_size_px = frame_size_px
-        self._edges_px = None if frame_size_px is None else np.array(frame_size_px, np.float64)
         self._state: FloatArray = np.zeros((ROWS, 0))
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)  # 0 means not yet published
         self._classes: ClassIds = np.zeros(0, np.int32)
@@ -198,14 +201,12 @@ class _TracksTogether:
         self._usual_s: PerTrack = first._time.usual_s
         self._tentative_s: PerTrack = first._time.memory_s(self._config.tentative_s)
         self._size_step: tuple[PerTrack, PerTrack] = first._size_step
-        self._edges_px = first._edges_px  # (2,) if equal for all cameras, or (cameras, 2)
+        sizes_px = tuple(tracker._frame_size_px for tracker in trackers)
+        self._edges = None if None in sizes_px else edges_of_frames(sizes_px, _EDGE_PX)
         self._state, self._ids = first._state, first._ids
         self._classes, self._groups = first._classes, first._groups
         if len(trackers) > 1:
             self._concatenate()
-            sizes = [tracker._frame_size_px for tracker in trackers]
-            if len(set(sizes)) > 1:
-                self._edges_px = np.array(sizes, np.float64)
         if len(self._ids):
             of_cameras = [tracker._state[FILTER] for tracker in trackers]
             predict(self._state, of_cameras, [tracker._motion for tracker in trackers], self._camera)
@@ -224,9 +225,9 @@ class _TracksTogether:
 
     def update(self, detections: Sequence[Detections]) -> list[Tracks]:
         """Match the detections of each camera's frame with the tracks. Return the published tracks of each frame."""
-        frame = FrameDetections(detections, self._config, self._class_groups, self._edges_px)
+        frame = FrameDetections(detections, self._config, self._class_groups, self._edges)
         matches = self._associate(frame)
-        tracks = (matches >= 0).nonzero()[0]
+        tracks = (matches >= _NONE).nonzero()[0]
         matched = matches[tracks]
         all_published = count_nonzero(self._ids) == len(self._ids)
         previous = None if all_published else self._publish(tracks)
@@ -252,7 +253,7 @@ class _TracksTogether:
         if not len(matches) or not len(frame.scores):
             return matches
         pairs = self._pairs(frame)
-        strong, published = frame.strong, self._ids > 0
+        strong, published = frame.strong, self._ids > _NONE
         pairs.match(published, strong, _ANY_STAGE, matches)
         if count_nonzero(strong) < len(strong):
             pairs.release_misled(weak := ~strong, frame.boxes, matches)
@@ -277,13 +278,14 @@ class _TracksTogether:
         lasting = weak_since_s >= now_s - config.weak_standing_s
         older = tracks & lasting
         tracks &= self._state[SEEN_S] >= now_s - just_before_s
-        recent = tracks & (weak_since_s >= now_s - np.maximum(config.weak_s, just_before_s))
+        longest = max if isinstance(just_before_s, float) else np.maximum
+        recent = tracks & (weak_since_s >= now_s - longest(config.weak_s, just_before_s))
         older &= ~recent
         if count_nonzero(older) and count_nonzero(older := pairs.can_match(older, weak, _WEAK_STAGE)):
             recent |= self._covered(older, matches)
         pairs.match(recent, weak, _WEAK_STAGE, matches)
-        tracks &= (matches < 0) & lasting & is_standing(self._state)
-        if count_nonzero(tracks):
+        tracks &= lasting & (matches < _NONE)
+        if count_nonzero(tracks) and count_nonzero(tracks := tracks & is_standing(self._state)):
             weak[matches[matches >= 0]] = False
             pairs.match(tracks, weak, _STANDING_STAGE, matches)
 
@@ -302,11 +304,8 @@ class _TracksTogether:
         state, at = self._state, frame.at
         size = np.maximum(state[2], state[3])
         variance = place_variance(state, size)
-        # An unpublished track can match at any distance, if the direction is right.
-        deviations = np.where(self._ids > 0, _ANY_DISTANCE, math.inf)
-        tracks = Near(state[PLACE], state[EXTENT], variance, deviations, self._groups, self._camera)
-        deviations = np.where(frame.strong, _ANY_DISTANCE, _WEAK_DISTANCE)
-        seen = Near(at[PLACE], at[EXTENT], frame.noise, deviations, frame.groups, frame.camera)
+        tracks = Near(state[PLACE], state[EXTENT], variance, self._ids > _NONE, _OF_TRACKS, self._groups, self._camera)
+        seen = Near(at[PLACE], at[EXTENT], frame.noise, frame.strong, _OF_DETECTIONS, frame.groups, frame.camera)
         rows, columns = near_pairs(tracks, seen, _FARTHEST * size)
         value = similarity(state, variance, frame, rows, columns)
         return Pairs(rows, columns, value, least=_TENTATIVE_STAGE, shape=(len(size), len(frame.scores)))
@@ -350,16 +349,16 @@ class _TracksTogether:
         all_tracks = len(tracks) == len(self._ids)
         state = self._state if all_tracks else self._state.take(tracks, axis=1)
         at = frame.at.take(matched, axis=1)  # much faster than an index, unlike in one dimension
-        noise = _NOISE_OF_ROWS * frame.noise[matched]
+        noise = _NOISE_OF_ROWS.dot(frame.noise[matched][None])  # as a product of all pairs, but faster
         error = at - state[AT]
         now_s = values_at(self._now_s, tracks)
         trend_share, growth_variance = self._size_step
         sizes = SizeFilter(now_s, values_at(trend_share, tracks), values_at(growth_variance, tracks))
         belief = sizes.weigh(state, at, noise, frame.cut[matched])
         noise /= belief
-        inverse = 1.0 / (state[VAR_AT] + noise)
+        inverse = _ONE / (state[VAR_AT] + noise)
         gain, speed_gain = state[VAR_AT] * inverse, state[COVARIANCE] * inverse
-        trust = 1.0 - gain
+        trust = _ONE - gain
         state[AT] += gain * error
         state[SPEED] += speed_gain * error
         state[VAR_SPEED] -= speed_gain * state[COVARIANCE]
@@ -442,12 +441,13 @@ class _TracksTogether:
         each detected box, up to 1.
         """
         cameras = self._cameras_of(tracks)
-        boxes, scores = _CORNERS.dot(self._state[AT].take(tracks, axis=1)).T, frame.scores[matched]
-        detected = frame.boxes.take(matched, axis=0)
-        boxes += (scores * trust)[:, None] * (detected - boxes)  # from the track's position toward the detection
-        edges_px = edges_of(self._edges_px, cameras)
-        if edges_px is not None:
-            clip_boxes(boxes, detected, edges_px)
+        boxes = np.ascontiguousarray(_CORNERS.dot(self._state[AT].take(tracks, axis=1)).T)
+        scores, detected = frame.scores[matched], frame.boxes.take(matched, axis=0)
+        error = detected - boxes
+        error *= (scores * trust).repeat(4).reshape(boxes.shape)
+        boxes += error  # from the track's position toward the detection
+        if self._edges is not None:
+            self._edges.clip(boxes, detected, cameras)
         boxes = round_px(boxes)
         hidden_px = hidden_heights_px(self._state[WHOLE][tracks], detected, boxes)
         boxes_xyxy, scores_float32 = boxes.astype(np.float32), scores.astype(np.float32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -127,20 +127,19 @@ class _Camera:
             yield from rule.end(now)
         self.ended = []
         for rule in self.rules:
-            unended = set(rule.states) if new_epoch else set()
+            unended = set(rule.states) if new_epoch else None
             for event in events:
                 if (event.kind, event.name) == rule.cause:
                     yield from rule.take(event, now)
                 if unended:
                     unended.discard(event.track_id)
-            for track_id in unended:  # the analytics restarted, and reported no end of this state
+            for track_id in unended or ():  # the analytics restarted, and reported no end of this state
                 rule.states.pop(track_id, None)
             if rule.states:
                 yield from rule.look(now)
 
 
-@dataclass(frozen=True, slots=True)
-class _Now:
+class _Now(NamedTuple):
     """The time of one frame, and the number of objects in each zone at that time."""
 
     time_s: float  # on the camera's clock

@@ -24,8 +24,8 @@ def found(rng: np.random.Generator, number: int) -> Detections:
     return Detections(boxes, scores, rng.integers(0, 2, number).astype(np.int32))
 
 
-def frame_of(rng: np.random.Generator, cameras: int) -> FrameDetections:
-    detections = [found(rng, int(rng.integers(90, 120))) for _ in range(cameras)]
+def frame_of(rng: np.random.Generator, cameras: int, number: int = 90) -> FrameDetections:
+    detections = [found(rng, int(rng.integers(number, 4 * number // 3))) for _ in range(cameras)]
     return FrameDetections(detections, TrackConfig(low_score=0.1), None, None)
 
 
@@ -39,25 +39,26 @@ def moving(rng: np.random.Generator, frame: FrameDetections) -> np.ndarray[tuple
     return state
 
 
-def near(state: np.ndarray[tuple[int, int], np.dtype[np.float64]], of: FrameDetections, deviations: object) -> Near:
-    size = np.maximum(state[2], state[3])
-    limits = np.zeros(len(size)) + np.asarray(deviations)
-    return Near(state[PLACE], state[EXTENT], place_variance(state, size), limits, of.groups, of.camera)
+def near(state: np.ndarray[tuple[int, int], np.dtype[np.float64]], of: FrameDetections, deviations: float) -> Near:
+    size, is_far = np.maximum(state[2], state[3]), np.arange(len(of.scores)) % 2 == 0
+    limits = deviations, deviations
+    return Near(state[PLACE], state[EXTENT], place_variance(state, size), is_far, limits, of.groups, of.camera)
 
 
 def camera_of(frame: FrameDetections, row: int) -> int:
     return 0 if frame.camera is None else int(frame.camera[row])
 
 
+@pytest.mark.parametrize("number", [3, 15, 90])
 @pytest.mark.parametrize("cameras", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_pairs_are_those_of_a_comparison_of_all(seed: int, cameras: int) -> None:
+def test_pairs_are_those_of_a_comparison_of_all(seed: int, cameras: int, number: int) -> None:
     rng = np.random.default_rng(seed)
-    earlier, frame = frame_of(rng, cameras), frame_of(rng, cameras)
+    earlier, frame = frame_of(rng, cameras, number), frame_of(rng, cameras, number)
     state = moving(rng, earlier)
     farthest = FARTHEST * np.maximum(state[2], state[3])
-    unlimited = np.full(len(frame.scores), math.inf)
-    seen = Near(frame.at[PLACE], frame.at[EXTENT], frame.noise, unlimited, frame.groups, frame.camera)
+    unlimited = math.inf, math.inf
+    seen = Near(frame.at[PLACE], frame.at[EXTENT], frame.noise, frame.strong, unlimited, frame.groups, frame.camera)
     rows, columns = near_pairs(near(state, earlier, math.inf), seen, farthest)
     wanted = [
         (track, detection)
@@ -77,10 +78,11 @@ def test_omitted_pairs_cannot_match(seed: int, least: float) -> None:
     earlier, frame = frame_of(rng, 2), frame_of(rng, 2)
     state = moving(rng, earlier)
     size = np.maximum(state[2], state[3])
-    seen = Near(frame.at[PLACE], frame.at[EXTENT], frame.noise, np.zeros(0), frame.groups, frame.camera)
+    none = 0.0, 0.0
+    seen = Near(frame.at[PLACE], frame.at[EXTENT], frame.noise, frame.strong, none, frame.groups, frame.camera)
 
     def pairs(distance: float) -> set[tuple[int, int]]:
-        limits = np.full(len(frame.scores), distance)
+        limits = distance, distance
         rows, columns = near_pairs(near(state, earlier, distance), seen._replace(deviations=limits), FARTHEST * size)
         return set(zip(rows.tolist(), columns.tolist(), strict=True))
 
