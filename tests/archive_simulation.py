@@ -103,7 +103,7 @@ class Recorder:
 
 
 def record(folder: Path, one: Site, *, watch: Callable[[Result], None] = lambda _: None) -> list[EventMessage]:
-    """Run a camera, and store its results. Return the published events."""
+    """Run a camera, and store its results in an archive in `folder`. Return the published events."""
     recorder = Recorder(folder)
     for result in live_results(one, detections_of(one)):
         watch(result)

@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def trickle(self, part: bytes, pause_s: float) -> None:
-        """Send the same part of a response until the client or the server gives up."""
+        """Send the same part of a response again and again, until the client or the server gives up."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def hang(self) -> None:
-        """Send nothing until the server closes."""
+        """Send nothing until the server is closed."""
         self.close_connection = True
         self.server.closed.wait()
 

@@ -74,7 +74,7 @@ def _no_process_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _restore_log_levels() -> Iterator[None]:
-    """Undo `--log-level` of a test that runs a command in this process."""
+    """Restore the log levels after a test that runs a command with `--log-level` in this process."""
     loggers = [logging.getLogger(name) for name in ("", "vision")]
     levels = [logger.level for logger in loggers]
     yield
@@ -90,7 +90,7 @@ def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Fail a skip that is not on the allow-list, where CI is set."""
+    """If CI is set, turn a skip that is not on the allow-list into a failure."""
     report: pytest.TestReport = yield  # type: ignore[assignment]
     refuse_skip(report, item.nodeid)
     return report  # type: ignore[return-value]
@@ -98,7 +98,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
-    """Fail a module that is skipped as a whole, where CI is set and the skip is not on the allow-list."""
+    """If CI is set, turn the skip of a whole module that is not on the allow-list into a failure."""
     report: pytest.CollectReport = yield  # type: ignore[assignment]
     refuse_skip(report, collector.nodeid)
     return report  # type: ignore[return-value]

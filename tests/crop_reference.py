@@ -1,4 +1,4 @@
-"""Reference of the kernel that cuts objects out of frames: slow, with integer arithmetic."""
+"""Slow reference implementation of the kernel that cuts objects out of frames. It uses integer arithmetic."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def crop_levels(
 
 
 def covering(scaled: int, side: int) -> NDArray[np.int64]:
-    """Return weights (scaled, side): how much of each source pixel a scaled pixel covers, in 1 / scaled pixels."""
+    """Return weights (scaled, side): the part of each source pixel that each scaled pixel covers, times `scaled`."""
     at, pixel = np.arange(scaled)[:, None], np.arange(side)[None]
     overlap = np.minimum((pixel + 1) * scaled, (at + 1) * side) - np.maximum(pixel * scaled, at * side)
     return np.asarray(np.maximum(overlap, 0), np.int64)
 
 
 def between(scaled: int, side: int) -> NDArray[np.int64]:
-    """Return weights (scaled, side) of the bilinear interpolation between pixel centers, in 1 / (2 * scaled)."""
+    """Return weights (scaled, side) of the bilinear interpolation between pixel centers, times 2 * `scaled`."""
     position = np.clip((2 * np.arange(scaled) + 1) * side - scaled, 0, (side - 1) * 2 * scaled)
     whole, rest = np.divmod(position, 2 * scaled)
     weights = np.zeros((scaled, side), np.int64)

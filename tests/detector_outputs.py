@@ -132,7 +132,7 @@ def distances(
 
 
 def grid(strides: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return boxes relative to their cells, and class scores."""
+    """Return the boxes relative to their cells, and the class scores, as outputs without decoding."""
     all_cells = cells(strides)
     boxes, classes = np.zeros((len(all_cells), 4)), np.full((len(all_cells), 3), 0.01)
     for index, (box, values) in assigned(strides).items():

@@ -1,7 +1,7 @@
-"""Outputs of every family of detectors for the same objects, as their exporters write them.
+"""Outputs of every family of detectors for the same objects, in the layout of the family's exporter.
 
-A network with cells finds an object in each cell whose center lies in it, with small errors. Other cells have small
-boxes with low scores. `Scene.forms` encodes these boxes for each head.
+A network with cells finds an object in each cell whose center lies in the object, with small errors. Other cells have
+small boxes with low scores. `Scene.forms` encodes these boxes for each head.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Scene:
 
     @property
     def parted(self) -> tuple[Floats, Floats]:
-        """Objectness (N, 1) and class scores (N, classes), whose products are the scores."""
+        """Objectness (N, 1) and class scores (N, classes). Their products are the final scores."""
         objectness = np.sqrt(self.scores.max(axis=1, keepdims=True))
         return objectness, self.scores / objectness
 

@@ -1,4 +1,4 @@
-"""HTTP cameras, correct and odd ones, in this process. A test chooses an answer; `http_camera` serves it."""
+"""HTTP cameras in this process, both correct and odd ones. A test chooses an answer, and `http_camera` serves it."""
 
 from __future__ import annotations
 
@@ -127,7 +127,10 @@ def refused(status: str, extra: str = "") -> Answer:
 
 
 def live_container(name: str, *, announces_sound: bool) -> Answer:
-    """Return an answer with the clip in a container of FFmpeg, in real time. It can announce sound that never comes."""
+    """Return an answer that sends the clip in the container `name` of FFmpeg, in real time.
+
+    If `announces_sound` is True, the container announces a sound track that contains no data.
+    """
 
     class Output(io.RawIOBase):
         def __init__(self, write: Callable[[bytes], object]) -> None:
@@ -161,7 +164,7 @@ def live_container(name: str, *, announces_sound: bool) -> Answer:
 
 
 class LiveHls:
-    """A live playlist over MPEG-TS segments of `gops` groups of frames (2 s each) of the clip."""
+    """A live HLS playlist of the clip. Each MPEG-TS segment contains `gops` groups of frames, which last 2 s each."""
 
     def __init__(self, gops: int = 1, window: int = 3) -> None:
         self._window = window
@@ -187,7 +190,7 @@ class LiveHls:
 
 @cache
 def _segments(gops: int) -> tuple[bytes, ...]:
-    """Return the clip in MPEG-TS segments, by FFmpeg's HLS muxer."""
+    """Return the clip in MPEG-TS segments, which FFmpeg's HLS muxer creates."""
     options = {"hls_time": str(gops * CLIP_GOP / CLIP_FPS), "hls_list_size": "0"}
     with tempfile.TemporaryDirectory() as folder:
         options["hls_segment_filename"] = f"{folder}/%03d.ts"

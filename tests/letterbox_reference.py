@@ -1,4 +1,4 @@
-"""Reference of the pre-processing, for the CPU and for the GPU: slow, and without rounding between the steps."""
+"""Slow reference implementation of the pre-processing, for CPU and GPU. It does not round between the steps."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _MEMBERS = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int8": "IN
 
 
 def tensor_desc(shape: Sequence[int], dtype: str, format_name: str = "LINEAR") -> Any:
-    """Return the description that a run passes."""
+    """Return the description of a tensor that TensorRT passes to a plugin at run time."""
     desc = trt.PluginTensorDesc()
     desc.dims = trt.Dims(list(shape))
     desc.type = getattr(trt.DataType, _MEMBERS[dtype])
@@ -24,7 +24,10 @@ def tensor_desc(shape: Sequence[int], dtype: str, format_name: str = "LINEAR") -
 
 
 def dynamic_desc(shape: Sequence[int], dtype: str, format_name: str = "LINEAR", batch: int = 4) -> Any:
-    """Return the description that a build passes, with `batch` as the largest first dimension."""
+    """Return the description of a tensor that TensorRT passes to a plugin during a build.
+
+    `batch` is the largest first dimension.
+    """
     desc: Any = trt.DynamicPluginTensorDesc()
     desc.desc = tensor_desc((-1, *shape[1:]), dtype, format_name)
     desc.min, desc.opt, desc.max = (trt.Dims([rows, *shape[1:]]) for rows in (1, batch, batch))

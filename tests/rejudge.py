@@ -1,4 +1,4 @@
-"""All events that a configuration gives for archived frames, for tests of short archives."""
+"""Function that returns all events that a configuration yields for the frames of a short archive."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def units(frame: bytes) -> list[bytes]:
 
 
 def payloads(unit: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield each RTP payload of a NAL unit (RFC 6184), with True if it is the last payload."""
+    """Yield each RTP payload of a NAL unit (RFC 6184), and True with the last payload, False with the others."""
     if len(unit) <= _PAYLOAD_BYTES:
         yield unit, True
         return

@@ -145,7 +145,7 @@ def segmented(kind: str, count: int = 32, *, prototypes_first: bool = False, dty
 
 
 def cells_of(box: Floats) -> NDArray[np.bool_]:
-    """Return the cells that a box touches, for the whole canvas."""
+    """Return a mask of the canvas's cells that a box touches."""
     y, x = np.mgrid[: HEIGHT // CELL_PX, : WIDTH // CELL_PX] * CELL_PX
     touched: NDArray[np.bool_] = (x + CELL_PX > box[0]) & (x < box[2]) & (y + CELL_PX > box[1]) & (y < box[3])
     return touched

@@ -1,4 +1,4 @@
-"""ONNX files small enough to build in a test, with known answers."""
+"""Functions that save ONNX files with known outputs. The files are small enough to create in a test."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def save_constant_model(
     sides: tuple[int, int] = (64, 64),
     batch: int | str = "batch",
 ) -> None:
-    """Save a network that gives `outputs` (without a batch axis) for every frame.
+    """Save a network that returns `outputs` (given without a batch axis) for every frame.
 
-    `sides` are height and width of its input.
+    `sides` are the height and width of its input.
     """
     nodes = [_node("ReduceMean", ["images"], "mean", axes=[1, 2, 3], keepdims=0)]
     nodes.append(_node("Mul", ["mean", "none"], "nothing"))
@@ -56,7 +56,7 @@ def save_typed_model(
     channels_last: bool = False,
     constants: Mapping[str, tuple[int, Sequence[int | str]]] | None = None,
 ) -> None:
-    """Save a network that gives `outputs` (without a batch axis, in their own types) for every frame.
+    """Save a network that returns `outputs` (given without a batch axis, in their own types) for every frame.
 
     The output `boxes`, if there is one, is multiplied by each constant input, whose two values are the factors of x and
     y.
@@ -64,7 +64,7 @@ def save_typed_model(
     Args:
         sides: height and width of the input for frames.
         dtype: type of this input.
-        channels_last: the input is (batch, height, width, 3).
+        channels_last: if True, the input is (batch, height, width, 3).
         constants: type and shape of each further input, by name.
     """
     shape = [batch, *sides, 3] if channels_last else [batch, 3, *sides]
@@ -169,7 +169,7 @@ def save_classifier(
     Args:
         sides: height and width of the input.
         axes: axes of the mean.
-        fragile: make the network fail when the mean of the first channel is over one half.
+        fragile: if True, the network fails when the mean of the first channel is over one half.
     """
     nodes = [_node("ReduceMean", ["images"], "mean", axes=list(axes), keepdims=0)]
     constants: dict[str, NDArray[np.generic] | np.generic] = {"gain": np.float32(gain)}

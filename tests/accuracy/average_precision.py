@@ -1,4 +1,4 @@
-"""Average precision at an overlap of 0.5, as in the PASCAL VOC challenge from 2010 on (area under the envelope)."""
+"""Average precision at an IoU threshold of 0.5, as in PASCAL VOC since 2010: the area under the envelope."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ Floats = NDArray[np.float64]
 
 
 def overlaps(boxes: Floats, others: Floats) -> Floats:
-    """Return the intersection over union (N, M) of left-top-width-height boxes (N, 4) and (M, 4)."""
+    """Return the IoU (N, M) of each box of `boxes` (N, 4) with each box of `others` (M, 4).
+
+    A box consists of left, top, width, and height.
+    """
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum((boxes[:, :2] + boxes[:, 2:])[:, None], (others[:, :2] + others[:, 2:])[None])
     common = np.clip(high - low, 0, None).prod(axis=2)
@@ -18,7 +21,7 @@ def overlaps(boxes: Floats, others: Floats) -> Floats:
 
 
 def average_precision(truth: Floats, found: Floats) -> float:
-    """Return the average precision of detections, whose best scores are matched first.
+    """Return the average precision of the detections `found`. Detections with higher scores are matched first.
 
     Rows are those of MOTChallenge: frame, id, left, top, width, height, and score (detected) or validity (labeled).
     """

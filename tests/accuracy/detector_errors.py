@@ -75,7 +75,7 @@ def match(truth: Floats, found: Floats, frames: range) -> Matched:
 
 
 def visible_parts(rows: Floats) -> list[float]:
-    """Return the part of each labeled box of one frame that no nearer object hides."""
+    """Return, for each labeled box of one frame, the fraction that no nearer object hides."""
     corners = np.concatenate([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]], axis=1)
     nearer = [corners[corners[:, 3] > box[3]] for box in corners]
     return [unhidden(box, boxes, np.full(len(boxes), _BODY))[1] for box, boxes in zip(corners, nearer, strict=True)]
@@ -100,7 +100,7 @@ def measure(matched: Matched, frames: int, rate: float) -> dict[str, Any]:
 
 
 def time_constant_s(matched: Matched, whole: np.ndarray[Any, np.dtype[np.bool_]], rate: float) -> float:
-    """Return the time constant of the errors of the center, the width and the height, from their autocorrelation.
+    """Return the time constant of the errors of centers, widths, and heights, computed from their autocorrelation.
 
     The mean error of each object is subtracted, because it is a systematic error of the labels or of the detector.
     """

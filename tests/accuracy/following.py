@@ -47,9 +47,9 @@ class Followed:
 
 
 def follow(found: Floats, frames: range, rate: float, lines: Mapping[str, Any] = LINES) -> Followed:
-    """Run the tracker and the analytics over the detections in `frames`. `found` has rows as above.
+    """Run the tracker and the analytics on the detections of `frames`. `found` has MOTChallenge rows.
 
-    `rate` is the number of frames of the clip per second.
+    `rate` is the frame rate of the clip in frames/s.
     """
     tracker = Tracker()
     config = CameraAnalytics(
@@ -94,7 +94,7 @@ def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float
 def line_errors(
     truth: Floats, followed: Followed, rate: float, lines: Mapping[str, Any] = LINES
 ) -> dict[str, dict[str, float]]:
-    """Return the labeled and the counted crossings of each line, and the difference as a share of the labeled ones."""
+    """Return the labeled and the counted crossings of each line, and their difference divided by the labeled ones."""
     result = {}
     for name, ends in lines.items():
         there = crossings(truth, ends, rate)
@@ -104,7 +104,7 @@ def line_errors(
 
 
 def clear_mot(truth: Floats, rows: Floats, frames: range) -> dict[str, float]:
-    """Return MOTA, IDF1, identity switches, recall and precision at an overlap of 0.5, computed by motmetrics."""
+    """Return MOTA, IDF1, identity switches, recall, and precision at an IoU threshold of 0.5, from motmetrics."""
     if not hasattr(np, "asfarray"):  # motmetrics 1.4 was written for NumPy 1
         np.asfarray = lambda a, dtype=float: np.asarray(a, dtype=dtype)  # type: ignore[attr-defined]
     import motmetrics
@@ -130,7 +130,7 @@ def argument_parser(program: str) -> argparse.ArgumentParser:
 
 
 def read(arguments: argparse.Namespace) -> tuple[Floats, Floats, range, float]:
-    """Return labels, detections, the frames to evaluate, and frames/s."""
+    """Return the labels, the detections, the frames to evaluate, and the frame rate in frames/s."""
     truth = np.loadtxt(os.environ["VISION_PETS_GT"], delimiter=",")
     found = np.array(list(mot_rows(arguments.recording)), np.float64)
     return truth, found, range(1, int(truth[:, 0].max()) + 1, arguments.every), arguments.rate

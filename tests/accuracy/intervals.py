@@ -46,7 +46,7 @@ _START_NS: Final = 10**15
 
 @dataclass
 class Coverage:
-    """Number of intervals that contain the true count."""
+    """Counter of the judged intervals, and of those that contain the true count."""
 
     intervals: int = 0
     contained: int = 0
@@ -86,7 +86,7 @@ class Coverage:
         self.widths.append((high - low) / max(true, 1))
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers, and the share of intervals that contain the true count."""
+        """Return the number of intervals, and the share of them that contains the true count."""
         numbers = {name: value for name, value in vars(self).items() if name != "widths"}
         share = self.contained / self.intervals if self.intervals else None
         return {**numbers, "coverage": share, "median_width": median(self.widths) if self.widths else None}

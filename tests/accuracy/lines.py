@@ -1,4 +1,4 @@
-"""Errors of the counts of forty lines over the whole frame of a labeled clip.
+"""Errors of the counts of forty lines that are distributed over the frame of a labeled clip.
 
     VISION_PETS_GT=gt.txt python -m tests.accuracy.lines RESULTS.jsonl [--every 2] [--rate 10] [--repeats 20]
 
@@ -29,7 +29,7 @@ MOVED_PX: Final = 0.3  # standard deviation of the distance by which an edge is 
 
 
 def grid() -> dict[str, Line]:
-    """Return vertical, horizontal and diagonal lines, by name, from edge to edge of the frame."""
+    """Return vertical, horizontal, and diagonal lines from edge to edge of the frame, by name."""
     upright: dict[str, Line] = {f"x = {x}": ((x, 0.0), (x, HEIGHT)) for x in range(120, 721, 50)}
     level: dict[str, Line] = {f"y = {y}": ((0.0, y), (WIDTH, y)) for y in range(180, 421, 20)}
     falling: dict[str, Line] = {f"x - y = {c}": _slanting(c, 1) for c in range(-200, 401, 100)}
@@ -38,7 +38,7 @@ def grid() -> dict[str, Line]:
 
 
 def _slanting(offset: float, sign: int) -> Line:
-    """Return the part of x - sign * y = offset that lies in the frame."""
+    """Return the part of the line x - sign * y = offset that lies in the frame."""
     ends = sorted([offset, offset + sign * HEIGHT])
     low, high = max(0.0, ends[0]), min(WIDTH, ends[1])
     return (low, sign * (low - offset)), (high, sign * (high - offset))

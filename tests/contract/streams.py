@@ -1,4 +1,4 @@
-"""Streams with numbered frames of all kinds of sources that need no camera."""
+"""A stream of numbered frames for each kind of source that needs no camera."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ SLOW_NAMES = tuple(name for name in NAMES if "offline" not in name and name not 
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Return True as soon as the condition holds, False if it does not in time."""
+    """Return True as soon as the condition holds; False if it does not hold within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

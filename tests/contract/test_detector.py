@@ -66,7 +66,7 @@ DETECTORS = {
 
 
 def _tensorrt() -> Kind | None:
-    """Return TensorRT on a real GPU, TensorRT over ONNX Runtime on the emulated GPU, or None without a GPU."""
+    """Return the kind of the TensorRT detector, on a real GPU or on the emulated GPU; None if there is neither."""
     try:
         from tests.gpu.opening import EMULATED, SlowDetector, open_model
         from vision.gpu.cuda import open_device
@@ -158,7 +158,7 @@ def frame(
 
 
 def foreign_frame(color: int) -> Frame:
-    """Return a frame in memory that is not the detector's."""
+    """Return a frame in memory that does not belong to the detector."""
     return Frame.wrap(FrameMeta("cam", 0, 0, 0, 0, 64, 48), image(color, 64, 48, "bgr"), "bgr")
 
 

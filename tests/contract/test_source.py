@@ -93,7 +93,7 @@ def test_open_returns_the_properties_of_the_frames(stream: Stream) -> None:
 
 
 def test_retrieve_writes_into_the_passed_buffer_only(stream: Stream) -> None:
-    """Detectors pass slices of page-locked memory."""
+    """The rest of the memory must not change, because detectors pass slices of a larger page-locked buffer."""
     with closing(stream.make()) as source:
         info = source.open()
         expected = read(source, info)
@@ -196,7 +196,7 @@ def slow(request: pytest.FixtureRequest, all_streams: dict[str, Stream]) -> Sour
 
 
 def grab_until_none(source: Source) -> None:
-    """Grab until no frame is waiting. A grab that waited for the next frame would return this frame."""
+    """Grab until no frame is waiting. If `grab` waits for the next frame instead, this function fails."""
     assert any(source.grab(0.05) is None for _ in range(COUNT))
 
 

@@ -17,7 +17,7 @@ KERNELS = _HERE.parents[1] / "vision" / "detect" / "tensorrt" / "cuda"
 
 
 class Launch:
-    """Kernel with its arguments, which are read when the object is created."""
+    """Kernel with its arguments. The values of the arguments are read when the object is created."""
 
     def __init__(
         self, library: ctypes.CDLL, name: bytes, geometry: Sequence[int], shared_bytes: int, arguments: object

@@ -35,7 +35,10 @@ def running(config: Path, *arguments: str, env: dict[str, str] | None = None) ->
 
 
 def configuration(tmp_path: Path, pipeline: str = "count", more: str = "") -> tuple[Path, str]:
-    """Write counting.yaml with another socket, and `more` in `publish`. Return its path, and the socket's address."""
+    """Write counting.yaml with its own socket, and with the keys `more` in `publish`.
+
+    Return the path of the file, and the address of the socket.
+    """
     address = f"ipc://{tmp_path}/socket"
     text = COUNTING.read_text(encoding="utf-8").replace("source: vtest.mp4", f"source: {ROOT}/configs/vtest.mp4")
     text = "\n".join(line for line in text.splitlines() if not line.startswith("pipeline:"))

@@ -1,4 +1,4 @@
-"""Mark all tests in this folder, and skip them if there is no GPU."""
+"""Hooks and fixtures that mark all tests in this folder, and skip them if there is no GPU."""
 
 from __future__ import annotations
 

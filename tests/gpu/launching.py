@@ -69,7 +69,7 @@ def letterbox(
     dtype: str,
     channels: int = 0,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """Run the letterbox kernel on frames. None is an empty row of the batch.
+    """Run the letterbox kernel on a batch of frames. An image that is None leaves its row of the batch empty.
 
     Return the network's input, and the number of candidates of each row, which the kernel resets. The input is (B, 3,
     H, W) or, if `channels` is 3 or 4, a view (B, channels, H, W) of an array (B, H, W, channels).
@@ -100,9 +100,9 @@ def postprocess(
     outputs: Mapping[str, NDArray[Any]],
     sizes: Sequence[tuple[int, int] | None],
 ) -> list[tuple[Detections, int]]:
-    """Run the kernels on raw outputs. `sizes` are (height, width) of frames, or None.
+    """Run the post-processing kernels on raw outputs. `sizes` are (height, width) of frames; None for an empty row.
 
-    Return the results, each with the number of boxes whose class has no name.
+    Return the result of each frame, with the number of its boxes whose class has no name.
     """
     layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
     program = PostprocessProgram.of(spec, head, layout, device.shared_bytes)

@@ -141,7 +141,7 @@ def test_stop_during_startup_ends_before_the_next_context() -> None:
 
 
 def test_systemctl_stop_ends_a_build(tmp_path: Path) -> None:
-    """A build takes minutes on a Jetson, but systemd kills the process much earlier."""
+    """A build takes minutes on a Jetson, but systemd kills a process that does not stop much earlier."""
     for attempt in range(3):  # on a busy machine, the short build of this test can end before the signal arrives
         folder = tmp_path / str(attempt)
         returncode, output = _stopped_during_build(folder)
@@ -287,7 +287,7 @@ def test_engine_that_cannot_be_captured_runs_without_graphs(caplog: pytest.LogCa
 
 
 def test_missing_memory_for_a_growing_output_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT requests the memory in a callback, in which an exception would be lost."""
+    """TensorRT requests the memory in a callback, and ignores exceptions that the callback raises."""
     from cuda.bindings.device import gpu
 
     def rows(images: Images) -> Outputs:
@@ -372,7 +372,7 @@ def test_lost_gpu_is_reported_by_every_call() -> None:
 
 
 def test_program_exits_for_a_restart_after_the_gpu_is_lost() -> None:
-    """The exit code makes systemd restart the program, and everything is closed."""
+    """The program closes its resources, and exits with a code that makes systemd restart it."""
     from cuda.bindings.device import gpu
 
     site = AppConfig.model_validate(
@@ -399,7 +399,7 @@ def test_program_exits_for_a_restart_after_the_gpu_is_lost() -> None:
 
 
 def test_hanging_gpu_does_not_block_the_exit() -> None:
-    """The test runs in a separate process, because abandoned memory is never freed."""
+    """The test runs in a separate process, because the memory that the program abandons is never freed."""
     program = """
 import logging, threading, time
 from cuda.bindings import runtime
@@ -442,7 +442,7 @@ def test_insufficient_memory_is_reported_before_allocation() -> None:
 
 
 class ReadingClock:
-    """Clock that simulates the durations of the two ways to read a frame.
+    """Clock that simulates how long the detector needs to read a frame in each of two ways.
 
     In each round, the detector first reads the frame in place (`in_place_ns`), then copies it (`copied_ns`).
     """

@@ -136,7 +136,7 @@ def held() -> tuple[int, int, int]:
 @pytest.mark.parametrize("images", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
 @pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
 def test_failed_frame_buffer_releases_its_memory(where: str, images: float) -> None:
-    """The memory is too small for the host part of the buffer, or for its GPU part."""
+    """Too little memory is free for the host part of the buffer, or for its GPU part."""
     allocators: dict[str, Allocate] = {
         "both": page_locked,
         "shared": partial(page_locked_frame_buffer, in_place=True),
@@ -263,7 +263,7 @@ def test_missing_nvdec_module_is_logged(
 
 
 def read(source: Source, *, on_gpu: bool) -> Generator[Frame]:
-    """Yield times and frames until the end, through GPU memory or through host memory."""
+    """Yield the times and the frames of a source until its end, through GPU memory or through host memory."""
     with closing(source):
         info = source.open()
         while True:

@@ -80,7 +80,7 @@ def engine(folder: Path, cache: Path, pool: MemoryPool) -> Iterator[Engine]:
 
 
 class Bench:
-    """Context with all memory that it needs to run one batch size."""
+    """Execution context for one batch size, with all memory that it needs to run."""
 
     def __init__(self, engine: Engine, batch: int, made: contextlib.ExitStack) -> None:
         self.stream = made.enter_context(cuda.Stream())

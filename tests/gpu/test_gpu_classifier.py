@@ -231,7 +231,7 @@ def result_of(frame: Frame, boxes: NDArray[np.float32]) -> Result:
 
 
 def test_objects_of_several_cameras_get_their_attributes(tmp_path: Path, device: Any) -> None:
-    """Objects of all cameras share batches, also if their frames are in different kinds of memory."""
+    """Objects of all cameras share batches, even if the frames of the cameras are in different kinds of memory."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[:, :64], pixels[:, 64:] = (0, 0, 255), (255, 0, 0)
     boxes = np.array([[4, 4, 44, 84], [70, 4, 120, 84]], np.float32)

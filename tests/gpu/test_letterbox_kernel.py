@@ -66,7 +66,7 @@ def levels_of_frame(size: tuple[int, int], letterbox: Placement, fill: int, layo
 
 
 def assert_rounded(spec: InputSpec, given: Any, expected: Any, *, half: bool, said: str) -> None:
-    """Check that `given` is the normalized tensor of the rounded levels `expected`. Halves can round up or down."""
+    """Check that `given` is the normalized tensor of the rounded levels `expected`. Ties can be rounded either way."""
     spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
         normalized(np.rint(expected + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
@@ -148,7 +148,7 @@ def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
 
 
 def test_rounding_matches_opencv(device: Any) -> None:
-    """Most levels of a real frame are equal. None differs by more than 1, because OpenCV's weights have fewer bits."""
+    """Most levels of a real frame are equal. Levels can differ by 1, because OpenCV's weights have fewer bits."""
     capture = cv2.VideoCapture(str(CLIP))
     frame_bgr = np.asarray(capture.read()[1], np.uint8)
     capture.release()

@@ -184,7 +184,7 @@ def kept_sessions() -> list[object]:
 def test_stream_that_returns_uses_the_same_session(
     codec: str, options: tuple[tuple[str, str], ...], tmp_path: Path
 ) -> None:
-    """The first connection ends in the middle of the stream, while the decoder still holds frames."""
+    """The first connection ends in the middle of the stream, while the NVDEC session still holds frames."""
     idle_sessions.close()
     path = saved(tmp_path, video(codec, "matroska", count=COUNT, options=options), "a.mkv")
     reference = list(decoded(path))
@@ -363,7 +363,7 @@ def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
 
 
 def held_back(path: Path, *, live: bool) -> list[int]:
-    """Return the number of frames in the decoder after each packet. Check that all are returned in the end."""
+    """Return the number of frames that the decoder holds after each packet. Check that it returns all in the end."""
     import av
 
     held, within = [], 0
@@ -474,7 +474,7 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
 
 
 def test_frames_after_damage_are_whole_from_the_next_key_frame() -> None:
-    """NVDEC conceals errors; frames after the next key frame must match."""
+    """NVDEC conceals errors. From the next key frame on, its frames must equal those of FFmpeg."""
     packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
     packets[15] = packets[15][: len(packets[15]) // 3] + packets[15][len(packets[15]) // 2 :]
     reference = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("nvdec")
 
 @pytest.fixture(scope="module")
 def detector(device: object) -> Iterator[Any]:
-    """Open one detector for all tests, because opening takes long."""
+    """Open one detector for all tests of this module, because opening a detector takes a long time."""
     settings: dict[str, Any] = {"batches_in_flight": 1, "max_batch": 1} if EMULATED else {}
     with closing(open_nanodet(score_threshold=0.3, **settings)) as opened:
         yield opened

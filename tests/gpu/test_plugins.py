@@ -37,7 +37,7 @@ SETTINGS = StarReluSettings(1.7, -0.25)  # the same in all tests, because differ
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile kernels in a cache of this session."""
+    """Store compiled kernels in a cache of this test session."""
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path_factory.getbasetemp() / "plugin-cache"))
 
 

@@ -94,7 +94,7 @@ class Case:
         return values
 
     def boxes(self, random: np.random.Generator, *shape: int, corners: bool = False) -> NDArray[np.float64]:
-        """Return boxes as center and size, or as corners. Some have no area or are far outside of the frame."""
+        """Return random boxes as center and size, or as corners. Some have no area, or are far outside the frame."""
         center, size = random.random((*shape, 2)) * [96, 64], random.random((*shape, 2)) * 40
         if self.content == "same box":
             center[:], size[:] = 30, 20
@@ -323,7 +323,7 @@ def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) ->
 
 
 def assert_rounding_decides_nothing(scores: NDArray[np.float32], threshold: float) -> None:
-    """Check that rounding cannot decide the result.
+    """Check that rounding errors cannot affect the result.
 
     The scores, best first, must differ from each other and from the threshold by more than twice `ROUNDING`.
     """

@@ -1,4 +1,4 @@
-"""`vision llm check`, with the server of llama.cpp, and with a server whose answers are right."""
+"""Tests of `vision llm check` with the server of llama.cpp, and with a scripted server that answers correctly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(server: Any, *options: str) -> int:
 
 
 def shows_something(jpeg: bytes) -> bool:
-    """Check that the image has one of the two expected sizes. Return True if it has more than one color."""
+    """Check that an image has one of the two expected sizes. Return True if it has more than one color."""
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert image is not None
     assert image.shape in ((240, 320), (576, 768))

@@ -1,4 +1,4 @@
-"""`vision llm eval`: prompts on labeled events, with the server of llama.cpp, and with a server that sees images."""
+"""Tests of `vision llm eval` with the server of llama.cpp, and with a scripted server that evaluates images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vision.types import Frame, FrameMeta
 WIDTH_PX, HEIGHT_PX = 64, 48
 BOX = (16, 12, 32, 36)
 SHADES = [(True, 250), (True, 200), (True, 90), (False, 110), (False, 40), (False, 20)]
-"""For each event, True if it is true, and the shade of its image. Two events have the wrong brightness."""
+"""The label of each event (True for a true event), and the shade of its image. The shade misleads for two events."""
 
 ENTRY = {"name": "fence", "kinds": ["rule"], "prompt": "Is it bright?"}
 

@@ -1,4 +1,4 @@
-"""`vision plan` with a language model on the same machine."""
+"""Tests of `vision plan` with a language model on the same machine."""
 
 from __future__ import annotations
 

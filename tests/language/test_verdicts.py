@@ -1,4 +1,4 @@
-"""Verdicts of a running program, with the server of llama.cpp."""
+"""Tests of the verdicts in the events of a running program, which asks the server of llama.cpp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/messages.md as data: programs, example, and the tables that are generated from `vision.messaging.schema`.
+"""Content of docs/messages.md: its programs, its example, and the tables generated from `vision.messaging.schema`.
 
 python -m tests.messages.documents    updates the tables and docs/schemas/
 """
@@ -58,7 +58,7 @@ def fields_on_page() -> str:
 
 
 def fields_expected() -> str:
-    """Return the expected field tables: one for each message and one for each object inside."""
+    """Return the expected field tables: one for each message, and one for each type of object in messages."""
     schemas = {name: schema["$defs"] for name, schema in json_schemas().items()}
     detections, events = schemas["detections-1.json"], schemas["events-1.json"]
     camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
@@ -128,7 +128,7 @@ def _type(field: Mapping[str, Any]) -> str:
 
 
 def _several(items: Mapping[str, Any]) -> str:
-    """Return the type of the items of a list in the plural."""
+    """Return the type of a list's items as a plural word."""
     if "$ref" in items:
         return "objects"
     inner = _type(items)

@@ -53,7 +53,7 @@ class Program:
         raise AssertionError(f"the line did not come; exit code: {self._process.poll()}, output: {seen[-10:]}")
 
     def pending(self) -> list[str]:
-        """Return the lines that were received so far."""
+        """Return the lines that were received, but not returned yet."""
         lines = []
         with contextlib.suppress(queue.Empty):
             while True:

@@ -1,4 +1,4 @@
-"""A client of ZMTP 3 that sends what ZeroMQ's own sockets never send."""
+"""A client of ZMTP 3 for tests. It can send data that ZeroMQ's own sockets never send."""
 
 from __future__ import annotations
 

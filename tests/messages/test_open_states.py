@@ -1,4 +1,4 @@
-"""After every published start of a state, its end is published, also if the process that reported it was killed."""
+"""After the start of a state is published, its end is published too, even if the reporting process was killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counters agree with events after kill -9, and an fsync that does not return delays neither results nor the stop."""
+"""After kill -9, counters agree with events. An fsync that does not return delays neither results nor the stop."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_appending_never_waits_for_the_disk(tmp_path: Path, shim: Path) -> None:
-    """Events are appended while an fsync waits, also while the log is being emptied, and directly after that."""
+    """Events are appended while an fsync waits, including while the log is being emptied, and directly after that."""
     command = [sys.executable, "-c", APPENDING, str(tmp_path / "state")]
     environment = os.environ | {"LD_PRELOAD": str(shim)}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Published networks: their detections agree with those of a decoder that is independent of this project."""
+"""The detections of published networks agree with those of decoders that are independent of this project."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ MODELS: Mapping[str, tuple[str, str, ModelSpec, Callable[[], Image], Callable[..
         2,
     ),
 }
-"""Package, file, specification, image, independent decoder, and least number of objects."""
+"""For each model: package, file, specification, test image, independent decoder, and minimum number of objects."""
 
 
 @pytest.mark.parametrize("name", MODELS)

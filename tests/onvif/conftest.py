@@ -11,7 +11,7 @@ import xmlschema
 
 @pytest.fixture(scope="session")
 def schema() -> xmlschema.XMLSchema11:
-    """Return the schema of metadata streams, which includes that of the messages in their events."""
+    """Return the schema of metadata streams, which includes the schema of the notifications in them."""
     folder = Path(str(onvif.__file__)).parent / "wsdl/ver10/schema"
     found = xmlschema.XMLSchema11(str(folder / "metadatastream.xsd"), allow="local", build=False)
     found.include_schema(str(folder / "onvif.xsd"))

@@ -56,7 +56,7 @@ class OnvifDevice:
     stream_address: str = "rtsp://{host}:554/{token}"
     requests: list[str] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
-    """Everything that was received, to search it for passwords."""
+    """All received data, in which tests search for passwords."""
     host: str = "127.0.0.1"
     port: int = 0
 

@@ -1,4 +1,4 @@
-"""`vision cameras find` with devices that follow the published WSDL, which an independent client also reads."""
+"""Tests of `vision cameras find`. The devices follow the published WSDL, and an independent client can read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices that answer slowly, too much, or with malicious documents. Other devices are still found."""
+"""Devices that answer slowly, send too much data, or send malicious documents. Other devices are still found."""
 
 from __future__ import annotations
 

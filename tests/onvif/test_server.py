@@ -29,7 +29,7 @@ Body = Callable[[MetadataServer, int], Coroutine[Any, Any, None]]
 
 
 def with_server(body: Body, account: tuple[str, str] | None = None) -> None:
-    """Run `body` with a server of the camera `gate`, and the port of the server."""
+    """Run `body` with a server of the metadata of camera `gate`, and with the port of the server."""
 
     async def run() -> None:
         listener, address = listen("tcp://127.0.0.1:*")

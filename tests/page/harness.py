@@ -49,7 +49,7 @@ def chromium() -> str | None:
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
-    """Return the value of `condition` as soon as it is true. Fail after a minute."""
+    """Return the value of `condition` as soon as it is true. Fail with the text `what` after a minute."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not (value := condition()):
         assert time.monotonic() < deadline_s, what

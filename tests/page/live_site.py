@@ -84,7 +84,7 @@ async (cameras) => {
 
 
 class Publisher:
-    """Publisher that sends each message after a delay, as a detector would."""
+    """Publisher that sends each message after a delay, like a program whose detector needs this time."""
 
     def __init__(self, delay_s: float) -> None:
         self.address = f"ipc://@test-live-{id(self)}-{time.monotonic_ns()}"
@@ -194,7 +194,7 @@ class Site:
             stack: closes the parts.
             delay_s: time that the detector takes.
             settings: settings of the live view besides the addresses.
-            box: box of the only object in each frame, in pixels; None means one in the middle.
+            box: box of the only object in each frame, in pixels; None means a box in the middle.
         """
         self._stack = stack
         self._box = box

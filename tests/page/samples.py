@@ -53,7 +53,7 @@ def event(index: int, camera: str, **changes: Any) -> EventMessage:
 
 
 def counts(camera: str, ago_s: float, crossed: int) -> CountsMessage:
-    """Return the counts of a line and a zone, as they were some time ago."""
+    """Return the counts of a line and a zone `ago_s` seconds ago."""
     line = LineCounts(in_=crossed, out=crossed // 2, in_by_class={}, out_by_class={})
     zone = ZoneCounts(occupancy=crossed % 7, entered=crossed, left=crossed // 3, entered_by_class={}, left_by_class={})
     at = rfc3339(time.time_ns() - int(ago_s * 1e9))

@@ -219,7 +219,7 @@ def test_line_is_drawn_checked_estimated_and_applied(site: Site, open_page: Open
 
 
 def check_estimate(site: Site, estimate: dict[str, Any]) -> None:
-    """Compare an estimate with `vision whatif` for the saved file and the same time."""
+    """Compare an estimate with the result of `vision whatif` for the saved file and the same time range."""
     found = site.folder / "whatif.json"
     command = [sys.executable, "-m", "vision", "whatif", site.program.config, "--camera", "gate", "--json", found]
     command += ["--since", estimate["since"], "--until", estimate["until"]]

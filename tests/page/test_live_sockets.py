@@ -1,4 +1,4 @@
-"""The web socket of the live view: what it sends, and how slow and wrong clients are handled."""
+"""Tests of the web socket of the live view: what it sends, and how it handles slow and incorrect clients."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def socket_of(site: Site) -> ClientConnection:
 
 
 def silent_viewer(site: Site, text: bytes) -> socket.socket:
-    """Return a connection that sends one wish and never reads (RFC 6455, section 5.2, with a mask of zeros)."""
+    """Return a connection that sends the message `text` and never reads.
+
+    The frame has the format of RFC 6455, section 5.2, with a mask of zeros.
+    """
     host, _, port = site.url.removeprefix("http://").strip("/").partition(":")
     client = socket.create_connection((host, int(port)))
     head = ["GET /api/live HTTP/1.1", f"Host: {host}:{port}", "Upgrade: websocket", "Connection: Upgrade"]
@@ -84,7 +87,7 @@ def records(client: ClientConnection) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 
 def images(client: ClientConnection, count: int) -> tuple[list[NDArray[np.uint8]], Counter[str]]:
-    """Return the next images, and the number of records of each kind until then."""
+    """Return the next `count` images, and the number of records of each kind that arrived until then."""
     found: list[NDArray[np.uint8]] = []
     kinds: Counter[str] = Counter()
     for header, data in records(client):

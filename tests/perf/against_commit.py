@@ -1,4 +1,4 @@
-"""Comparison of the CPU performance of this tree and of another checkout. Both are measured in turn on one machine.
+"""Comparison of the CPU performance of this tree with that of another checkout, in turn on one machine.
 
 python -m tests.perf.against_commit --base FOLDER [--rounds 5] [--only NAME,NAME] [--json FILE]
 
@@ -76,7 +76,7 @@ def _run_offline(config: dict[str, Any]) -> _Sink:
 
 
 def _offline() -> float:
-    """Measure the throughput of an offline run of the shipped clip with the network and the tracker, in frames/s."""
+    """Return the throughput, in frames/s, of an offline run of the shipped clip with the model and the tracker."""
     clip = str(ROOT / "configs" / "vtest.mp4")
     times_ns = _run_offline({"pipeline": "track", "cameras": [{"id": "a", "source": clip}]}).times_ns[10:]
     return (len(times_ns) - 1) / (times_ns[-1] - times_ns[0]) * 1e9
@@ -89,7 +89,7 @@ def _synthetic(frames: int) -> dict[str, Any]:
 
 
 def _loop() -> float:
-    """Measure the CPU time per frame of the whole program without a network, in microseconds."""
+    """Return the CPU time per frame, in microseconds, of the whole program without a neural network."""
     frames = 2500
     _run_offline(_synthetic(100))
     begin_ns = time.process_time_ns()
@@ -126,14 +126,14 @@ def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
 
 
 def _tracking(objects: int) -> float:
-    """Measure the median CPU time per frame of the tracker, in microseconds."""
+    """Return the median CPU time per frame, in microseconds, of the tracker with `objects` objects."""
     tracker = find_any("vision.analytics.tracker:Tracker", "vision.tracking:Tracker")()
     crowd = _crowd(objects, objects // 2, 400)
     return _median_us([partial(tracker.update, found, at * _STEP_NS) for at, found in enumerate(crowd)])
 
 
 def _analytics() -> float:
-    """Measure the median CPU time per frame of 20 zones and 4 lines with 100 objects, in microseconds."""
+    """Return the median CPU time per frame, in microseconds, of 20 zones and 4 lines with 100 objects."""
     analytics = find_any("vision.analytics.camera_analytics:Analytics", "vision.analytics:Analytics")
     settings = find_any("vision.config.analytics:CameraAnalytics")
     zone = find_any("vision.config.analytics:ZoneConfig").model_fields
@@ -157,7 +157,7 @@ def _analytics() -> float:
 
 
 def _publishing() -> float:
-    """Measure the median CPU time of `publish` with ten objects and one subscriber, in microseconds."""
+    """Return the median CPU time, in microseconds, of `publish` with ten objects and one subscriber."""
     import zmq
 
     publisher_of = find_any("vision.messaging.publisher:Publisher", "vision.publish:Publisher")

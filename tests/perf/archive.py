@@ -91,7 +91,7 @@ def noisy(video: Sequence[Detections], frames: int, noise_px: float, misses: flo
 
 
 def recorded_detections(path: Path) -> list[Detections]:
-    """Read the detections in the file of ``vision run --record``."""
+    """Return the detections in a file that ``vision run --record`` wrote."""
     frames = [json.loads(line) for line in path.read_text().splitlines()]
     return [
         Detections(

@@ -138,7 +138,7 @@ def _wait(server: ChatServer, process: subprocess.Popen[bytes], until_s: float) 
 
 @contextmanager
 def _asking(server: LanguageServer, clients: int, tokens: int) -> Iterator[_Answers]:
-    """Let clients in another process keep the server busy. The yielded answers are filled at the end of the block."""
+    """Let clients in another process keep the server busy. The yielded object gets its answers at the block's end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_ask_until_told, args=(theirs, server, clients, tokens), daemon=True)
@@ -213,7 +213,7 @@ def _versions() -> dict[str, str]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure every round. Write the result so far to `options.json` after each measurement, and return it."""
+    """Measure every round. After each measurement, write the results so far to the file `options.json`. Return them."""
     began_s = time.monotonic()
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     with tempfile.TemporaryDirectory() as name:

@@ -99,7 +99,7 @@ def _measure_one(workers: int, seconds: float) -> dict[str, float]:
 
 
 def _replacement_s(kills: int) -> list[float]:
-    """Kill a worker `kills` times. Return the time in seconds until all its cameras had returned, for each kill."""
+    """Kill a worker `kills` times. Return, for each kill, the time in seconds until all its cameras deliver again."""
     away = []
     with running(2) as arrivals:
         for kill in range(kills):

@@ -1,4 +1,4 @@
-"""Comparison of the wrappers in `vision.gpu` with `cuda.core`, in one run on one GPU. Needs no TensorRT.
+"""Comparison of the wrappers in `vision.gpu` with `cuda.core`, in one run on one GPU, without TensorRT.
 
     python -m tests.perf.cuda_core_trial [--out trial.json] [--iterations 400] [--threads 32]
 

@@ -42,7 +42,7 @@ def _first_events(observed: Observed) -> list[tuple[EventMessage, int]]:
 
 
 def plain_ms(observed: Observed) -> list[float]:
-    """Return the time in ms from capture to arrival, for each event about which the server is not asked."""
+    """Return the time in ms from capture to arrival of each event about which the server is not asked."""
     return [(at - e.at_monotonic_ns) / 1e6 for e, at in _first_events(observed) if e.kind == "zone_entered"]
 
 
@@ -86,12 +86,12 @@ def quantile(values: list[float], percent: float) -> float:
 
 
 def ratio(with_: Sequence[float], without: Sequence[float]) -> dict[str, float]:
-    """Return the geometric mean of the ratios of the pairs, and its 95 % interval from Student's t distribution."""
+    """Return the geometric mean of the ratios of paired values, and its 95 % interval from Student's t distribution."""
     return {name: round(float(np.exp(each)), 3) for name, each in _mean(np.log(np.divide(with_, without))).items()}
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
-    """Return the mean and its 95 % interval, which is as wide as the mean is uncertain. One value has no interval."""
+    """Return the mean of values and its 95 % confidence interval. A single value has no interval."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return {"mean": mean}
@@ -103,7 +103,7 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
 def growth(observed: Observed) -> dict[str, float]:
     """Return the growth of the memory in MiB, and the slope of a line through the samples after the first third.
 
-    There is no slope if the samples are too short a time apart, or if the process was killed.
+    There is no slope if the samples cover too short a time, or if the process was killed.
     """
     found = {}
     for name, samples in observed.resident_mib.items():

@@ -256,7 +256,10 @@ def faults(plan: FaultPlan, keep: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _both(runs: Sequence[Callable[[], Any]], turn: int, *, together: bool) -> list[Any]:
-    """Call both functions, one after the other or at once on separate CPU cores. `turn` swaps order and cores."""
+    """Call both functions, one after the other or, if `together`, at the same time on separate CPU cores.
+
+    The order and the cores of the functions change with each `turn`.
+    """
     if not together:
         order = (0, 1) if turn % 2 == 0 else (1, 0)
         done = {each: runs[each]() for each in order}

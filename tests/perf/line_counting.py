@@ -1,4 +1,4 @@
-"""Lines of this project and `LineZone` of the package `supervision`, on the same hostile tracks.
+"""Comparison of this project's lines with `LineZone` of the package `supervision`, on the same hostile tracks.
 
     python -m tests.perf.line_counting [--tracks 20000]
 

@@ -1,4 +1,4 @@
-"""The live view: exactness of the overlay, time to the first frame, CPU per viewer, and latency with 20 viewers.
+"""Measure the live view: exactness of the overlay, time to the first frame, CPU per viewer, and latency.
 
     python -m tests.perf.live_view [--frames 10000] [--only exact,first,tiles,viewers]
 
@@ -66,7 +66,7 @@ def open_browser() -> Iterator[Browser]:
 
 
 def exact(browser: Browser, frames: int) -> dict[str, Any]:
-    """Show cameras with oddities and faults. For each, count the frames with the overlay of a different frame."""
+    """Show cameras with oddities and faults. For each, count the frames that have the overlay of a different frame."""
     shown = {name: {"frames": 0, "without_result": 0, "wrong": 0, "images": 0} for name in EXACT}
     with ExitStack() as stack:
         zoo, site = stack.enter_context(running_zoo()), Site(stack)

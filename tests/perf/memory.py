@@ -1,4 +1,4 @@
-"""Memory of the program over several minutes. Slow growth would fill the memory of a small machine within a month."""
+"""Measure the memory of the program over several minutes. Even slow growth fills a small machine within a month."""
 
 from __future__ import annotations
 

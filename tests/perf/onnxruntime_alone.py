@@ -30,7 +30,7 @@ def _session(model: Path, threads: int) -> Any:
 
 
 def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
-    """Decode one frame of a video, which plays in a loop, for each True in `wanted`. Return after a False."""
+    """Decode the next frame of a video for each True in `wanted`. Repeat the video at its end. Return after a False."""
     capture, frame = cv2.VideoCapture(str(video)), None
     while wanted.get():
         found, frame = capture.read(frame)

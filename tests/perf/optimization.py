@@ -70,7 +70,7 @@ def in_int8(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, folder:
 
 
 def with_sparsity(judge: Judge, graph: Graph, spec: ModelSpec, frames: Frames, folder: Path) -> Mapping[str, Any]:
-    """Return the AP and the compliance of the model pruned by magnitude, and of the model with repaired weights."""
+    """Return the AP and the 2:4 compliance of the model after pruning by magnitude, and after repair of the weights."""
     found = {}
     for name in ("magnitude", "repaired"):
         began = time.monotonic()

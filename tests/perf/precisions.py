@@ -59,7 +59,7 @@ def measure(name: str, batch: int, seconds: float) -> PrecisionReport:
 
 
 def rows(report: PrecisionReport) -> Sequence[Mapping[str, Any]]:
-    """Return the figures of each row of a report, or the reason why a row has none."""
+    """Return the figures of each row of a report, or the reason why the row has no figures."""
     found: list[Mapping[str, Any]] = []
     for row in report.rows:
         if row.durations is None or row.difference is None:
@@ -84,7 +84,7 @@ def rows(report: PrecisionReport) -> Sequence[Mapping[str, Any]]:
 
 
 def accuracy(labels: Labels) -> Sequence[Mapping[str, Any]]:
-    """Return, for each precision, the AP@0.5 of the shipped detector on a labeled video, or why there is none."""
+    """Return, for each precision, the AP@0.5 of the shipped detector on a labeled video, or why it is missing."""
     folder, spec = find_model(_DETECTOR)
     reference = average_precision(folder / spec.file, spec, labels, _ignore)
     found: list[Mapping[str, Any]] = [{"backend": "onnxruntime", "precision": "fp32", "ap50": round(reference, 4)}]

@@ -32,7 +32,7 @@ class _Processes:
         self.last_s.clear()
 
     def look(self) -> None:
-        """Read the CPU times of all processes, so that the time of a process that ends later is known."""
+        """Record the CPU times of all processes, because the time of a process cannot be read after its end."""
         for process in self._all():
             with suppress(psutil.Error):
                 self.last_s[process.pid] = _name(process), _cpu_s(process) - self.begin_s.get(process.pid, 0.0)
@@ -117,7 +117,7 @@ class ProcessWatch:
         self._executor.submit(_reset)
 
     def look(self) -> None:
-        """Record the CPU times. Call this every second, because those of a process cannot be read after its end."""
+        """Record the CPU times of all processes. Call this every second, because they cannot be read after the end."""
         self._executor.submit(_look)
 
     def kill(self, name: str, turn: int) -> Future[tuple[str, float]]:
@@ -125,7 +125,7 @@ class ProcessWatch:
         return self._executor.submit(_kill, name, turn)
 
     def usage(self, seconds: float) -> tuple[dict[str, float], float]:
-        """Return the CPU cores of each process since `reset`, `seconds` ago, and the memory of all in MiB."""
+        """Return the CPU cores used by each process since `reset`, `seconds` ago, and the memory of all in MiB."""
         return self._executor.submit(_usage, seconds).result()
 
 

@@ -68,11 +68,11 @@ def _quantile(runs: Sequence[Sequence[float]], q: float) -> float:
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Measure the latency, the loss and the memory of a publisher with 1, 10 and 100 subscribers.
+    """Measure the latency, the loss, and the memory of a publisher with 1, 10, and 100 subscribers.
 
-    "Paced" messages are sent at `RATE_HZ`; a "flood" is sent as fast as `publish` returns, even if messages are lost.
-    The stopped subscriber is an additional one, and all results are those of the others. `stopped_costs` is their p99
-    with the stopped subscriber, divided by their p99 without it.
+    "Paced" messages are sent at `RATE_HZ`. A "flood" is sent as fast as `publish` returns, even if messages are lost.
+    The results are those of the subscribers that run. `stopped_costs` is their p99 with an additional, stopped
+    subscriber, divided by their p99 without it.
     """
     seconds, rounds = (1.0, 1) if quick else (2.0, 3)
     table: dict[str, Any] = {}

@@ -123,7 +123,7 @@ def _tokenizer() -> Any:
 
 
 def _only_token(tokenizer: Any, word: str) -> int:
-    """Return the token of a word. Raise `ValueError` if the word has several."""
+    """Return the id of the only token of a word. Raise `ValueError` if the word has several tokens."""
     ids = tokenizer.encode(word, add_special_tokens=False)
     if len(ids) != 1 or tokenizer.decode(ids) != word:
         raise ValueError(f"{word!r} has {len(ids)} tokens; expected 1")

@@ -63,7 +63,7 @@ _ANALYTICS: Final = {
 
 @dataclass(slots=True)
 class _Kill:
-    """Messages between the killing of one worker and the killing of the next."""
+    """The messages that arrived between the kill of one worker and the kill of the next worker."""
 
     worker: str
     at_s: float

@@ -1,4 +1,4 @@
-"""Measure the latency of messages while each fsync takes 2 s longer, and the time of stops under full load.
+"""Measure the latency of messages while each fsync takes 2 s longer, and the time that stops take under full load.
 
     python -m tests.perf.slow_disk [--periods 4] [--period-s 6] [--stops 10] [--slow-stops 2]
                                  [--save]

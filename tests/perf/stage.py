@@ -248,7 +248,7 @@ def _stages(
 
 
 def best(report: Mapping[str, Any], name: str) -> float:
-    """Return the time per batch of a stage in ms, with the number of slots that is fastest."""
+    """Return the shortest time per batch of a stage, in ms, among the measured numbers of slots."""
     return float(min(each["ms"] for each in report[name]))
 
 

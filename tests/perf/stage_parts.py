@@ -348,7 +348,9 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
 
 
 def agreement(found: Sequence[Detections], wanted: Sequence[Detections], least: float = 0.3) -> dict[str, float]:
-    """Return the fraction of boxes in `wanted` that are also in `found` (IoU 0.98), and the largest score difference.
+    """Return the fraction of boxes in `wanted` that `found` contains, too, and the largest difference of scores.
+
+    Boxes match at an IoU threshold of 0.98.
 
     Only boxes with a score of at least `least` count.
     """

@@ -1,4 +1,4 @@
-"""Simple loop in one thread: VideoCapture -> resize -> ONNX Runtime -> NMSBoxes -> JSON -> ZeroMQ.
+"""Simple loop in one thread, for comparison: VideoCapture -> resize -> ONNX Runtime -> NMSBoxes -> JSON -> ZeroMQ.
 
     python -m tests.perf.straightforward_loop MODEL.onnx VIDEO
 

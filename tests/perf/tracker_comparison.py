@@ -157,7 +157,7 @@ def values(scores: Sequence[SceneScores]) -> dict[str, Any]:
 
 
 def behind(figures: Mapping[str, Any]) -> list[str]:
-    """Return a text for each case, and for each scene at all rates, in which another tracker counts better."""
+    """Return a text for each case in which another tracker counts better, and for each such scene over all rates."""
     found = []
     for detector, scenes in figures.items():
         for scene, rates in scenes.items():

@@ -1,4 +1,4 @@
-"""The results of the shipped clip in the whole program equal the stored results.
+"""The results of the whole program for the shipped clip equal the stored results.
 
 `pytest tests/replay --update-golden` writes the golden file again. Times, names and numbers of the run are not
 compared. Boxes and scores are compared with the tolerance that other processors and versions of ONNX Runtime need.

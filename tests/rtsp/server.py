@@ -50,7 +50,7 @@ PACKAGES = {
 
 
 def absent(*names: str) -> NoReturn:
-    """Print the missing Debian packages, and exit."""
+    """Print the names of missing Debian packages, and exit."""
     sys.exit(f"missing Debian packages: {' '.join(sorted({PACKAGES[name] for name in names}))}")
 
 
@@ -149,7 +149,7 @@ class Feeder:
 
 
 class Loss:
-    """A pad probe that drops the second packet of some frames."""
+    """A GStreamer pad probe that drops the second RTP packet of some frames."""
 
     def __init__(self) -> None:
         self._index = -1

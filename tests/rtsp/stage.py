@@ -35,7 +35,7 @@ PATIENCE_S = 60.0  # timeout of operations that take a second on an idle machine
 
 @cache
 def missing() -> str | None:
-    """Return the reason why the server cannot run here."""
+    """Return the reason why the server cannot run on this machine; None if it can run."""
     if not PYTHON.exists():
         return f"there is no {PYTHON}: apt-get install python3"
     check = subprocess.run([PYTHON, SERVER, "--check"], capture_output=True, text=True, timeout=60, check=False)
@@ -113,7 +113,7 @@ def source_of(config: CameraConfig) -> Source:
 
 @contextmanager
 def opened(config: CameraConfig) -> Iterator[tuple[Source, StreamInfo]]:
-    """Open a source, and close it at the end."""
+    """Open a source, and close it at the end of the `with` block."""
     source = source_of(config)
     try:
         yield source, source.open()
@@ -178,7 +178,10 @@ def clip_luma() -> NDArray[np.int16]:
 
 
 def place_in_clip(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[int, float]:
-    """Return the index of the nearest frame of the clip, and the mean difference: 0 without color conversion."""
+    """Return the index of the most similar frame of the clip, and the mean difference of its pixels.
+
+    The difference is 0 if the colors of the frame were not converted.
+    """
     errors = np.abs(clip_luma() - luma(pixels, pixel_format)).mean(axis=(1, 2))
     return int(errors.argmin()), float(errors.min())
 
@@ -240,7 +243,7 @@ class Watched:
         return self._supervisor.status()
 
     def wait_state(self, state: str) -> None:
-        """Wait until the camera is, or was, in this state."""
+        """Wait until the camera is or has been in this state."""
         wait_until(lambda: state in self.states, f"{state!r} after {self.states}")
 
     def wait_loss(self) -> None:

@@ -125,7 +125,7 @@ def test_delivered_pixel_format_follows_the_detector(server: Server, formats: tu
 
 
 def test_frames_with_equal_or_earlier_times_are_counted_in_order() -> None:
-    """The times go back after frame 4, and the decoder repeats the last time. It never outputs frames 8 and 9."""
+    """The times decrease after frame 4, and the decoder repeats the latest time. It never outputs frames 8 and 9."""
     gst, skipped = library().Gst, SkippedFrames()
     decoded = DecodedFrames(skipped)
     monitor = PacketMonitor(decoded.skip)
@@ -189,7 +189,7 @@ def test_frames_with_odd_sides_are_converted(width: int, expected: str) -> None:
 
 
 class FilePlayer(Player):
-    """A pipeline that reads coded frames from a file, and decodes them as those of a camera."""
+    """A pipeline that reads coded frames from a file, and decodes them in the same way as frames of a camera."""
 
     path: Path
 
@@ -299,7 +299,7 @@ def test_connections_leave_no_resources(server: Server) -> None:
 
 
 def task_names() -> list[str]:
-    """Return the names of this process's threads without GLib's idle ones, "pool-...", which end later."""
+    """Return the names of this process's threads, except the idle threads "pool-..." of GLib, which end later."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         try:

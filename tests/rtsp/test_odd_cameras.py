@@ -1,4 +1,4 @@
-"""RTSP cameras with wrong times, and with certificates, through all libraries."""
+"""Tests of all reader libraries with RTSP cameras that send wrong times, or that use certificates."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def oriented(orientation: str) -> tuple[bytes, ...]:
 
 
 def test_frames_are_shown_as_the_stream_specifies() -> None:
-    """All libraries deliver each of the eight orientations, and agree."""
+    """For each of the eight orientations, all libraries deliver the same correctly oriented frames."""
     shown: dict[str, dict[str, bytes]] = {"ffmpeg": {}, "gstreamer": {}}
     for orientation in ORIENTATIONS:
         with rtsp_camera(RtspCamera(oriented(orientation))) as url:

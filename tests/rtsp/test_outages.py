@@ -1,4 +1,4 @@
-"""Outages of cameras: absent at the start, lost, hanging, and a changed frame size.
+"""Outages of cameras that are absent at the start, that are lost, that hang, or that change their frame size.
 
 All sources pass through the outages at the same time, so that the tests wait only once.
 """
@@ -93,7 +93,7 @@ def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
 
 
 def test_dead_camera_does_not_delay_another(company: dict[str, list[Watched]], reader: str) -> None:
-    """A lock that the cameras share would delay the working camera by their timeouts, which are 5 s."""
+    """If the cameras shared a lock, the timeouts of the dead cameras (5 s) would delay the working camera."""
     refusing, silent, _, works = company[reader]
     assert refusing.recorder.metas == silent.recorder.metas == []
     assert set(works.states) - {"connecting"} == {"streaming"}

@@ -59,14 +59,14 @@ sys.stdin.read()
 
 
 def free_port() -> int:
-    """Return a free TCP port of this machine."""
+    """Return a free TCP port on this machine."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 class Server:
-    """A server process on a fixed port of this machine. Its data stays in `folder` over restarts."""
+    """A server process on a fixed port on this machine. Its data in `folder` persists over restarts."""
 
     def __init__(self, folder: Path, command: Callable[[int, Path], Sequence[str | Path]]) -> None:
         self.port = free_port()
@@ -115,7 +115,7 @@ def program(name: str) -> str:
 
 
 def mosquitto(folder: Path, *, options: str = "allow_anonymous true") -> Server:
-    """Return an MQTT broker that stores its data."""
+    """Return an MQTT broker (Mosquitto) that stores its data in `folder`."""
     path = program("mosquitto")
 
     def command(port: int, where: Path) -> Sequence[str | Path]:

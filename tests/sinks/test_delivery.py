@@ -1,4 +1,4 @@
-"""Delivery to real brokers and servers: all messages arrive in order, also if a server is killed."""
+"""Delivery to real brokers and servers: all messages arrive in order, even if a server is killed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def add(sender: Sender, queue: Spool, numbers: Sequence[int]) -> None:
 
 
 def killing(server: Server) -> Callable[[Sender, Spool], Any]:
-    """Return steps that send messages 0 to 59. The server does not run while 20 to 39 are added."""
+    """Return a function that adds messages 0 to 59. The server is stopped while messages 20 to 39 are added."""
 
     async def steps(sender: Sender, queue: Spool) -> None:
         add(sender, queue, range(20))
@@ -115,7 +115,7 @@ def without_repetitions(numbers: Sequence[int]) -> list[int]:
 
 
 def mqtt_reader(port: int, received: list[paho.MQTTMessage]) -> paho.Client:
-    """Subscribe to everything. The broker keeps the messages while the subscriber is not connected."""
+    """Subscribe to all topics. The broker keeps the messages while the subscriber is not connected."""
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id="reader", clean_session=False)
     client.on_message = lambda _client, _data, each: received.append(each)
     client.on_connect = lambda each, *_: each.subscribe("#", 1)

@@ -1,4 +1,4 @@
-"""Announcements for Home Assistant: they have the documented keys, and their templates give the values.
+"""Announcements for Home Assistant have the documented keys, and their templates return the correct values.
 
 The tables contain the keys of the page of each component in Home Assistant's documentation. The schemas of Home
 Assistant 2024.3.3 (`homeassistant.components.mqtt`) accept these announcements too.

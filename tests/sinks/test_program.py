@@ -1,4 +1,4 @@
-"""`vision run` with sinks: every event arrives, also if the process of a sink is killed, and the status reports it."""
+"""Tests of `vision run` with sinks: every event arrives, even if the process of a sink is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spool: order, limits, replacement of states, positions, and kills."""
+"""Tests of the spool: its order, its limits, replaced states, its position, and kills of its process."""
 
 from __future__ import annotations
 

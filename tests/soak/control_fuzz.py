@@ -1,4 +1,4 @@
-"""Hostile requests to the control socket of a real program: it must neither crash nor hang.
+"""Send hostile requests to the control socket of a real program, which must neither crash nor hang.
 
 python -m tests.soak.control_fuzz [--minutes 10] [--seed 1]
 """
@@ -79,7 +79,7 @@ def payload(choice: random.Random) -> bytes:
 
 
 def send(path: Path, data: bytes) -> str:
-    """Send bytes. Return the kind of the reply, or why there is none."""
+    """Send bytes. Return the kind of the reply, or the reason why there is no reply."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))
         sock.settimeout(60)

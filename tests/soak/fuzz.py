@@ -208,7 +208,7 @@ def _yaml_blocks(page: Path) -> list[str]:
 
 
 def fuzz_truth(end_s: float, seed: int) -> Bugs:
-    """Read changed files of `vision eval`, and compute with those that are accepted."""
+    """Read changed ground-truth files, and compute the metrics of `vision eval` for those that are accepted."""
     rows = [
         f"{frame},{track},{frame * 3},{track * 9},20,40,1,-1,-1,-1" for frame in range(1, 40) for track in (1, 2, 3)
     ]
@@ -342,7 +342,7 @@ def _free_port() -> int:
 
 
 def _requests() -> list[bytes]:
-    """Return valid requests for all paths."""
+    """Return valid HTTP requests for all paths of the servers."""
     found = []
     body = json.dumps({"analytics": {"lines": [{"name": "door", "points": [[1, 2], [3, 4]]}], "zones": []}}).encode()
     for path in _PATHS:

@@ -95,7 +95,7 @@ def make_batch(rng: np.random.Generator) -> Batch:
 
 
 def _clock(rng: np.random.Generator, frames: int, fps: float) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the times of the frames: as they pass, and as a camera with a jumping clock reports them."""
+    """Return the true times of the frames, and the times that a camera with a jumping clock reports."""
     steps_s = np.full(frames, 1.0 / fps) * rng.uniform(0.8, 1.2, frames)
     pauses = rng.random(frames) < 0.02
     steps_s[pauses] += rng.choice([0.4, 1.4, 3.0, 20.0, 200.0], int(pauses.sum()))
@@ -111,7 +111,7 @@ def _growth(rng: np.random.Generator) -> Floats:
 
 
 def _feet(rng: np.random.Generator, frames: int, sizes: Floats) -> tuple[Floats, Bools, Bools]:
-    """Return true points on the ground, (T, N, 2), and the masks `Batch.between` and `Batch.around`."""
+    """Return the true positions (frames, tracks, 2) of the feet, and the masks `Batch.between` and `Batch.around`."""
     aim = rng.integers(0, 4, TRACKS)  # 0: middle line; 1: line at the edge; 2: short line; 3: beyond the short line
     across = _path(rng, frames) * sizes
     x = np.where(aim == 1, rng.uniform(100, 1180, TRACKS), np.where(aim == 0, 640.0, 300.0) + across)
@@ -127,7 +127,7 @@ def _feet(rng: np.random.Generator, frames: int, sizes: Floats) -> tuple[Floats,
 
 
 def _path(rng: np.random.Generator, frames: int) -> Floats:
-    """Return paths (T, N) in object sizes: legs between corners near the line, rests, and jumps."""
+    """Return the distances (T, N) of objects from a line, in object sizes, on paths with legs, rests, and jumps."""
     near = rng.uniform(-0.35, 0.35, (_CORNERS, TRACKS)) * rng.choice([0.3, 1.0], TRACKS)
     corners = np.where(rng.random((_CORNERS, TRACKS)) < 0.5, near, rng.uniform(-1.6, 1.6, (_CORNERS, TRACKS)))
     for at in range(1, _CORNERS):
@@ -168,7 +168,7 @@ def _seen(rng: np.random.Generator, frames: int) -> Bools:
 
 
 def _boxes(feet: Floats, sides: Floats) -> Floats:
-    """Return boxes (T, N, 4) above points on the ground (T, N, 2), with these sides, within the frame."""
+    """Return boxes (T, N, 4) with the sides `sides` above points on the ground (T, N, 2), clipped to the frame."""
     left, right = feet[..., 0] - sides[..., 0] / 2, feet[..., 0] + sides[..., 0] / 2
     boxes = np.stack([left, feet[..., 1] - sides[..., 1], right, feet[..., 1]], axis=-1)
     return np.clip(boxes, 0.0, (WIDTH_PX, HEIGHT_PX) * 2)
@@ -236,7 +236,7 @@ def bounds(batch: Batch) -> Bounds:
 
 
 def _settle(sure: NDArray[np.int64], visit: NDArray[np.int64], settles: Bools, least: NDArray[np.int64]) -> None:
-    """Establish the side of visits where `settles` (N, L). Count the changes of established sides in `least`."""
+    """Establish the sides of the visits for which `settles` (N, L) is True. Count the changes of sides in `least`."""
     crossed = settles & (sure == -visit) & (visit != 0)
     least[..., 0] += crossed & (visit > 0)
     least[..., 1] += crossed & (visit < 0)

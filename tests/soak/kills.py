@@ -1,4 +1,4 @@
-"""The program is killed with SIGKILL at random moments: no acknowledged event is lost, and counters equal events.
+"""Kill the program with SIGKILL at random moments. No acknowledged event is lost, and counters equal events.
 
 python -m tests.soak.kills [--kills 100] [--processes 1] [--seed 1]
 """

@@ -78,7 +78,7 @@ def configuration(folder: Path, processes: str) -> str:
 
 
 def take_sample(program: psutil.Process, frames: int) -> Sample:
-    """Return the state of the program and of the processes that it has started."""
+    """Return the resources that the program and the processes that it has started use at present."""
     bytes_, descriptors, threads = 0, 0, 0
     for process in [program, *program.children(recursive=True)]:
         with suppress(psutil.Error):
@@ -109,7 +109,10 @@ def samples(program: Program, folder: Path, frames: int, problems: list[str]) ->
 
 
 def run(hours: float, processes: str) -> dict[str, Any]:
-    """Run the program for `hours` of four cameras at 10 frames/s. Return the figures and all problems."""
+    """Process as many frames as four cameras send in `hours` at 10 frames/s. Return the figures and all problems.
+
+    `processes` is the value of the key `processes` in camera.yaml.
+    """
     frames = round(hours * 3600 * _NOMINAL_FPS * _CAMERAS)
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as name:

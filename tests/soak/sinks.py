@@ -1,4 +1,4 @@
-"""Brokers that are killed again and again: no event is lost, the order is kept, and the program does not notice.
+"""Kill the brokers of sinks again and again. No event is lost, the order is kept, and other messages are not delayed.
 
 python -m tests.soak.sinks [--minutes 10] [--kills 20]
 

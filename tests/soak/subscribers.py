@@ -1,4 +1,4 @@
-"""Subscribers that attack the message sockets of a running program, and what other subscribers notice.
+"""Attack the message sockets of a running program, and measure the effect of each attack on other subscribers.
 
 python -m tests.soak.subscribers [--seconds 30] [--processes 1] [--only many_connections,...] [--save]
 
@@ -132,7 +132,7 @@ def receive_as_client(pipe: Connection, address: str) -> None:
 
 
 def receive_with_many(pipe: Connection, address: str) -> None:
-    """Receive with a part of the 150 good subscribers. Answer as `receive_as_client`."""
+    """Receive with some of the 150 good subscribers. Answer questions as `receive_as_client` does."""
     received, poller, context = Received(), zmq.Poller(), zmq.Context()
     for _ in range(GOOD // GOOD_PROCESSES):
         sock = context.socket(zmq.SUB)
@@ -371,7 +371,7 @@ class ProcessTree:
 def measure(
     tree: ProcessTree, attack: Callable[[Target], dict[str, int]], target: Callable[[], Target], good: list[Connection]
 ) -> dict[str, Any]:
-    """Measure an undisturbed period, the attack, and the time after it. `target` returns a target from now on."""
+    """Measure an undisturbed period, the attack, and the time after it. `target` returns the target of an attack."""
     with ExitStack() as stack:
         address, many = target().publish, None
         if attack is mixed_subscribers:

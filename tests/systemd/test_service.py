@@ -1,4 +1,4 @@
-"""The service under a real systemd: install, start, restrictions, hangs, restarts, stop, and removal."""
+"""Tests of the service under a real systemd: installation, start, restrictions, hangs, restarts, stop, and removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The type check against the stubs of TensorRT finds wrong calls.
+"""mypy finds wrong calls of TensorRT if it uses the stubs of TensorRT.
 
 The tests need the repaired stubs: ``python tests/typing/prepare_stubs.py build/stubs``.
 """

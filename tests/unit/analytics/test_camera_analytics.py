@@ -1,4 +1,4 @@
-"""Lines, zones, crowding, speed and counters."""
+"""Tests of the lines, zones, crowding, speeds, and counters of one camera."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ Place = tuple[float, float]
 
 
 def tracks(*objects: tuple[int, Place] | tuple[int, Place, int], height: float = 100.0) -> Tracks:
-    """Return tracks of objects (id, foot point[, class]) that are 40 px wide and `height` px high."""
+    """Return tracks of objects that are 40 px wide and `height` px high.
+
+    Each object is (id, foot point) or (id, foot point, class).
+    """
     feet = np.array([entry[1] for entry in objects], np.float32).reshape(-1, 2)
     boxes = np.stack([feet[:, 0] - 20, feet[:, 1] - height, feet[:, 0] + 20, feet[:, 1]], axis=1)
     return Tracks(
@@ -80,7 +83,7 @@ def kinds(events: Iterable[Event]) -> list[tuple[str, str]]:
 
 
 def along(*corners: Place, steps: int = 10) -> list[Place]:
-    """Return a path from corner to corner in `steps` steps each."""
+    """Return a path through `corners`, with `steps` steps between successive corners."""
     path = [corners[0]]
     for (x0, y0), (x1, y1) in pairwise(corners):
         path += [(x0 + (x1 - x0) * k / steps, y0 + (y1 - y0) * k / steps) for k in range(1, steps + 1)]
@@ -278,7 +281,7 @@ def test_in_and_out_alternate_on_an_infinite_line(path: list[Place], ends: tuple
 
 
 def test_object_lost_slightly_beyond_a_line_has_crossed_it() -> None:
-    """The camera sees nothing behind many doors: a person is last seen slightly beyond the line."""
+    """A camera often sees nothing behind a door, so it sees a person last slightly beyond the line."""
     stage = analytics(lines=[line()])
     assert walk(stage, [(300, 500), (490, 500), (511, 500)]) == []
     (event,) = play(stage, [tracks()] * 16)
@@ -375,7 +378,7 @@ def test_no_crossing_is_invented_by_noise_below_the_margin(
 )
 @settings(max_examples=80, deadline=None)
 def test_no_crossing_is_missed_of_an_object_that_stays_on_each_side(sides: list[tuple[float, ...]], step: int) -> None:
-    """Visits are clear of the line, or last half a second beyond the margin."""
+    """Each visit to a side goes far beyond the line, or stays beyond the margin for half a second."""
     stage = analytics(lines=[line()])
     places = [
         (500 + (distance if at % 2 else -distance), 500.0) for at, visit in enumerate(sides) for distance in visit
@@ -553,7 +556,7 @@ ROAD: dict[str, list[Place]] = {
 
 
 def on_frame(x_m: float, y_m: float) -> Place:
-    """Return the position of a point of the road in the frame: the inverse of the code under test."""
+    """Return the position in the frame of a point on the road. This is the inverse of the code under test."""
     plane = GroundPlane([(0, 0), (8, 0), (8, 40), (0, 40)], [(100, 900), (900, 900), (600, 400), (400, 400)])
     return plane.to_meters(x_m, y_m)
 
@@ -671,7 +674,7 @@ def is_inside(point: Place, polygon: Sequence[Place]) -> bool:
 
 
 def from_border(point: Place, polygon: Sequence[Place]) -> float:
-    """Return the distance of a point from the nearest side of a polygon, one side after another."""
+    """Return the distance of a point from the nearest side of a polygon, computed for one side after another."""
     nearest = math.inf
     for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
         share = ((point[0] - x0) * (x1 - x0) + (point[1] - y0) * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)

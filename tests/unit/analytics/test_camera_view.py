@@ -1,4 +1,4 @@
-"""A camera that is moved is realigned or declared as moved, and light and objects do not count as a movement."""
+"""A camera that was moved is realigned or reported as moved. Changes of light and objects do not count as movements."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Camera:
 
 
 def expected(view: Similarity) -> Similarity:
-    """Return a similarity of the frame as a similarity of the image that is compared."""
+    """Convert a similarity between frames to a similarity between the smaller images that are compared."""
     return np.column_stack([view[:, :2], view[:, 2] * WIDTH_PX / WIDTH])
 
 
@@ -100,7 +100,7 @@ def test_moved_camera_is_realigned_within_ten_seconds(square: Pixels, seed: int)
 
 
 def test_one_displaced_image_changes_nothing(square: Pixels) -> None:
-    """A truck that shakes the mast moves a camera for a moment."""
+    """For example, a truck that shakes the mast moves the camera only for a moment."""
     camera, frame = Camera(), seen(square, pose())
     camera.see(*[frame] * LEARNING)
     assert camera.see(seen(square, pose(0.05))) == "unsure"
@@ -249,7 +249,7 @@ def test_covered_lens_differs_from_dusk(square: Pixels) -> None:
 
 
 def test_new_appearance_does_not_move_the_reference(square: Pixels) -> None:
-    """Day and night are stored, and the view is still measured from the first image."""
+    """The appearances of day and night are stored, but movements are still measured relative to the first image."""
     lights = np.random.default_rng(2).uniform(0, 255, (40, 60))
     bright = cv2.resize(lights, square.shape[::-1]).astype(np.uint8)
     night = cv2.addWeighted(square, 0.3, bright, 0.3, 0).astype(np.uint8)

@@ -23,7 +23,7 @@ Foot = Callable[[float], tuple[float, float]]
 def events_of(
     foot: Foot, visible: Callable[[float], float], fps: float, duration_s: float = 9.0, jitter: float = 0.0
 ) -> list[Event]:
-    """Return the events of a person of whom only the upper part is detected.
+    """Return the events of a person whose upper part alone is detected.
 
     `visible` is the detected fraction of the height as a function of time.
     """
@@ -90,7 +90,7 @@ def test_lower_part_that_stays_hidden_is_forgotten_after_five_seconds() -> None:
 
 
 def test_person_who_crouches_keeps_the_feet() -> None:
-    """The upper side comes down, so nothing is hidden, and the anchor does not move."""
+    """The upper side of the box moves down. Nothing is hidden, so the anchor does not move."""
     section = CameraAnalytics.model_validate({"lines": [{"name": "line", "points": [[0, LINE_Y], [WIDTH, LINE_Y]]}]})
     tracker, analytics = Tracker(None, (WIDTH, HEIGHT)), Analytics(section, "gate", ["person"], WIDTH, HEIGHT)
     events: list[Event] = []

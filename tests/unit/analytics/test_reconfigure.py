@@ -1,4 +1,4 @@
-"""Lines and zones that change while objects are tracked. A change of one has no effect on the others."""
+"""Lines and zones change while objects are tracked. A change of one line or zone has no effect on the others."""
 
 from __future__ import annotations
 

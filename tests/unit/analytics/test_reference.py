@@ -1,4 +1,4 @@
-"""Lines and zones against a slow and simple implementation: one object, one shape and one frame at a time."""
+"""Comparison of lines and zones with a slow, simple implementation: one object, shape, and frame at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def anchor_of(box: Box, name: str) -> Place:
 
 
 def right_of(point: Place, line: Sequence[Place]) -> float:
-    """Return the distance in pixels to the right of the infinite line; negative on its left."""
+    """Return the distance of a point from the infinite line, in pixels: positive on its right, negative on its left."""
     (x0, y0), (x1, y1) = line
     return ((x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0)) / math.hypot(x1 - x0, y1 - y0)
 
@@ -83,7 +83,7 @@ class OneLine:
         return crossed
 
     def is_outside(self, box: Box, distance: float) -> bool:
-        """Return True if the edge cuts off the box, and a longer box would be farther from the line."""
+        """Return True if the frame's edge cuts off the box so that the whole box would be farther from the line."""
         cuts = (box[0] <= 1.5, box[1] <= 1.5, box[2] >= WIDTH - 1.5, box[3] >= HEIGHT - 1.5)
         moves = []
         for at, grow in enumerate((-100.0, -100.0, 100.0, 100.0)):
@@ -126,7 +126,7 @@ class OneLine:
 
 @dataclass
 class Jitter:
-    """Jitter of all objects: deviations from uniform motion that swing back, about every eighth of a second."""
+    """Jitter of all objects: deviations from uniform motion that reverse about every eighth of a second."""
 
     samples: list[tuple[float, dict[int, complex]]] = field(default_factory=list)
     first: dict[int, float] = field(default_factory=dict)  # variance until there are sums

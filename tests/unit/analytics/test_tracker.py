@@ -1,4 +1,4 @@
-"""The tracker: which objects it follows, for how long, and that only times and scores decide this."""
+"""Tests of the tracker: which objects it follows, for how long, and how times and scores affect this."""
 
 from __future__ import annotations
 
@@ -483,5 +483,5 @@ def prediction_of(steps_s: Sequence[float]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("steps_s", [(0.5, 0.5), (0.1,) * 10, (0.7, 0.05, 0.25)])
 def test_motion_does_not_depend_on_the_number_of_steps(steps_s: tuple[float, ...]) -> None:
-    """The acceleration grows with the object's size, which itself moves a little: hence the tolerance."""
+    """The test needs a tolerance, because the acceleration depends on the object's size, which changes slightly."""
     np.testing.assert_allclose(prediction_of(steps_s), prediction_of((1.0,)), rtol=2e-3, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Tracks carry the shapes of the detections that they are matched with."""
+"""Each track has the shapes (mask, keypoints, rotated box) of the detection that it is matched with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEP_NS = 100_000_000
 
 
 def marked(rows: list[tuple[float, float, int]], *, usable: bool = True) -> Detections:
-    """Return detections at x with a score, whose shapes all contain the mark of their row."""
+    """Return a detection for each row (x, score, mark). All shapes of a detection contain its mark."""
     boxes = np.array([[x, 100, x + 40, 200] for x, _, _ in rows], np.float32)
     marks = np.array([mark for _, _, mark in rows], np.float32)
     if not usable:

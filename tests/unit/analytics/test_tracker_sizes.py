@@ -29,7 +29,7 @@ def clipped(box: Box) -> Box:
 
 
 def fits(boxes: Sequence[Box], results: Sequence[Tracks]) -> NDArray[np.float64]:
-    """Return the overlap of each published box with its detection, without the first frame."""
+    """Return the IoU of each published box with its detection, except in the first frame."""
     pairs = list(zip(boxes, results, strict=True))[1:]
     assert all(len(tracks) == 1 for _, tracks in pairs)
     return np.array([overlaps(np.array([box]), tracks.boxes_xyxy.astype(np.float64))[0, 0] for box, tracks in pairs])
@@ -47,7 +47,7 @@ def vehicle(left: float, top: float, width: float, height: float) -> Box:
 @pytest.mark.parametrize("lengths_per_s", [0.3, 0.8, 1.5])
 @pytest.mark.parametrize("edge", ["left", "right", "top", "bottom"])
 def test_box_follows_an_object_that_enters_or_leaves_at_an_edge(edge: str, lengths_per_s: float, fps: float) -> None:
-    """An object of 300x120 or 120x300 px moves in, and then the same way out."""
+    """An object of 300x120 or 120x300 px enters the frame at an edge, and leaves it again at the same edge."""
     along = edge in ("left", "right")
     way = np.arange(-280.0, 100.0, 300.0 * lengths_per_s / fps)
     way = np.concatenate([way, way[::-1]])
@@ -87,7 +87,7 @@ def test_box_of_low_score_follows_an_object_that_grows_quickly(score: float) -> 
 
 @pytest.mark.parametrize("fps", [5.0, 10.0, 25.0])
 def test_box_follows_an_object_that_turns(fps: float) -> None:
-    """The width goes from that of a car's front to that of its side within two seconds."""
+    """Within two seconds, the width of the box changes from the width of a car's front to the length of its side."""
     widths = np.interp(np.arange(0.0, 4.0, 1.0 / fps), [1.0, 3.0], [100.0, 250.0])
     boxes = [vehicle(640 - width / 2, 300, width, 90) for width in widths.tolist()]
     results = followed(boxes, fps)

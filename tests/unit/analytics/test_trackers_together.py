@@ -97,7 +97,7 @@ def test_results_do_not_depend_on_the_other_cameras(
 
 
 def check_equal(one: Tracks, other: Tracks, ids: dict[int, int]) -> None:
-    """Compare tracks bit by bit. `ids` maps the ids of the first to those of the second."""
+    """Compare the tracks of two results bit by bit. `ids` maps the ids in `one` to the ids in `other`."""
     for name in ("boxes_xyxy", "scores", "class_ids", "age_ms"):
         expected, found = getattr(one, name), getattr(other, name)
         assert expected.dtype == found.dtype
@@ -146,7 +146,7 @@ def test_frames_of_one_camera_are_processed_in_order() -> None:
 
 
 def test_objects_of_different_cameras_at_one_place_are_different() -> None:
-    """In one frame, these boxes of a car and a truck would be one object."""
+    """If these boxes of a car and a truck were in the same frame, they would count as one object."""
     box = np.array([[100, 100, 200, 200]], np.float32)
     car, truck = (Detections(box, np.array([0.9], np.float32), np.array([number], np.int32)) for number in (1, 2))
     trackers = open_trackers([(800, 600)] * 2)

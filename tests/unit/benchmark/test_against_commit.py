@@ -1,4 +1,4 @@
-"""Comparisons with another checkout: they measure its `vision`, with the measurements of this tree."""
+"""A comparison with another checkout applies the measurements of this tree to the `vision` of that checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of `vision chaos`: each holds for a good record, and finds one bad value in it."""
+"""Each check of `vision chaos` passes for the record of a good run, and fails if one value of the record is bad."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_camera_that_never_returns_is_found() -> None:
 
 
 def late_by(seconds: float) -> Record:
-    """Return the record with camera a back `seconds` after the end of its fault."""
+    """Return the record of a run in which camera a returned `seconds` after the end of its fault."""
     record = good()
     back_ns = int((DOWN[1] + seconds) * S)
     record.frames[:] = [f for f in record.frames if f.camera == "b" or not DOWN[0] * S < f.received_ns < back_ns]

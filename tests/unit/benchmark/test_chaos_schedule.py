@@ -1,4 +1,4 @@
-"""The schedule of the faults of `vision chaos`."""
+"""Tests of the schedule by which `vision chaos` applies faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of a run of `vision chaos`, and the faults inside the program."""
+"""Tests of the configuration for a run of `vision chaos`, and of the faults that it causes inside the program."""
 
 from __future__ import annotations
 

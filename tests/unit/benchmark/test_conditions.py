@@ -1,4 +1,4 @@
-"""Description of the machine: parsers with the output of real machines, NVML, and CPU use."""
+"""Tests of the description of the machine: parsers of the output of real machines, NVML, and CPU use."""
 
 from __future__ import annotations
 

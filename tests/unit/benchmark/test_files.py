@@ -1,4 +1,4 @@
-"""Durations, the file of a benchmark, the comparison of two, and the tables."""
+"""Tests of durations, benchmark files, the comparison of two benchmark files, and their tables."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_series_are_rows_that_differ_in_their_batch() -> None:
 
 
 def drawn(*rows: Row, **other: object) -> list[Any]:
-    """Return the axes of the figure that `draw` saves: two for network and stage, two for the program."""
+    """Return the axes of the figure that `draw` saves: two for the network and the stage, and two for the program."""
     figures: list[Any] = []
     figure = pytest.importorskip("matplotlib.figure").Figure
 

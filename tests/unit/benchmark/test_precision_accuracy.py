@@ -1,4 +1,4 @@
-"""Average precision of the shipped detector by precision, as `tests.perf.precisions` writes it."""
+"""Tests of the AP of the shipped detector in each precision, which `tests.perf.precisions` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision bench --precisions`: comparison of models, refused models, and outputs."""
+"""Tests of `vision bench --precisions`: the comparison of precisions, refused models, and the outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring loops over detectors and lanes, frames, runs of a deployment, and ONNX Runtime's profiler."""
+"""Tests of the loops that measure detectors and lanes, of frames, of deployments, and of ONNX Runtime's profiler."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_failing_detector_ends_the_measurement() -> None:
 
 
 class TimedLane:
-    """A lane of a device that takes 10 ms a batch, and a host that notices the end 2 ms later."""
+    """A lane of a device that takes 10 ms per batch, and whose host notices the end of a batch 2 ms later."""
 
     def __init__(self, time_: Time) -> None:
         self._time = time_
@@ -148,7 +148,7 @@ def test_engine_latency_and_throughput_are_measured_separately(time_: Time) -> N
 def test_engine_rate_error_comes_from_the_bursts(time_: Time) -> None:
 
     class Uneven(TimedLane):
-        """Lane in which every second burst takes 50 % longer. Batches that are waited for take equal times."""
+        """Lane in which every second burst takes 50 % longer. Batches for which the host waits take equal times."""
 
         queued = bursts = 0
 

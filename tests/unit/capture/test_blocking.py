@@ -1,4 +1,4 @@
-"""Calls that block, on a thread that can be abandoned."""
+"""Tests of calls that can block, and therefore run in a thread that can be abandoned."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ class Machine:
         return self.caplog.messages
 
     def frame(self, delay_ns: int | None, *, decoding_ns: int = 0) -> tuple[int, int, str]:
-        """Stamp a frame that arrives now, `delay_ns` old by the camera's clock. Return its age on both clocks."""
+        """Stamp a frame that arrives now, and that is `delay_ns` old by the camera's clock.
+
+        Return its age on both clocks.
+        """
         arrived_ns = self.now_ns
         camera_utc_ns = None if delay_ns is None else arrived_ns + UTC_MINUS_MONOTONIC - delay_ns
         self.now_ns += decoding_ns

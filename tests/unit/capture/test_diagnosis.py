@@ -1,4 +1,4 @@
-"""Diagnosis of cameras that cannot be opened."""
+"""Tests of the diagnosis of cameras that cannot be opened."""
 
 from __future__ import annotations
 

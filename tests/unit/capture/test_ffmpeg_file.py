@@ -1,4 +1,4 @@
-"""Video files: frames and times, loops, and files that are damaged, empty, or not videos."""
+"""Tests of video files: frames, times, loops, and files that are damaged, empty, or not videos."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_looped_file_of_one_frame_repeats_it(play: Player, tmp_path: Path) -> No
 
 
 def test_looped_file_that_cannot_be_sought_is_reopened(play: Player, tmp_path: Path) -> None:
-    """The times of two recordings in one MPEG transport stream overlap: seeking finds the second recording."""
+    """The file contains two recordings with overlapping times, so a seek to the start finds the second recording."""
     path = tmp_path / "a.ts"
     parts = []
     for first in (0, 12):
@@ -253,7 +253,7 @@ def test_damage_does_not_end_a_file(play: Player, tmp_path: Path) -> None:
 
 
 def test_frame_that_cannot_be_decoded_is_skipped(play: Player, tmp_path: Path) -> None:
-    """FFmpeg reports "not yet implemented" for this frame."""
+    """The file contains a frame for which FFmpeg reports "not yet implemented"."""
     path = write_video(tmp_path / "a.avi")
     data, at = bytearray(path.read_bytes()), -1
     for _ in range(5):
@@ -331,7 +331,7 @@ def test_grab_after_an_interrupt_returns_none(play: Player, tmp_path: Path) -> N
 
 
 def test_decoder_format_is_delivered_unchanged() -> None:
-    """Each frame also has its color encoding."""
+    """Frames in the format of the decoder also keep their color encoding."""
     source = PLAYERS["i420"](CLIP)
     assert source.open() == StreamInfo(768, 576, "i420", 10.0, "pyav-h264", "bt601")
     grab = source.grab(1.0)
@@ -341,7 +341,7 @@ def test_decoder_format_is_delivered_unchanged() -> None:
 
 
 def test_later_passes_deliver_the_format_of_the_first(tmp_path: Path) -> None:
-    """The reader has buffers for that format, while the decoder of a later pass may prefer another."""
+    """The reader has buffers for the format of the first pass, but a later pass can prefer a different format."""
     asked: list[tuple[PixelFormat, ...]] = []
 
     def opened(stream: CodedStream, pixel_formats: tuple[PixelFormat, ...]) -> FFmpegDecoder:
@@ -399,7 +399,10 @@ def quarters(height_px: int, width_px: int) -> Image:
 
 
 def turned(path: Path, quarter_turns: int) -> Path:
-    """Write the matrix (ISO/IEC 14496-12, 8.3.2) that rotates the frames of the only track to the left."""
+    """Write the display matrix that rotates the frames of the file's only track to the left.
+
+    ISO/IEC 14496-12, section 8.3.2, defines the matrix.
+    """
     a, b = [(1, 0), (0, -1), (-1, 0), (0, 1)][quarter_turns]
     matrix = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,7 @@
-"""Frames through PyAV: formats, colors, key frames, damage, size changes, errors. RTSP is tested in ``tests/rtsp``."""
+"""Tests of streams that PyAV reads: formats, colors, key frames, damage, size changes, and errors.
+
+The tests of RTSP are in ``tests/rtsp``.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +130,7 @@ def test_color_encoding_is_read_from_the_frame(
 
 
 def test_planes_are_copied_without_padding() -> None:
-    """Compare the same frame in both chroma layouts."""
+    """Compare the same frame in the chroma layouts of NV12 and I420."""
     frame = blocks(50, 70, "yuv420p")
     assert frame.planes[0].line_size > 70
     i420, nv12 = written(frame, "i420"), written(frame, "nv12")
@@ -251,7 +254,7 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     ["bframes=0", "bframes=2:b-pyramid=strict", "bframes=3", "cqm=jvt", "ref=4", "interlaced=1", "fake-interlaced=1"],
 )
 def test_missing_reference_frames_are_found(x264: str) -> None:
-    """Missing frames that others refer to are found. In 40 frames, the numbers wrap at least twice."""
+    """Missing frames to which other frames refer are found. In 40 frames, the frame numbers wrap at least twice."""
     images = coded(x264=x264)
     parameters = FrameGapFinder(None)
     assert not any(parameters.before(image) for image in images)
@@ -331,7 +334,7 @@ def test_grab_has_the_encoding_of_the_frame(changes: Sequence[Change]) -> None:
 
 
 def test_slot_receives_each_frame_with_its_encoding() -> None:
-    """A new size starts an epoch, a new encoding does not."""
+    """A new frame size starts an epoch, but a new color encoding does not."""
     slot = LatestSlot("gate", FrameBuffer.allocate, lossless=True)
     batcher = Batcher([slot], 1)
     metas: list[FrameMeta] = []

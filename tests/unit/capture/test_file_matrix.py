@@ -43,7 +43,7 @@ CODECS_OF_CONTAINERS: Sequence[str] = (
     *("libx264", "mpeg4", "mjpeg", "libvpx", "libsvtav1", "libx265", "mpeg2video", "flv", "gif", "wmv2", "mpeg1video"),
     *("rawvideo", "h263", "theora", "dvvideo", "apng", "libwebp_anim", "roqvideo"),
 )
-"""Each container is tested with the first of these codecs that it accepts."""
+"""Codecs for the tests of containers. Each container is tested with the first codec that it accepts."""
 
 DIFFERENCE = 4.0
 """Largest mean difference of pixels. It is not 0, because versions of FFmpeg round colors differently."""
@@ -87,7 +87,7 @@ def encoders() -> dict[str, tuple[str, ...]]:
 
 
 def kinds() -> list[Kind]:
-    """Return each codec, each pixel format of three codecs, each container, and each orientation once."""
+    """Return kinds in which each codec, format of three codecs, container, and orientation occurs once."""
     chosen = [Kind(codec) for codec in encoders()]
     chosen += [
         Kind(codec, pixel_format)

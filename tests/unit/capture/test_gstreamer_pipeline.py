@@ -1,4 +1,4 @@
-"""Pipelines of several machines, described by their registries of elements."""
+"""Tests of the GStreamer pipelines for several machines, which differ in their registered elements."""
 
 from __future__ import annotations
 

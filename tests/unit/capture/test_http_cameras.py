@@ -1,4 +1,4 @@
-"""HTTP cameras as they exist: odd multipart streams, bare JPEGs, snapshots, playlists, files, and faults."""
+"""Tests with HTTP cameras as they really occur: odd multipart streams, bare JPEGs, snapshots, playlists, and faults."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_every_jpeg_of_a_stream_is_delivered(kind: str) -> None:
 
 @pytest.mark.integration
 def test_every_frame_is_delivered_at_any_rate() -> None:
-    """FFmpeg invents times of 25 frames/s. They do not show how late a frame is."""
+    """FFmpeg invents timestamps at 25 frames/s, which do not show how late a frame is."""
     counts: dict[float, tuple[int, int, int]] = {}
 
     def watch(fps: float) -> None:
@@ -426,7 +426,7 @@ def test_http_on_a_tls_port_is_named() -> None:
 
 
 def test_client_that_leaves_ends_no_server() -> None:
-    """The helper `http_camera` serves the next client after one has left."""
+    """The helper `http_camera` still serves the next client after a client has left."""
     with http_camera(MotionJpeg(50)) as url:
         for _ in range(3):
             with closing(source_of(url)) as source, suppress(SourceError):
@@ -446,7 +446,7 @@ def with_exif_orientation(data: bytes, orientation: int) -> bytes:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_a_jpeg_is_that_of_opencv(orientation: int) -> None:
-    """OpenCV turns images by their EXIF data. FFmpeg does the same from version 8 on, and ignores the data before."""
+    """OpenCV rotates images according to their EXIF data, like FFmpeg 8. Earlier versions of FFmpeg ignore the data."""
     y, x = np.mgrid[0:48, 0:64]
     scene = np.stack([4 * x, 5 * y, np.full_like(x, 60)], axis=2).astype(np.uint8)
     data = with_exif_orientation(bytes(cv2.imencode(".jpg", scene)[1].tobytes()), orientation)

@@ -1,4 +1,4 @@
-"""Search for JPEGs in streams of bytes, with any bytes between them."""
+"""Tests of the search for JPEGs in a stream that can contain any bytes between them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_thumbnail(jpeg: bytes) -> bytes:
 
 
 def scan(data: bytes, step: int) -> tuple[list[bytes], int]:
-    """Return the JPEGs in `data`, fed `step` bytes at a time, and the number of damaged ones."""
+    """Pass `data` to a scanner, `step` bytes at a time. Return the JPEGs, and the number of damaged JPEGs."""
     scanner, found = JpegScanner(), []
     for at in range(0, len(data), step):
         found += scanner.feed(data[at : at + step])
@@ -101,7 +101,7 @@ def damage(data: bytes, places: Sequence[int], values: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_damage_never_ends_the_search(seed: int) -> None:
-    """Later JPEGs are found, independent of the damaged bytes."""
+    """The JPEGs after damaged bytes are found, whatever these bytes are."""
     values = random.Random(seed)
     bad = b"".join(SEPARATORS["boundary"](jpeg) for jpeg in jpegs())
     bad = damage(bad, [values.randrange(len(bad)) for _ in range(200)], values)

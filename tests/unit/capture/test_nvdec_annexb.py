@@ -1,4 +1,4 @@
-"""Conversion of H.264 and H.265 for hardware decoders."""
+"""Tests of the conversion of H.264 and H.265 to Annex B for hardware decoders."""
 
 from __future__ import annotations
 

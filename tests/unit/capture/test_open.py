@@ -1,4 +1,4 @@
-"""The library that opens each camera, the settings that it receives, and the combinations that are refused."""
+"""Tests of the library that opens each camera, of the settings that it receives, and of refused combinations."""
 
 from __future__ import annotations
 
@@ -138,7 +138,10 @@ def test_required_gstreamer_that_is_missing_is_an_error(source: str) -> None:
 
 @pytest.mark.integration
 def test_exceptions_of_other_libraries_work_after_loading_gstreamer() -> None:
-    """GStreamer loads an unwinder with GCC's function names, with which a C++ exception would end the process."""
+    """GStreamer loads an unwinder whose functions have the same names as GCC's.
+
+    If another library used this unwinder, a C++ exception would end the process.
+    """
     if (reason := available(camera("rtsp://10.0.0.4/a"))) is not None:
         pytest.skip(f"needs GStreamer: {reason}")
     done = run_python(f"""
@@ -158,7 +161,7 @@ except Exception as error:
 def test_nvdec_reader_without_nv12_falls_back_to_ffmpeg_with_a_warning(
     source: str, expected: type, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Drawing and evaluation need bgr, and no GPU."""
+    """For example, drawing and evaluation accept only bgr frames in host memory."""
     config = CameraConfig.model_validate({"id": f"gate-{expected.__name__}", "source": source, "reader": "nvdec"})
     assert type(open_source(config, offline=False, pixel_formats=("bgr",))) is expected
     ((warning,),) = log_args(caplog, "vision.capture.open")

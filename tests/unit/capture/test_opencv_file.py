@@ -1,4 +1,4 @@
-"""Image folders: order, rate, sizes, and files that are not images."""
+"""Tests of image folders: order, rate, sizes, and files that are not images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""USB cameras through OpenCV: buffers, negotiation and errors, with a scripted capture in the camera's place."""
+"""Tests of USB cameras with OpenCV: buffers, negotiation, and errors. A scripted capture replaces the camera."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vision.errors import SizeChanged, SourceError
 
 
 class ScriptedCapture:
-    """A capture with decoded frames, some of another size. Its properties stand for the mode of the device."""
+    """A capture that returns given frames, also of different sizes. Its properties are the mode of the device."""
 
     def __init__(self, *frames: NDArray[np.uint8] | None, **properties: float) -> None:
         self.frames = list(frames)
@@ -205,7 +205,7 @@ def test_frame_that_was_not_retrieved_is_discarded_by_the_next_grab() -> None:
 
 
 def test_grab_in_progress_is_not_started_again() -> None:
-    """The library must not read a frame while another is copied out of it."""
+    """OpenCV must not read the next frame while the previous frame is being copied."""
 
     class SlowCapture(ScriptedCapture):
         arrived = threading.Event()

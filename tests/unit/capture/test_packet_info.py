@@ -8,10 +8,10 @@ MS = 1_000_000
 
 
 def run(stream: str) -> str:
-    """Pass a stream through a new gate, and return the result.
+    """Pass a stream of frames through a new gate, and return the result.
 
-    In the stream, K is a key frame, p another frame, and ! a loss of packets. In the result, a dot is a refused frame,
-    c is a corrupt frame, and other frames are unchanged.
+    In `stream`, K is a key frame, p is another frame, and ! is a loss of packets. In the result, a dot is a refused
+    frame, c is a corrupt frame, and other frames are unchanged.
     """
     gate = KeyFrameGate()
     out = ""

@@ -1,4 +1,4 @@
-"""Coded frames that wait for the decoder: their age, their bound, and the count of those that are skipped."""
+"""Tests of coded frames that wait for the decoder: their age, its limit, and the number of skipped frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Desk:
         self.backlog: Backlog[int] = Backlog(MAX_AGE_NS, self.skipped, self.clock)
 
     def put(self, frames: str, first: int = 0, interval_ms: int = 100) -> None:
-        """Add frames, of which each K is a key frame. Number them from `first` on."""
+        """Add a frame for each character of `frames`: K is a key frame. Number the frames from `first` on."""
         for number, symbol in enumerate(frames, first):
             self.clock.now_ns += interval_ms * MS
             self.backlog.put(number, key=symbol == "K")
@@ -75,7 +75,7 @@ def test_late_decoder_continues_with_the_newest_key_frame() -> None:
 
 
 def test_late_decoder_without_a_newer_key_frame_skips_nothing_at_first() -> None:
-    """Skipping would only make the decoder wait longer for a frame that it can decode."""
+    """If frames were skipped, the decoder would only wait longer for a frame that it can decode."""
     desk = Desk()
     desk.put("Kpppppppp")
     assert desk.rest() == list(range(9))
@@ -116,7 +116,7 @@ def test_interrupt_is_final() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["K", "p", "take"]), st.integers(0, 900)), max_size=120))
 def test_every_frame_is_taken_skipped_or_waiting(steps: list[tuple[str, int]]) -> None:
-    """Frames come in order, only a key frame follows a skip, and no waiting frame is older than the bound."""
+    """Frames arrive in order, only a key frame follows a skip, and no waiting frame is older than the limit."""
     desk, put, taken = Desk(), 0, []
     for step, wait_ms in steps:
         if step == "take":

@@ -1,4 +1,4 @@
-"""Paths that are not files: refused before they are opened, because opening a FIFO waits for its writer."""
+"""Paths that are not regular files are refused before they are opened, because opening a FIFO waits for its writer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def empty(path: Path) -> None:
 
 
 def nothing(_path: Path) -> None:
-    """Leave the path without a file."""
+    """Create no file at the path."""
 
 
 KINDS: dict[Callable[[Path], None], str] = {

@@ -1,4 +1,4 @@
-"""Display orientations in coded frames. Real streams are tested in ``tests/rtsp/test_odd_cameras.py``."""
+"""Tests of display orientations in coded frames. ``tests/rtsp/test_odd_cameras.py`` tests real streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def message(turn: int, *, flip_x: bool = False, flip_y: bool = False, cancel: bo
 
 
 def frame(codec: Literal["H264", "H265"], *messages: bytes, lengths: bool = False) -> bytes:
-    """Return a coded frame, with start codes or lengths."""
+    """Return a coded frame with SEI messages, and with start codes or, if `lengths` is True, with length fields."""
     units = [HEADERS[codec] + b"".join(messages), SLICES[codec]]
     return b"".join((len(unit).to_bytes(4, "big") if lengths else b"\x00\x00\x01") + unit for unit in units)
 

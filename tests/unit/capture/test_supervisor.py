@@ -1,4 +1,4 @@
-"""CameraSupervisor: states, back-off, timeouts, epochs, and the accounting of all frames."""
+"""Tests of `CameraSupervisor`: states, back-off, timeouts, epochs, and the accounting of all frames."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FRAMES = [Frame() for _ in range(10)]
 
 @dataclass
 class World:
-    """A supervised camera with scripted connections. The last one stops the supervisor."""
+    """A supervised camera with scripted connections. The end of the last connection stops the supervisor."""
 
     connections: Sequence[Connection]
     policy: SupervisorPolicy = LIVE
@@ -433,7 +433,7 @@ def test_silent_camera_is_reconnected() -> None:
 
 
 def test_initial_burst_does_not_set_the_frame_rate() -> None:
-    """FFmpeg delivers at once the frames that it has read while opening."""
+    """The burst consists of frames that FFmpeg has read while it opened the stream, and then delivers at once."""
     burst = [Frame(0.0) for _ in range(4)]
     camera = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
     camera.connections = [Connection([*burst, *[Frame(10.0) for _ in range(5)]])]
@@ -655,7 +655,7 @@ class SmallMemory:
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
 @pytest.mark.parametrize("at", ["open", "in mid-stream"])
 def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
-    """The camera delivers frames again when they are smaller."""
+    """When the frames become smaller, the camera delivers frames again."""
     memory = SmallMemory(error)
     large = [Frame(size=LARGE)] if at == "in mid-stream" else []
     size = LARGE if at == "open" else (4, 6)

@@ -1,4 +1,4 @@
-"""The synthetic camera: drawn objects in all pixel formats, and faults on demand."""
+"""Tests of the synthetic camera: objects that it draws in all pixel formats, and faults that a test requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The camera zoo: its frame numbers, clips, packets, and the table of its cameras."""
+"""Tests of the camera zoo: its frame numbers, clips, and packets, and the table of its cameras."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_names_are_unique_and_can_be_camera_ids() -> None:
 
 
 def test_shown_remedy_can_be_used_in_a_configuration() -> None:
-    """A configuration file refuses literal passwords."""
+    """The remedy must not contain a literal password, because a configuration file refuses literal passwords."""
     (persona,) = selected(["no-account"])
     text = expectation(persona)
     assert "${CAMERA_PASSWORD}" in text and PASSWORD not in text

@@ -20,7 +20,7 @@ Work = Callable[[], None]
 
 
 class Failed(Exception):
-    """Error of a call, with the status that the call returns."""
+    """Failure of a CUDA call, with the status code that the call returns."""
 
     def __init__(self, code: int) -> None:
         super().__init__(str(code))
@@ -75,7 +75,7 @@ class Stream:
 
 
 class Event:
-    """A point in a stream. The last record counts; an event without a record is reached."""
+    """A point in a stream, where the event was recorded last. An event that was never recorded counts as reached."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()

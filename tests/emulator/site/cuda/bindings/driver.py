@@ -1,4 +1,4 @@
-"""``cuda.bindings.driver``: modules and launches."""
+"""Stand-in for ``cuda.bindings.driver``, with the calls for modules and kernel launches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cuda.bindings.nvrtc``: the host's compiler, whose "cubin" is the path of a shared library."""
+"""Stand-in for ``cuda.bindings.nvrtc``. It calls the host's compiler, and its "cubin" is the path of a library."""
 
 from __future__ import annotations
 

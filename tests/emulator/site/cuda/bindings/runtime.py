@@ -1,4 +1,4 @@
-"""``cuda.bindings.runtime``: the calls that `vision` makes."""
+"""Stand-in for ``cuda.bindings.runtime``, with the calls that `vision` makes."""
 
 from __future__ import annotations
 
