@@ -99,14 +99,14 @@ class FrameTaps:
 
     def _answer(self, request: ImageRequest) -> None:
         tap = self._taps.get(request.camera)
-        copy = None if tap is None else tap.find(request.captured_ns)
-        if copy is None:
+        if tap is None:  # a different process reads this camera, and answers
             return
-        try:
-            jpeg = self._encoder.encode(
-                copy.pixels, copy.pixel_format, copy.meta.yuv, max_width_px=request.max_width_px
-            )
-        except (OSError, ValueError) as error:  # also the errors of PyAV
-            log.warning("camera %s: an image cannot be encoded: %s", request.camera, error)
-            return
+        copy, jpeg = tap.find(request.captured_ns), b""
+        if copy is not None:
+            try:
+                jpeg = self._encoder.encode(
+                    copy.pixels, copy.pixel_format, copy.meta.yuv, max_width_px=request.max_width_px
+                )
+            except (OSError, ValueError) as error:  # also the errors of PyAV
+                log.warning("camera %s: an image cannot be encoded: %s", request.camera, error)
         self._socket.send_image(Image(request.camera, request.captured_ns, jpeg))

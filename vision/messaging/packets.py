@@ -67,11 +67,11 @@ class ImageRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Image(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A frame as a JPEG."""
+    """The response to an `ImageRequest`: the frame as a JPEG."""
 
     camera: str
     captured_ns: int
-    jpeg: bytes
+    jpeg: bytes  # empty if the frame is not in memory
 
 
 LiveItem: TypeAlias = CodedPacket | FrameTime | Image
@@ -233,7 +233,7 @@ class LiveReceiver:
         self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + _IMAGES + _topic(camera_id))
 
     def request(self, request: ImageRequest) -> None:
-        """Request an image. If the frame is no longer in memory, no image arrives."""
+        """Request an image. If the frame is not in memory, an `Image` without content arrives."""
         self.socket.send(_REQUEST + _encode(request))
 
     def receive(self) -> LiveItem | None:

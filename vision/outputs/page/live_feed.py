@@ -20,7 +20,7 @@ from vision.outputs.page.live_format import WebFormat, record
 from vision.outputs.page.live_scene import drawing
 
 IMAGE_INTERVAL_NS: Final = 100_000_000
-_IMAGE_TIMEOUT_NS: Final = 1_000_000_000  # then the frame was no longer in memory, or its process has ended
+_IMAGE_TIMEOUT_NS: Final = 1_000_000_000  # then the process that reads the camera has ended
 _SILENCE_NS: Final = 3_000_000_000  # time without packets, although results arrive, after which viewers get images
 _KNOWN_FRAMES: Final = 256
 _MAX_WIDTH_PX: Final = 1280
@@ -101,9 +101,11 @@ class _ImageRequests:
         asked = self._asked
         return asked if asked is not None and asked.captured_monotonic_ns == image.captured_ns else None
 
-    def done(self) -> None:
-        """Permit the next request."""
+    def done(self, *, failed: bool = False) -> None:
+        """Permit the next request. If the last one has `failed`, permit it without a pause."""
         self._asked = None
+        if failed:
+            self._asked_ns = 0
 
 
 class CameraFeed:
@@ -268,11 +270,16 @@ class CameraFeed:
         return self._images.result_of(image)
 
     def image(self, image: Image) -> None:
-        """Send the requested image to the viewers that wait."""
+        """Send the requested image to the viewers that wait. If it is empty, request the next one.
+
+        The first requested frame can be older than the first frame that the camera's process keeps in memory.
+        """
         message = self._images.result_of(image)
         if message is None:
             return
-        self._images.done()
+        self._images.done(failed=not image.jpeg)
+        if not image.jpeg:
+            return
         text = record({"kind": "image", "camera": self.camera_id, "result": drawing(message)}, image.jpeg)
         for watch in self.watches:
             if watch.waits:

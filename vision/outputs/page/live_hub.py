@@ -161,7 +161,7 @@ class LiveHub:
 
     def _receive_image(self, feed: CameraFeed, image: Image) -> None:
         result = feed.result_of(image)
-        if result is None or not feed.is_private:
+        if result is None or not feed.is_private or not image.jpeg:
             feed.image(image)
             return
 

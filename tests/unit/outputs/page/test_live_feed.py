@@ -168,6 +168,18 @@ def test_a_waiting_viewer_receives_images_at_a_limited_rate() -> None:
     assert rig.requests[-1].captured_ns == 5
 
 
+def test_a_frame_that_is_not_in_memory_does_not_delay_the_first_image() -> None:
+    rig = Rig()
+    viewer = rig.viewer()
+    rig.message(captured_ns=1)
+    rig.feed.image(Image("gate", 1, b""))
+    rig.now_ns += SECOND // 25
+    rig.message(captured_ns=2)
+    assert [request.captured_ns for request in rig.requests] == [1, 2]
+    rig.feed.image(Image("gate", 2, b"jpeg"))
+    assert [record["data"] for record in viewer.records] == [b"jpeg"]
+
+
 def test_images_end_with_the_key_frame_of_a_viewer_that_decodes_it() -> None:
     rig = Rig()
     decoding, showing = rig.viewer("h264"), rig.viewer("hevc")
