@@ -175,7 +175,7 @@ def _judge_camera(
     limits = task.since_us, task.until_us
     rejudgment = Rejudgment(archive, Judge(config, camera, class_names), camera, *limits)
     before, comparison, search = 0, Comparison(camera), rejudgment.search
-    is_long = has_spare_core and archive.rows_in_files("tracks", camera, *limits) >= _MANY_ROWS
+    is_long = has_spare_core and archive.number_of_tracks(camera, *limits) >= _MANY_ROWS
     with found_by_process(search) if is_long else nullcontext(search.found()) as found:
         _check_class_ids(archive.class_names(camera, search.since_us, search.until_us), class_names, camera)
         for part in rejudgment.parts(_with_progress(found, progress)):

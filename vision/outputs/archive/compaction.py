@@ -14,17 +14,17 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vision.outputs.archive.live import connect, live_columns
+from vision.outputs.archive.live import connect
+from vision.outputs.archive.live_rows import TIME_COLUMN, read_live
 from vision.outputs.archive.tables import (
     DAY_US,
     FORMAT,
@@ -43,12 +43,6 @@ from vision.state.private_files import Held, locked, sync_folder
 LATE_US: Final = 120_000_000
 """Delay in microseconds between the end of an hour or a day and the move of its rows, because messages can be late."""
 
-_TIME_COLUMN: Final[Mapping[Table, str]] = {
-    "frames": "captured_at",
-    "events": "at_utc",
-    "counts": "at_utc",
-    "gaps": "at_utc",
-}
 _PARTS: Final = b"vision.parts"
 
 
@@ -83,7 +77,7 @@ def compact(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> None:
 def _move_hours(connection: sqlite3.Connection, folder: Path, now_us: int) -> None:
     """Move the rows of each hour that ended before `now_us` from the database to Parquet files."""
     hours = set()
-    for table, column in _TIME_COLUMN.items():
+    for table, column in TIME_COLUMN.items():
         query = f"SELECT DISTINCT camera, {column} / {HOUR_US} FROM {table} WHERE {column} < ?"
         hours |= {*connection.execute(query, [now_us // HOUR_US * HOUR_US])}
     for camera, hour in sorted(hours):
@@ -105,7 +99,7 @@ def _move_hour(connection: sqlite3.Connection, folder: Path, camera: str, start_
         where = "camera = ? AND captured_at >= ? AND captured_at < ?"
         frames = f"SELECT frame_id FROM frames WHERE {where}"
         connection.execute(f"DELETE FROM tracks WHERE camera = ? AND frame_id IN ({frames})", (camera, *limits))
-        for table, column in _TIME_COLUMN.items():
+        for table, column in TIME_COLUMN.items():
             connection.execute(f"DELETE FROM {table} WHERE {where.replace('captured_at', column)}", limits)
     _finish_moves(connection, folder)
 
@@ -116,49 +110,6 @@ def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
         _give_name(folder / name)
     with connection:
         connection.execute("DELETE FROM moves")
-
-
-def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_us: int, end_us: int) -> pa.Table:
-    """Return the rows of one camera with a time from `start_us` to before `end_us` (microseconds since 1970, UTC).
-
-    The columns and the order of the rows are those of the files of the archive.
-    """
-    names = [f'"{name}"' for name in live_columns(table)[1:]]
-    if table == "tracks":
-        columns = ", ".join(f"t.{name}" for name in names)
-        query = f"SELECT {columns} FROM frames f JOIN tracks t USING (camera, frame_id) "
-        query += "WHERE f.camera = ? AND f.captured_at >= ? AND f.captured_at < ?"
-    else:
-        order = "frame_id" if table == "frames" else "rowid"
-        at = _TIME_COLUMN[table]
-        query = f"SELECT {', '.join(names)} FROM {table} WHERE camera = ? AND {at} >= ? AND {at} < ? ORDER BY {order}"
-    rows = connection.execute(query, (camera, start_us, end_us)).fetchall()
-    values: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(names)
-    if table == "tracks":
-        values = _in_track_order(values)
-    schema = SCHEMAS[table]
-    return pa.table([pa.array(column, kind) for column, kind in zip(values, schema.types, strict=True)], schema=schema)
-
-
-def _in_track_order(values: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
-    """Sort rows by track and frame, and replace the position in the frame with `order_shift` (docs/archive.md).
-
-    Args:
-        values: one sequence per column. The first two columns are the frame and the track, and the last column is the
-            position of the track in its frame.
-
-    Returns:
-        The columns in the same order; the last one contains `order_shift`.
-    """
-    frame_ids, track_ids, positions = (np.array(values[at], np.int64) for at in (0, 1, -1))
-    by_frame = np.lexsort((track_ids, frame_ids))
-    starts = np.flatnonzero(np.diff(frame_ids[by_frame], prepend=-1))
-    rank = np.arange(len(by_frame)) - np.repeat(starts, np.diff(starts, append=len(by_frame)))
-    shift = np.empty(len(by_frame), np.int64)
-    shift[by_frame] = positions[by_frame] - rank
-    order = np.lexsort((frame_ids, track_ids)).tolist()
-    columns = [*values[:-1], shift.tolist()]
-    return [[column[row] for row in order] for column in columns]
 
 
 def _part_path(folder: Path, table: Table, camera: str, start_us: int) -> Path:

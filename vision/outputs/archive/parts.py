@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,13 +103,23 @@ def unreadable(path: Path | None, error: Exception) -> ConfigError:
     return ConfigError(f"{path} cannot be read: {error}", hint=hint, code="archive-unreadable")
 
 
+class Source(Protocol):
+    """A file or the live database, as a source of frames and of their tracks."""
+
+    def read(self, number: int, /) -> pa.Table:
+        """Return the frames of a row group. Raise `ConfigError` if they cannot be read."""
+
+    def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
+        """Return the rows whose `frame_id` is from `first` to `last`, inclusive. Errors are those of `read`."""
+
+
 class Group(NamedTuple):
     """A row group of `frames`, and the part that contains its tracks."""
 
     first: int  # lowest `frame_id`
     last: int  # highest `frame_id`
-    frames: Part
-    tracks: Part
+    frames: Source
+    tracks: Source
     number: int
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,8 +15,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vision.errors import ConfigError
-from vision.outputs.archive.compaction import read_live
 from vision.outputs.archive.live import LIVE_NAME, connect
+from vision.outputs.archive.live_rows import (
+    LivePart,
+    attempts,
+    class_names,
+    has_table,
+    is_moving,
+    live_database,
+    read_live,
+)
 from vision.outputs.archive.parts import Group, Part, overlapping
 from vision.outputs.archive.rows import (
     ArchivedBlock,
@@ -43,7 +50,6 @@ from vision.outputs.archive.tables import (
 from vision.types import Counts, Event, FrameMeta, Result, Timing, Tracks
 
 _NO_TIMING: Final = Timing(0, 0, 0)
-_ATTEMPTS: Final = 5
 _JUDGED: Final = (
     *("track_id", "class_id", "x", "y", "w", "h", "hidden", "order_shift"),
     *("previous_x", "previous_y", "previous_w", "previous_h"),
@@ -136,10 +142,14 @@ class Archive:
 
         Classes that occur only at other times of the same days can be included.
         """
-        names: dict[int, str] = {}
-        for _, tracks in self._chunks(camera, since_us, until_us, ["class", "class_id"]):
-            pairs = tracks.select(["class", "class_id"]).group_by(["class", "class_id"]).aggregate([]).to_pylist()
-            names |= {pair["class_id"]: pair["class"] for pair in pairs}
+        frames, tracks, live = self._sources(camera, since_us, until_us)
+        names = live.class_names()
+        for part in frames:
+            numbers = [number for number in part.groups() if part.overlaps(number, since_us, until_us)]
+            limits = [each for number in numbers if (each := part.limits(number)) is not None]
+            if limits and part.name in tracks:
+                ids = min(first for first, _ in limits), max(last for _, last in limits)
+                names |= class_names(tracks[part.name].between(*ids, ["frame_id", "class", "class_id"]))
         return names
 
     def events(self, camera: str, since_us: int, until_us: int) -> list[ArchivedEvent]:
@@ -185,9 +195,12 @@ class Archive:
 
     def _days_of_events(self, camera: str, since_us: int, until_us: int) -> list[int]:
         """Return the start of each day that can have events in a time range, in microseconds since 1970."""
-        live = self._live("events", camera, since_us, until_us)["at_utc"].cast(pa.int64()).to_numpy()
         days = {file.start_us for file in archive_files(self._folder, "events", camera)}
-        days |= {*(np.unique(live // DAY_US) * DAY_US).tolist()}
+        if (self._folder / LIVE_NAME).exists():
+            with live_database(self._folder) as connection:
+                if has_table(connection, "events"):
+                    query = f"SELECT DISTINCT at_utc / {DAY_US} FROM events WHERE camera = ?"
+                    days |= {day * DAY_US for (day,) in connection.execute(query, [camera])}
         return sorted(day for day in days if day < until_us and day + DAY_US > since_us)
 
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
@@ -213,10 +226,10 @@ class Archive:
         rows = self.rows("gaps", camera, since_us, until_us)
         return [ArchivedGap(row["kind"], row["at_utc"], row["last"] - row["first"] + 1) for row in rows]
 
-    def rows_in_files(self, table: Table, camera: str, since_us: int, until_us: int) -> int:
-        """Return the number of rows in the files that can contain rows of a time range."""
-        files = self._files(table, camera, since_us, until_us)
-        return sum(part.number for part in (Part(file.path.name, table, file.path, None) for file in files))
+    def number_of_tracks(self, camera: str, since_us: int, until_us: int) -> int:
+        """Return about the number of tracks of all frames in a time range. Whole files count."""
+        _, tracks, live = self._sources(camera, since_us, until_us)
+        return sum(part.number for part in tracks.values()) + sum(hour.objects for hour in live.hours)
 
     # --- rows of files and of the live database -----------------------------------------------------------------------
 
@@ -241,12 +254,14 @@ class Archive:
         `columns` selects columns of the tracks, in addition to `frame_id`. If it is empty, all columns are read.
         """
         wanted = None if not columns else [*columns, "frame_id"]
+        parts_of_frames, parts_of_tracks, live = self._sources(camera, since_us, until_us)
         groups = [
-            Group(*limits, frames, tracks, number)
-            for frames, tracks in self._pairs(camera, since_us, until_us)
+            Group(*limits, frames, parts_of_tracks.get(frames.name, Part(frames.name, "tracks", None, None)), number)
+            for frames in parts_of_frames
             for number in frames.groups()
             if (limits := frames.limits(number)) is not None and frames.overlaps(number, since_us, until_us)
         ]
+        groups += [Group(hour.first, hour.last, live, live, number) for number, hour in enumerate(live.hours)]
         for together in overlapping(groups):
             frames = pa.concat_tables([each.frames.read(each.number) for each in together])
             limits = together[0].first, max(each.last for each in together)
@@ -269,22 +284,26 @@ class Archive:
             hint = "restore the files of this day, or choose a time without it"
             raise ConfigError(text, hint=hint, code="archive-incomplete")
 
-    def _pairs(self, camera: str, since_us: int, until_us: int) -> list[tuple[Part, Part]]:
-        """Return the parts of `frames` that can contain rows of a time range, each with the part of its tracks."""
-        limits = camera, since_us, until_us
-        for _ in range(_ATTEMPTS):
-            frames, tracks = self._parts("frames", *limits), self._parts("tracks", *limits)
-            if [part.path for part in frames[:-1]] == [file.path for file in self._files("frames", *limits)]:
+    def _sources(self, camera: str, since_us: int, until_us: int) -> tuple[list[Part], dict[str, Part], LivePart]:
+        """Return the files of frames that can overlap a time range, the files of tracks by name, and the live rows."""
+        limits, live = (camera, since_us, until_us), LivePart(self._folder, camera, since_us, until_us)
+
+        def files() -> list[list[ArchiveFile]]:
+            return [self._files("frames", *limits), self._files("tracks", *limits)]
+
+        for _ in attempts():
+            found = files()
+            if live.find() and found == files():
                 break  # no rows were moved in between
-        by_name = {part.name: part for part in tracks}
-        return [(part, by_name.get(part.name, Part(part.name, "tracks", None, None))) for part in frames]
+        frames, tracks = ([Part(file.path.name, file.table, file.path, None) for file in each] for each in found)
+        return frames, {part.name: part for part in tracks}, live
 
     def _parts(self, table: Table, camera: str, since_us: int, until_us: int) -> list[Part]:
         """Return the files of a table that can contain rows of a time range, oldest first, and then the live rows."""
-        for _ in range(_ATTEMPTS):
+        for _ in attempts():
             files = self._files(table, camera, since_us, until_us)
             live = self._live(table, camera, since_us, until_us)
-            if files == self._files(table, camera, since_us, until_us):
+            if not is_moving(self._folder) and files == self._files(table, camera, since_us, until_us):
                 break  # no file was added, moved, or joined in between
         parts = [Part(file.path.name, table, file.path, None) for file in files]
         return [*parts, Part(LIVE_NAME, table, None, live)]
@@ -296,13 +315,10 @@ class Archive:
     def _live(self, table: Table, camera: str, since_us: int, until_us: int) -> pa.Table:
         if not (self._folder / LIVE_NAME).exists():
             return SCHEMAS[table].empty_table()
-        try:
-            with closing(connect(self._folder)) as connection:
-                if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is None:
-                    return SCHEMAS[table].empty_table()  # the writer has just created the file
-                return read_live(connection, table, camera, since_us, until_us)
-        except sqlite3.Error as error:
-            raise ConfigError(f"{self._folder / LIVE_NAME}: {error}", code="archive-unreadable") from error
+        with live_database(self._folder) as connection:
+            if not has_table(connection, table):
+                return SCHEMAS[table].empty_table()
+            return read_live(connection, table, camera, since_us, until_us)
 
 
 # --- events and counts ------------------------------------------------------------------------------------------------

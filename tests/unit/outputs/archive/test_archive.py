@@ -126,6 +126,32 @@ def test_crash_during_compaction_loses_and_duplicates_nothing(
     assert_equals(archive, results)
 
 
+@pytest.mark.parametrize("days_later", [0, 2])
+def test_rows_that_are_moved_while_frames_are_read_are_read_once(
+    waiting: Site, tmp_path: Path, days_later: int
+) -> None:
+    """Read live rows of five hours. After the first hour, move the rows to files, or also join the files."""
+    recorder, results = Recorder(tmp_path), list[Result]()
+    for number, result in enumerate(live_results(waiting, islice(detections_of(waiting), 250))):
+        later_ns = number // 50 * HOUR_US * 1000
+        meta = replace(result.meta, captured_utc_ns=result.meta.captured_utc_ns + later_ns)
+        results.append(replace(result, meta=meta))
+        recorder.add(results[-1])
+    recorder.close()
+    archive, now_us = Archive(tmp_path), START_US + 5 * HOUR_US + days_later * DAY_US + compaction.LATE_US
+    names, frames = archive.class_names("gate", FROM_US, UNTIL_US), archive.frames("gate", FROM_US, UNTIL_US)
+    found = [*islice(frames, 40)]
+    compact(tmp_path, now_us, keep_days=10, max_mb=100)
+    found += frames
+    assert all(file.is_final for file in archive_files(tmp_path)) == (days_later > 0)
+    assert [each.result.meta.captured_ns for each in found] == [each.meta.captured_ns for each in results]
+    for each, live in zip(found, results, strict=True):
+        assert isinstance(each.result.objects, Tracks) and isinstance(live.objects, Tracks)
+        np.testing.assert_array_equal(each.result.objects.boxes_xyxy, live.objects.boxes_xyxy)
+        np.testing.assert_array_equal(each.result.objects.track_ids, live.objects.track_ids)
+    assert names == archive.class_names("gate", FROM_US, UNTIL_US) != {}
+
+
 def test_uncommitted_rows_are_lost_in_a_crash_and_the_rest_stays(waiting: Site, tmp_path: Path) -> None:
     recorder, results = Recorder(tmp_path), list(live_results(waiting, islice(detections_of(waiting), 600)))
     for result in results:
