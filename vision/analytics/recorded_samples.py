@@ -138,7 +138,7 @@ class Samples:
         self._carried, self._jitter = carried, carried[lives]
         (new,) = (steps > carried_step).nonzero()
         columns = (values[new].tolist() for values in (lives, steps, first, newest))
-        self._jitter[new] = np.array(self._averages(carried.tolist(), *columns)).reshape(-1, 2)
+        self._jitter[new] = np.array(self._averages(carried.tolist(), *columns)).T
 
     def _averages(
         self,
@@ -147,7 +147,7 @@ class Samples:
         steps: Sequence[int],
         first: Sequence[float],
         newest: Sequence[float],
-    ) -> list[tuple[float, float]]:
+    ) -> tuple[list[float], list[float]]:
         """Return the jitter and the weight of the jitter after each of several samples.
 
         Args:
@@ -157,7 +157,8 @@ class Samples:
             first: jitter that counts until `newest` is known for the first time; NaN if unknown.
             newest: jitter that each sample adds to the moving average; NaN if unknown.
         """
-        found, present, value, weight = list[tuple[float, float]](), -1, 0.0, 0.0
+        # Lists of numbers need less time than a list of tuples.
+        values, weights, present, value, weight = list[float](), list[float](), -1, 0.0, 0.0
         fades, oldest = self._steps.fades, self._steps.oldest
         for life, step, alone, added in zip(lives, steps, first, newest, strict=True):
             if life != present:
@@ -170,8 +171,9 @@ class Samples:
                 value += (added - value) / weight
             elif weight == 0.0 and alone == alone:  # noqa: PLR0124
                 value = alone
-            found.append((value, weight))
-        return found
+            values.append(value)
+            weights.append(weight)
+        return values, weights
 
     def jitter_at(self, rows: IndexArray, lives: IndexArray) -> FloatArray:
         """Return the jitter and the weight of the jitter (M, 2) of M objects at their detections `rows` (M,).

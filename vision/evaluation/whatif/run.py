@@ -20,7 +20,7 @@ from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
 from vision.evaluation.whatif.difference import Comparison
-from vision.evaluation.whatif.finding import FoundBlock, found_by_process
+from vision.evaluation.whatif.finding import FoundBlock, found_by_process, rare_collections
 from vision.evaluation.whatif.judge import Judge
 from vision.evaluation.whatif.rejudge import Rejudgment, boxes_of_events
 from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
@@ -176,7 +176,7 @@ def _judge_camera(
     rejudgment = Rejudgment(archive, Judge(config, camera, class_names), camera, *limits)
     before, comparison, search = 0, Comparison(camera), rejudgment.search
     is_long = has_spare_core and archive.number_of_tracks(camera, *limits) >= _MANY_ROWS
-    with found_by_process(search) if is_long else nullcontext(search.found()) as found:
+    with rare_collections(), found_by_process(search) if is_long else nullcontext(search.found()) as found:
         _check_class_ids(archive.class_names(camera, search.since_us, search.until_us), class_names, camera)
         for part in rejudgment.parts(_with_progress(found, progress)):
             before += len(part.published)

@@ -87,14 +87,14 @@ class Part:
 
     def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
         """Return the rows whose `frame_id` is from `first` to `last`, inclusive."""
-        found = []
+        found, frame_id = [], pc.field("frame_id")
         for group in self.groups():
             limits = self.limits(group)
             if limits is not None and limits[0] <= last and limits[1] >= first:
-                found.append(self.read(group, columns))
-        frame_id = pc.field("frame_id")
-        tables = pa.concat_tables(found) if found else self.read(None, columns).slice(0, 0)
-        return tables.filter((frame_id >= first) & (frame_id <= last))
+                rows = self.read(group, columns)
+                is_inside = first <= limits[0] and limits[1] <= last
+                found.append(rows if is_inside else rows.filter((frame_id >= first) & (frame_id <= last)))
+        return pa.concat_tables(found) if found else self.read(None, columns).slice(0, 0)
 
 
 def unreadable(path: Path | None, error: Exception) -> ConfigError:
