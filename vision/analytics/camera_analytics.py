@@ -339,7 +339,7 @@ class _ShapeCounters:
 
     @property
     def stored(self) -> CameraCounters | None:
-        """The persistent storage; None if there is none."""
+        """The persistent storage of the counters; None if there is none."""
         return self._stored
 
     def add(self, name: str, key: str, class_name: str) -> Mapping[str, int]:

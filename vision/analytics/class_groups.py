@@ -86,7 +86,8 @@ def single_boxes(
 def vote(classes: ClassIds, lead: FloatArray, total: FloatArray, seen: ClassIds, scores: FloatArray) -> None:
     """Count the classes of the detections of M tracks as votes, weighted by the scores of the detections.
 
-    A new class needs a margin. Otherwise, an undecided detector would change the class repeatedly. See Boyer and Moore,
+    A track changes its class only if another class leads by a margin. Otherwise, an undecided detector would change the
+    class repeatedly. See Boyer and Moore,
     "MJRTY: A Fast Majority Vote Algorithm", 1981.
 
     Args:

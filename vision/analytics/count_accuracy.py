@@ -45,7 +45,7 @@ Clip: TypeAlias = Mapping[str, Mapping[str, Sequence[CountBlock]]]
 
 @dataclass(frozen=True, slots=True)
 class CountModel:
-    """The errors of one count. Rates are errors per counted object."""
+    """Model of the errors of one count, such as the ``in`` count of a line. Rates are errors per counted object."""
 
     missed_rate: float
     false_rate: float
@@ -83,7 +83,7 @@ class CountModel:
 
 @dataclass(frozen=True, slots=True)
 class CountAccuracy:
-    """The models of one camera, by line or zone, and by the key of the count."""
+    """The `CountModel` of each count of one camera, by line or zone, and by the key of the count."""
 
     models: Mapping[str, Mapping[str, CountModel]]
 

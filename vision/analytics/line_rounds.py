@@ -22,7 +22,7 @@ _MOST_WIDTH: Final = 128  # limit of this number
 
 
 class RecordedCrossing(NamedTuple):
-    """A crossing in archived frames."""
+    """The crossing of a line by an object in archived frames."""
 
     row: int  # row of the detection; the last row of the object if `is_lost`
     line: int  # index of the line

@@ -72,7 +72,7 @@ _LEAST_EXTENT: Final = np.array(1.0)  # minimum width and height in pixels
 
 
 class Motion(NamedTuple):
-    """The motion model for a step of a certain length."""
+    """The motion model of tracks for a time step of `step_s` seconds."""
 
     transition: FloatArray  # (20, 20) matrix that moves `state[FILTER]`
     growth: FloatArray  # (12, 1) growth of `state[SPREAD]` for an object whose size is 1

@@ -79,7 +79,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """Return a description of this machine."""
+    """Return the hardware of this machine and its settings."""
     jetson = _jetson()
     return Machine(
         cpu=_cpu_name(),

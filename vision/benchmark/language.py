@@ -48,7 +48,7 @@ class Answers:
 
     @property
     def asked(self) -> int:
-        """Number of questions."""
+        """Number of questions that the model was asked."""
         return self.right + self.wrong + sum(self.invalid.values())
 
 

@@ -198,7 +198,7 @@ class Lane(Protocol):
     """Queue of batches that run the network, with its own memory."""
 
     def start(self) -> None:
-        """Queue one more batch."""
+        """Queue one more batch in this lane."""
 
     def finish(self) -> None:
         """Wait until all queued batches have finished."""

@@ -164,10 +164,10 @@ class _Runs:
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:
-        """Return True if `count` cameras together published at least the part `_FITS` of the requested rate.
+        """Return True if `count` cameras together published at least the fraction `_FITS` of the requested rate.
 
         Depending on its start time, a run can contain one frame more or less of each camera. Tolerate this difference,
-        up to the part `_AT_RANDOM` of the requested rate.
+        up to the fraction `_AT_RANDOM` of the requested rate.
         """
         requested_per_s = sum(self._cameras[index % len(self._cameras)].asked_fps for index in range(count))
         tolerance_per_s = min(count / max(run.seconds, 1e-9), _AT_RANDOM * requested_per_s)

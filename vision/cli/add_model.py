@@ -40,7 +40,7 @@ class AddOptions:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """The result of adding a model."""
+    """The result of adding a model: its folder, its proposed model.yaml, and the objects in the sample frame."""
 
     folder: Path  # folder of the model
     proposal: Proposal

@@ -52,7 +52,7 @@ _GSTREAMER_PACKAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report."""
+    """The result of one check, which is a line of the report."""
 
     subject: str  # the examined part
     verdict: Verdict

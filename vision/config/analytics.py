@@ -126,7 +126,7 @@ class ZoneConfig(ConfigSection):
 
     @property
     def rings(self) -> tuple[tuple[Point, ...], ...]:
-        """The outline, followed by the holes."""
+        """The outline of the zone, followed by its holes."""
         return self.polygon, *self.holes
 
     @field_validator("holes")

@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        """True if the configurations are equal."""
+        """True if the two configurations are equal."""
         return self == Plan()
 
 

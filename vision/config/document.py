@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value of a file, and its position."""
+    """One value of a YAML file, with its position in the file."""
 
     place: Place
     value: str | int | float | bool | Unreadable | tuple[Node, ...] | dict[str, Node] | None

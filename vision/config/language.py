@@ -192,7 +192,7 @@ class VerifyConfig(Inquiry):
 
 
 class DescribeConfig(Inquiry):
-    """Events that the language model describes, or a statement whose truth it watches."""
+    """Events that the language model describes, or a statement that it checks at regular intervals."""
 
     prompt: Prompt = "Describe in one sentence what happens."
     """Request for a description; it has no effect with `statement`."""

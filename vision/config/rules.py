@@ -116,7 +116,7 @@ class RuleConfig(ConfigSection):
 
     @property
     def condition(self) -> Condition:
-        """The parsed value of `when`."""
+        """The condition that `when` describes."""
         return parse_when(self.when)
 
     @property

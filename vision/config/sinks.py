@@ -40,7 +40,7 @@ _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class SinkAddress:
-    """The parts of a sink's address."""
+    """The parts of a sink's address: protocol, TLS, hosts, and path."""
 
     protocol: Protocol
     tls: bool
@@ -49,7 +49,7 @@ class SinkAddress:
 
     @property
     def servers(self) -> str:
-        """The hosts and ports, separated by commas."""
+        """The hosts and ports as text, separated by commas."""
         return ",".join(f"{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.hosts)
 
 
@@ -190,7 +190,7 @@ class SinkConfig(ConfigSection):
 
     @property
     def target(self) -> SinkAddress:
-        """The parsed address."""
+        """The parts of the sink's address."""
         return parse_sink_address(self.address)
 
     @property

@@ -47,7 +47,7 @@ def _restored(data: object) -> object:
 
 @cache
 def _classes() -> dict[str, type[ConfigSection]]:
-    """Return all classes of sections by name."""
+    """Return all subclasses of `ConfigSection`, by name."""
     found: dict[str, type[ConfigSection]] = {}
     waiting = [ConfigSection]
     while waiting:

@@ -225,7 +225,7 @@ class MemoryPool:
         return sum(segment.size for held in self._segments.values() for segment in held)
 
     def report(self) -> PoolReport:
-        """Return the current state of the pool."""
+        """Return the present state of the pool: its sizes, and its numbers of allocations and failures."""
         with self._lock:
             return PoolReport(
                 reserved_bytes=self._reserved(),

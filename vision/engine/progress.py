@@ -59,7 +59,7 @@ class LogListener:
         self._extended_ns = self._started_ns - _EXTEND_NS
 
     def parsed(self, layers: int) -> None:
-        """Log the size of the model."""
+        """Log the number of layers of the model before fusion."""
         _log.info("building %s: %d layers before fusion", self._label, layers)
 
     def progress(self, phases: Sequence[Phase]) -> None:

@@ -24,7 +24,7 @@ _JUMP_S: Final = 3600  # time by which the camera's clock is ahead
 
 @dataclass(frozen=True, slots=True)
 class FarmCamera:
-    """The description of one camera."""
+    """The id, frame size, frame rate, and scene of one camera."""
 
     camera_id: str
     width_px: int

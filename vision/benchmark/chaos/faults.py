@@ -82,7 +82,7 @@ class Injector:
 
     @property
     def active(self) -> int:
-        """Number of faults that have not ended."""
+        """Number of started faults that have not ended."""
         return len(self._active)
 
     def _end(self, entry: tuple[Injected, End]) -> None:

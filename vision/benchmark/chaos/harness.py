@@ -1,7 +1,7 @@
-"""Faults inside the program under test: calls to a camera's library or to the detector that do not return.
+"""Faults inside the program under test: hanging calls of a camera's source or of the detector.
 
-`write_pipeline` writes a pipeline file for `vision run`, which loads the configured pipeline with these faults. Each
-fault lasts as long as a file exists.
+`write_pipeline` writes a pipeline file for `vision run`. The file loads the configured pipeline with these faults. Each
+fault has a file, and lasts as long as this file exists.
 """
 
 from __future__ import annotations

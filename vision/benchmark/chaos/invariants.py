@@ -195,9 +195,9 @@ def check_resources(record: Record) -> Verdict:
 
 
 def _growth(samples: Sequence[Sample]) -> Iterator[str]:
-    """Yield a problem for each resource whose median grows by more than its limit from the first half to the second.
+    """Yield a problem for each resource whose median grows too much from the first to the second half of `samples`.
 
-    `samples` are the samples of one process, in the order of time.
+    `samples` are the samples of one process, in the order of time. Each resource has its own limit.
     """
     half = len(samples) // 2
     limits: list[tuple[str, Callable[[Sample], int], float, float]] = [

@@ -36,7 +36,7 @@ class Observer:
         self.newest = 0  # number of the newest event; 0 before the first event
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, which connects to the publisher."""
         self._thread.start()
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ class EventSeen(NamedTuple):
 
 
 class ProgramEnd(NamedTuple):
-    """An end of the program."""
+    """One end of the program under test."""
 
     at_ns: int
     code: int  # exit code; negative for a signal
@@ -59,14 +59,14 @@ class ProgramEnd(NamedTuple):
 
 
 class ProcessEnd(NamedTuple):
-    """An end of a process that the program had started."""
+    """One end of a process that the program under test had started."""
 
     at_ns: int
     name: str
 
 
 class Sample(NamedTuple):
-    """Resources of one process at one time."""
+    """The resources that one process used at one time."""
 
     at_ns: int
     pid: int
@@ -109,7 +109,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Record:
-    """The observations of a run."""
+    """All observations of a run, which the checks read."""
 
     cameras: tuple[str, ...]
     max_age_s: dict[str, float]  # `max_frame_age_s` by camera

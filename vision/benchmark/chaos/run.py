@@ -40,7 +40,7 @@ OnFault = Callable[[Injected], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The program and the faults of a run."""
+    """The configuration to run, and the schedule of faults."""
 
     subject: Subject
     schedule: Sequence[Fault]
@@ -124,7 +124,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of a run."""
+    """The folders of a run: one for its own files, and one for the files of the program."""
 
     work: Path  # folder for the private files of the run
     data: Path  # folder for the files of the program, whose disk can fail

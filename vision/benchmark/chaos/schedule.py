@@ -44,7 +44,7 @@ _FAULTS: Final = 3  # number of faults per round
 
 @dataclass(frozen=True, slots=True)
 class KindSpec:
-    """The properties of a kind of fault."""
+    """The properties of a kind of fault, such as its duration and frequency."""
 
     text: str  # description for the user
     has_camera: bool  # True if the fault affects one camera
@@ -78,7 +78,7 @@ KINDS: Final[Mapping[Kind, KindSpec]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault of a schedule."""
+    """One fault of a schedule: its kind, its start, its duration, and what it affects."""
 
     number: int  # from 1
     at_s: float  # time after the start of the schedule

@@ -1,4 +1,4 @@
-"""Read the state database of a program that has ended."""
+"""Reader of the state database of a program that has ended."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class StoppedSubscriber:
         self._socket.connect(address)
 
     def close(self) -> None:
-        """Disconnect."""
+        """Close the connection to the publisher."""
         self._context.destroy(linger=0)
 
 

@@ -216,7 +216,10 @@ class _Pass:
 
     @property
     def damage(self) -> str:
-        """Text that describes the damage; empty if there is none. The length in the header is not checked."""
+        """Text that describes the damage to the file; empty if none was found.
+
+        A file that is shorter than its header states does not count as damaged.
+        """
         damaged = self._counts.damaged
         return "; ".join(filter(None, (f"damaged frames: {damaged}" if damaged else "", self._read_error)))
 

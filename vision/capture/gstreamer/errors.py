@@ -31,7 +31,7 @@ _CAUSES_BY_TEXT = {  # checked first
 
 
 def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: str) -> SourceError:
-    """Return the error for a GError of GStreamer with this domain, code, message, and debug text."""
+    """Return the error to raise for a GError of GStreamer with this domain, code, message, and debug text."""
     detail = debug.strip().partition("\n")[2].strip()  # the first line is a position in GStreamer's source code
     text = message if not detail or detail in message else f"{message} ({detail})"
     cause, hint = _cause(camera, domain, code, f"{message} {debug}")

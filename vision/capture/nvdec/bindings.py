@@ -212,6 +212,6 @@ class Session:
 def _one_line(error: Exception) -> str:
     """Return the first part of an error text as one line of at most 400 characters.
 
-    The omitted rest is instructions, which PyNvVideoCodec appends to its errors.
+    The rest, which is omitted, contains instructions that PyNvVideoCodec appends to its errors.
     """
     return " ".join(str(error).partition("\n\n")[0].split())[:400] or type(error).__name__

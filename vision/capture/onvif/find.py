@@ -28,7 +28,7 @@ _QUERIES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A device that the user names."""
+    """The host and port of a device that the user has named."""
 
     host: str
     port: int | None = None

@@ -30,7 +30,7 @@ class Account:
     password: str
 
     def __repr__(self) -> str:
-        """Return a text without the password."""
+        """Return a description of the account without the password."""
         return f"Account({self.user!r})"
 
 

@@ -214,7 +214,7 @@ class HttpConnection:
 
 
 class HlsChannel:
-    """A live HLS stream that starts with the first request. A segment exists when all its frames are due."""
+    """A live HLS stream that starts with the first request. A segment exists as soon as all its frames are due."""
 
     def __init__(self, segment_s: int, frames: int, muxed: Callable[[int], bytes]) -> None:
         """Create the stream. A segment contains `frames` frames, and lasts `segment_s` seconds.

@@ -83,7 +83,7 @@ def _expected(verdict: Verdict | None) -> str:
 
 
 def _shown_keys(verdict: Verdict) -> Iterator[str]:
-    """Yield the keys of camera.yaml with which the camera plays.
+    """Yield the keys of camera.yaml with which the reader plays the camera.
 
     A variable stands for the password, because camera.yaml refuses literal passwords.
     """

@@ -115,7 +115,7 @@ class Link:
 
 
 class Host(Protocol):
-    """The camera that a connection belongs to: `vision.capture.zoo.camera.Camera`."""
+    """The camera to which a connection belongs. `vision.capture.zoo.camera.Camera` implements this protocol."""
 
     persona: Persona
     fault: Fault

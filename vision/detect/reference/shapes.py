@@ -23,7 +23,7 @@ class CandidateShapes(ABC):
 
     @abstractmethod
     def take(self, rows: Indices) -> CandidateShapes:
-        """Return the shapes of the candidates with these indices."""
+        """Return the shapes of the candidates with the indices `rows`."""
 
     @abstractmethod
     def to_source(self, letterbox: Letterbox, source_width_px: int, source_height_px: int) -> Shapes:
@@ -68,7 +68,7 @@ class RotatedBoxes(CandidateShapes):
 
 @dataclass(frozen=True, slots=True)
 class Keypoints(CandidateShapes):
-    """Keypoints of each candidate."""
+    """Keypoints of N candidates, with K keypoints each."""
 
     points: Floats  # (N, K, 2) x and y, or (N, K, 3) with a score
     names: tuple[str, ...]  # K names; empty if they are not known

@@ -237,7 +237,7 @@ class PostprocessProgram:
         return (self.objects, batch, 1)
 
     def letterbox(self, meta: FrameMeta) -> Letterbox:
-        """Return the position of a frame in the model's input."""
+        """Return the scale and the position of a frame in the model's input."""
         size = self.input
         return Letterbox.fit(meta.width_px, meta.height_px, size.width, size.height, size.letterbox)
 

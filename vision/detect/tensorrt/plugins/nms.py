@@ -96,7 +96,7 @@ class NmsSettings:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Offsets in bytes of the parts of the workspace."""
+    """Offsets in bytes of the parts of the plugin's workspace, and its total size."""
 
     keys: int
     counts: int
