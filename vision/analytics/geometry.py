@@ -1,4 +1,4 @@
-"""Geometry of lines, zones, boxes, and the ground plane, computed for all objects and all shapes at once.
+"""Geometry of lines, zones, boxes, and the ground plane, computed for all objects and all shapes together.
 
 Coordinates are pixels of the frame: x increases to the right, and y increases downward.
 
@@ -129,7 +129,7 @@ class LineSet:
 
 
 class ZoneSet:
-    """A set of Z closed polygons with holes, which tests all points at once.
+    """A set of Z closed polygons with holes, which tests all points together.
 
     If a zone reaches the edge of the frame, points beyond this edge also count as inside, so no object leaves the
     zone there.

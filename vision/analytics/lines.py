@@ -2,10 +2,10 @@
 
 Boxes jitter, so a side counts only with a margin: an object is established on a side of a line when its anchor is far
 beyond the line, or slightly beyond the line for some time. For the first side of an object, and for the last side of a
-lost object, slightly beyond the line is enough at any time.
+lost object, it is enough that the anchor is slightly beyond the line, even if only briefly.
 
 A crossing is a change from one established side to the other. It counts only if the path of the anchor last met the
-line between the ends of the line. So a jump across the line between two frames counts, but a path around an end of the
+line between the ends of the line. Therefore, a jump across the line between two frames counts, but a path around an end of the
 line does not.
 """
 

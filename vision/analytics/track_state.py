@@ -23,7 +23,7 @@ PerTrack: TypeAlias = float | FloatArray
 
 
 def values_at(values: PerTrack, tracks: IndexArray | BoolArray) -> PerTrack:
-    """Return the values of some `tracks`, given by their indices or a mask. A single value stays as it is."""
+    """Return the values of some `tracks`, given by their indices or a mask. A single value, which applies to all tracks, is returned unchanged."""
     return values if isinstance(values, float) else values[tracks]
 
 
@@ -164,7 +164,7 @@ def _approach(state: FloatArray, before: FloatArray, step_s: PerTrack) -> None:
 
 
 def _places_of_coefficients() -> tuple[FloatArray, FloatArray]:
-    """Return two matrices of zeros and ones, with which `motion` arranges its coefficients.
+    """Return the two matrices of zeros and ones that `motion` uses to arrange its coefficients.
 
     The first matrix (14, 400) yields the transition matrix. The second matrix (6, 12) yields the growth of variances.
     """

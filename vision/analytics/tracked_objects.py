@@ -232,7 +232,7 @@ class TrackedObjects:
 
         Args:
             rows: rows (M,) of the objects in the table.
-            fresh: mask (M,) of the new objects, F of which are True.
+            fresh: mask (M,) of the F new objects.
             columns: columns (M, ...) of the present boxes, as `_columns_of` returns them.
             previous_xyxy: previous boxes (M, 4) of the objects, NaN where unknown. The first points are the points of
                 the previous box if it is known, and of the present box otherwise.

@@ -416,7 +416,7 @@ class _TracksTogether:
             self._sort(np.concatenate([self._camera, frame.camera[new]]))
 
     def _best(self, new: IndexArray, camera: IndexArray | None) -> IndexArray:
-        """Return the first detections of `new`: for each camera, as many as it can add to have `max_objects` tracks.
+        """Return `new` without the detections that would give a camera more than `max_objects` tracks.
 
         `camera` (N,) contains the index of the camera of each detection; None if there is only one camera.
         """

@@ -62,7 +62,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _number(data: bytes, at: int) -> tuple[int, int]:
     """Return the number that starts at the position `at`, and the position after the number.
 
-    The number is the sum of its bytes, of which only the last is not 255.
+    The number is the sum of its bytes. All bytes except the last are 255.
     """
     value = 0
     while at < len(data) and data[at] == 0xFF:

@@ -129,7 +129,7 @@ class CameraSupervisor:
         return self._policy
 
     def abandon(self) -> None:
-        """Make the present thread of `run` end when its source call returns. A new thread can call `run` at once.
+        """Make the present thread of `run` end when its source call returns. A new thread can call `run` immediately.
 
         The frame buffers that the call writes to must not be used again.
         """

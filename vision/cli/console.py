@@ -49,7 +49,7 @@ def terminal() -> Console | None:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Log formatter that applies `vision.errors.redact` to every line, including tracebacks and log lines of libraries."""
+    """Log formatter that applies `vision.errors.redact` to every line, also to tracebacks and to lines of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))

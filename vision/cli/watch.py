@@ -231,7 +231,7 @@ def lines(board: Board, now_ns: int) -> Iterator[str]:
 class _View:
     """Display of a `Board`: a table on a terminal, otherwise lines of text.
 
-    The lines show each note and event at once, and the current values at an interval.
+    Lines about notes and events appear immediately. Lines with the current values appear at a fixed interval.
     """
 
     def __init__(self, out: TextIO, line_interval_s: float) -> None:

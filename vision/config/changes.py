@@ -252,7 +252,7 @@ def _without(section: _Choosing, camera_ids: Collection[str]) -> _Choosing:
 
 
 def with_analytics(config: AppConfig, camera_id: str, section: Mapping[str, Any] | None) -> AppConfig:
-    """Return `config` with different lines and zones of one camera; with none if `section` is None.
+    """Return `config` with `section` as the lines and zones of one camera. If `section` is None, remove them.
 
     Raises:
         ConfigError: a key is invalid, or conflicts with the rest of the configuration.
@@ -261,7 +261,7 @@ def with_analytics(config: AppConfig, camera_id: str, section: Mapping[str, Any]
 
 
 def with_privacy(config: AppConfig, camera_id: str, section: Mapping[str, Any] | None) -> AppConfig:
-    """Return `config` with different masks and hidden classes of one camera; with none if `section` is None.
+    """Return `config` with `section` as the masks and hidden classes of one camera. If `section` is None, remove them.
 
     Raises:
         ConfigError: a key is invalid, or conflicts with the rest of the configuration.

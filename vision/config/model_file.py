@@ -119,7 +119,7 @@ def read_model_header(path: Path, name: str = "") -> OnnxHeader:
     """Check that a file is a complete ONNX file with its weights, and return its header.
 
     Args:
-        name: name of the model, with which error messages start; empty if the model has no name yet.
+        name: name of the model, for the start of error messages; empty if the model has no name yet.
 
     Raises:
         ModelError: the file is missing, unreadable, empty, truncated, or in a different format, or a file with its

@@ -71,7 +71,7 @@ def _left_out(record: Record) -> Mapping[str, Mapping[str, int]]:
 
 
 def as_json(record: Record, verdicts: Sequence[Verdict], **arguments: Any) -> dict[str, Any]:
-    """Return the report as data that JSON can represent. `arguments` are the options with which to repeat the run."""
+    """Return the report as data that JSON can represent. `arguments` are the options that repeat the run."""
     recoveries = measure_recoveries(record)
     quiet_ms, others_ms = split_latencies(record)
     return {

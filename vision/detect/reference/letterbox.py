@@ -97,7 +97,7 @@ def taps(scaled_px: int, source_px: int) -> tuple[Tap, Tap]:
 def gain_and_offset(
     scale: float, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the gain and offset with which ``level * gain + offset`` equals ``(level * scale - mean) / std``.
+    """Return the gain and the offset for which ``level * gain + offset`` equals ``(level * scale - mean) / std``.
 
     Both are float32 (3,), in the model's channel order.
     """

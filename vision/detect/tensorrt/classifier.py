@@ -113,7 +113,7 @@ def build_classifier(
 
 
 class _Network:
-    """Stream, contexts, and memory with which the engine of the second model runs."""
+    """Stream, contexts, and memory that the engine of the second model uses."""
 
     def __init__(self, engine: Engine, spec: ClassifierSpec, max_batch: int, resources: contextlib.ExitStack) -> None:
         self.input, output = _checked_tensors(engine, spec)

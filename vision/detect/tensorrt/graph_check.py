@@ -59,7 +59,10 @@ class Snapshot:
     boxes: NDArray[np.float32]  # (N, 4 + extra values), without masks
 
     def sample(self, without_batch: frozenset[str]) -> Sample:
-        """Return the outputs for the first and the last frame. `without_batch` contains the names of the outputs without a batch axis."""
+        """Return the outputs for the first and the last frame.
+
+        `without_batch` contains the names of the outputs that have no batch axis.
+        """
         frames: list[dict[str, NDArray[Any]]] = [{}, {}]
         for name, ends in self.outputs.items():
             for frame, output in zip(frames, ends, strict=True):
