@@ -5,8 +5,8 @@ beyond the line, or slightly beyond the line for some time. For the first side o
 lost object, it is enough that the anchor is slightly beyond the line, even if only briefly.
 
 A crossing is a change from one established side to the other. It counts only if the path of the anchor last met the
-line between the ends of the line. Therefore, a jump across the line between two frames counts, but a path around an end of the
-line does not.
+line between the ends of the line. Therefore, a jump across the line between two frames counts, but a path around an end
+of the line does not.
 """
 
 from __future__ import annotations

@@ -23,7 +23,10 @@ PerTrack: TypeAlias = float | FloatArray
 
 
 def values_at(values: PerTrack, tracks: IndexArray | BoolArray) -> PerTrack:
-    """Return the values of some `tracks`, given by their indices or a mask. A single value, which applies to all tracks, is returned unchanged."""
+    """Return the values of some `tracks`, given by their indices or a mask.
+
+    A single value, which applies to all tracks, is returned unchanged.
+    """
     return values if isinstance(values, float) else values[tracks]
 
 

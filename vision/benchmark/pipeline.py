@@ -194,8 +194,8 @@ class NonClosingDetector:
     """Wrapper that keeps a detector open when a pipeline closes it, and can lower the maximum batch size.
 
     The wrapper can pass `images` to the detector instead of the frames of synthetic cameras, because a network finds
-    almost nothing in such frames. NMS and the results thread then have as much work as with real cameras, and the work of the camera
-    threads does not change.
+    almost nothing in such frames. NMS and the results thread then have as much work as with real cameras, and the work
+    of the camera threads does not change.
     """
 
     def __init__(self, detector: Detector, max_batch: int, images: Sequence[Sequence[Frame]] = ()) -> None:

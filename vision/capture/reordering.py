@@ -1,8 +1,8 @@
 """Detection of streams whose frames are displayed in decoding order, such as the streams of most cameras.
 
 A decoder holds back a frame if a frame that must be displayed earlier may still follow. If the frames of a stream are
-displayed in decoding order, the decoder can output each frame immediately. The sequence parameter set (SPS) shows the order
-of a stream. Section numbers are those of ITU-T H.264 and H.265.
+displayed in decoding order, the decoder can output each frame immediately. The sequence parameter set (SPS) shows the
+order of a stream. Section numbers are those of ITU-T H.264 and H.265.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def keys(
     """Create keys, and choose which subscribers can connect.
 
     With `publish.curve: FOLDER`, `vision run` encrypts messages, and accepts only subscribers with an allowed key. A
-    running program accepts an allowed key immediately. If a key is revoked, the program disconnects all subscribers, and
-    the other subscribers connect again.
+    running program accepts an allowed key immediately. If a key is revoked, the program disconnects all subscribers,
+    and the other subscribers connect again.
 
     Examples:
       vision keys new keys/server.key              on the publisher: prints its public key

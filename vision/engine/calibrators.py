@@ -167,7 +167,7 @@ def device_memory(first: Batch, resources: ExitStack) -> Upload:
 
 
 def _calibrate(model: bytes, spec: ModelSpec, calibrator: Any, first: Batch, ended: threading.Event) -> Any:
-    """Let the builder calibrate a model. Return the parsed network, which `build_failure` needs to explain a failure."""
+    """Let the builder calibrate a model. Return the parsed network, so that `build_failure` can explain a failure."""
     builder = start(trt.Builder)
     network = builder.create_network(network_flags(strongly_typed=False))
     parser = trt.OnnxParser(network, logger())

@@ -83,8 +83,8 @@ def demo(cameras: int) -> Subject:
 def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Subject:
     """Return a subject with the user's configuration. `cameras` is the number of cameras.
 
-    The cameras have the frame sizes and rates of `stand_ins`, which repeat if there are more cameras. Each rate is at least 10 frames/s, and each
-    width and height is an even number of at least 16 pixels.
+    The cameras have the frame sizes and rates of `stand_ins`, which repeat if there are more cameras. Each rate is at
+    least 10 frames/s, and each width and height is an even number of at least 16 pixels.
     """
     chosen = [stand_ins[index % len(stand_ins)] for index in range(cameras)]
     config = _named(repeated(config, stand_ins, cameras))

@@ -1,7 +1,8 @@
 """Overlap of rotated boxes for non-maximum suppression.
 
 The overlap is the probabilistic IoU (ProbIoU) of Llerena et al., "Gaussian Bounding Boxes and Probabilistic
-Intersection-over-Union for Object Detection", arXiv:2106.06072. Ultralytics uses it to suppress oriented boxes (`batch_probiou`). It compares normal distributions that have the mean and the covariance of the boxes::
+Intersection-over-Union for Object Detection", arXiv:2106.06072. Ultralytics uses ProbIoU to suppress oriented boxes
+(`batch_probiou`). ProbIoU compares normal distributions that have the mean and the covariance of the boxes::
 
     ProbIoU = 1 - sqrt(1 - exp(-distance))
 
