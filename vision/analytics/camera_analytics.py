@@ -88,7 +88,7 @@ class Analytics:
         return tuple(events)
 
     def restart(self, width_px: int, height_px: int, at_ns: int) -> tuple[Event, ...]:
-        """Start a new epoch, possibly with a new frame size. Keep the counters.
+        """Start a new epoch at the capture time `at_ns`, possibly with a new frame size. Keep the counters.
 
         Return the events that end the previous epoch: crossings, exits, and the ends of dwelling and crowding.
         """

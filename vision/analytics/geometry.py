@@ -345,7 +345,10 @@ class FrameEdges:
     """
 
     def __init__(self, sizes_px: Sequence[tuple[int, int]], margin_px: float) -> None:
-        """Store the width and height of each camera's frame. Boxes count as near an edge within `margin_px`."""
+        """Store `sizes_px`, the width and height of each camera's frame.
+
+        A box counts as near an edge if its distance from the edge is at most `margin_px`.
+        """
         ends = np.tile(np.array(sizes_px, np.float64), 2)  # (cameras, 4) width and height twice
         starts = OUTWARD * (0.0, 0.0, 1.0, 1.0) * ends - margin_px
         self._is_equal = len(set(sizes_px)) == 1
@@ -353,7 +356,7 @@ class FrameEdges:
         self._ends, self._starts = EqualRows(ends[0]), EqualRows(starts[0])
 
     def are_near(self, boxes: FloatArray, camera: IndexArray | None) -> BoolArray:
-        """Return a mask (N,) of the boxes (N, 4) that extend to an edge of the frame, or beyond it."""
+        """Return a mask (N,) of the boxes (N, 4) that are near an edge of the frame, or extend beyond the edge."""
         number = len(boxes)
         starts = self._starts.of(number) if self._is_equal else self._all_starts[camera]
         cut = boxes * _OUTWARD_ROWS.of(number) >= starts
@@ -376,7 +379,7 @@ class FrameEdges:
 
 @lru_cache(maxsize=64)  # the frames of the cameras seldom change their size
 def edges_of_frames(sizes_px: tuple[tuple[int, int], ...], margin_px: float) -> FrameEdges:
-    """Return the edges of the frames of several cameras. The same edges are returned again, to save time."""
+    """Return the edges of the frames of several cameras. Equal arguments return the same object, which saves time."""
     return FrameEdges(sizes_px, margin_px)
 
 

@@ -363,7 +363,10 @@ def square_factor(ratio: float | FloatArray) -> float | FloatArray:
 
 
 def product_factor(before: float | FloatArray, ratio: float | FloatArray) -> float | FloatArray:
-    """Return `factor` of `jitter_of` for two successive deviations, given the ratio of the intervals of each."""
+    """Return `factor` of `jitter_of` for two successive deviations.
+
+    `before` and `ratio` are the second results of `_deviation` for the earlier and for the later deviation.
+    """
     return -1.0 - (2.0 + before) * ratio
 
 

@@ -1,7 +1,7 @@
 """Comparison of two benchmarks, and a check whether they are comparable.
 
-A ratio of measurements from different machines, clocks, or models does not describe the code. Therefore, all such
-differences are reported with the ratios.
+A ratio of measurements from different machines, clocks, or models does not show the effect of a change of the code.
+Therefore, all such differences are reported with the ratios.
 """
 
 from __future__ import annotations

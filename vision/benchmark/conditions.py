@@ -267,7 +267,10 @@ def _cpu_times() -> tuple[float, float, float]:
 
 
 def available_cores(seconds: float = 0.25) -> float:
-    """Return the mean number of CPU cores that this process gets if it tries to use all of them for `seconds`."""
+    """Return the mean number of CPU cores that this process gets.
+
+    For the measurement, the process tries to use all cores for `seconds` seconds.
+    """
     block = bytes(1 << 20)
     end_s = time.monotonic() + seconds
 

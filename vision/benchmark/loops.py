@@ -122,7 +122,7 @@ class _Batch(NamedTuple):
 def measure_stage(
     detector: Detector, batches: Sequence[Sequence[Frame]], seconds: float, *, warm: Ready = lambda: True
 ) -> Measured:
-    """Measure a detector with one batch in flight per slot, for at least `seconds` and at least five batches.
+    """Measure a detector with one batch in flight per slot, for at least `seconds` seconds and five batches.
 
     Args:
         detector: the detector, with all slots free.
@@ -230,7 +230,7 @@ class ThreadLane:
 def measure_engine(
     lanes: Sequence[Lane], seconds: float, *, batch_size: int = 1, warm: Ready = lambda: True
 ) -> Measured:
-    """Measure the latency and then the throughput of the network, for half of `seconds` each.
+    """Measure the latency and then the throughput of the network, each for half of `seconds` seconds.
 
     For the latency, each lane has one batch in flight. For the throughput, each lane always has queued batches. A
     warm-up comes first, and lasts until `warm` returns True. `batch_size` is the number of frames per batch.

@@ -155,9 +155,9 @@ def run_deployment(
 ) -> DeploymentRun:
     """Run the pipeline of a deployment for `seconds` seconds, and return the measurements of the run.
 
-    They cover about the last three quarters of this time.
-    If the deployment has worker processes, their start makes the run longer. The run neither reads nor writes saved
-    counters, writes no snapshots, sends nothing to sinks, and asks no language model.
+    The measurements cover about the last three quarters of the run. If the deployment has worker processes, their start
+    makes the run longer. The run neither reads nor writes saved counters, writes no snapshots, sends nothing to sinks,
+    and asks no language model.
 
     Args:
         config: configuration of the deployment.

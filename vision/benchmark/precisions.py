@@ -177,7 +177,9 @@ def _samples(graph: Graph, spec: ModelSpec | None, settings: PrecisionSettings, 
 def _measured(
     graph: Graph, precision: str, samples: Samples, reference: Sequence[Outputs], *, opening: Open, seconds: float
 ) -> PrecisionRow:
-    """Measure the network with one precision for `seconds`, and compare its outputs with `reference`.
+    """Measure the network with one precision for `seconds` seconds. Return the row.
+
+    The row includes a comparison of the outputs with the outputs `reference`.
 
     If the network cannot be opened with this precision, return a row that states only the reason.
     """

@@ -162,7 +162,9 @@ def _with_clip(camera: StandIn, clips: dict[tuple[int, int, float], Path], secon
 
 
 def encode_clip(path: Path, width_px: int, height_px: int, fps: float, seconds: float) -> None:
-    """Encode `seconds` of H.264 video to `path`: the start of the shipped clip, repeated forward and backward.
+    """Encode `seconds` seconds of H.264 video of the given size and rate to `path`.
+
+    The video is the start of the shipped clip, repeated forward and backward.
 
     Raises:
         ValueError: PyAV has no H.264 encoder, the encoder refuses the size, or the file cannot be written.

@@ -62,7 +62,9 @@ class SourceCalls:
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
     def calling(self, name: str) -> _Call:
-        """Return a context manager for one call to the source, which records the call and converts its exceptions.
+        """Return a context manager for one call of the source's method `name`.
+
+        The context manager records the call, and converts its exceptions.
 
         Raises:
             SourceError: the source raised this error or a subclass, ran out of GPU memory, or raised an unexpected

@@ -178,7 +178,7 @@ def describe_outage(camera: CameraReport) -> str:
 
 
 def outage_text(camera: str, outage: str) -> Text:
-    """Return the line below the table about a camera that delivers no frames."""
+    """Return the line below the table about a camera that delivers no frames. `outage` describes the reason."""
     return Text(f"{camera}: {outage}", "red", overflow="fold")
 
 

@@ -197,7 +197,10 @@ def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
 
 
 def _turn(a: _Corner, b: _Corner, c: _Corner) -> int:
-    """Return 1 if the point `c` is right of the line from `a` to `b` (y downward), -1 if left, 0 if on the line."""
+    """Return 1 if the point `c` is to the right of the line from `a` to `b`, -1 if to the left, 0 if on the line.
+
+    Right and left are as seen from `a` toward `b` in the frame, in which y increases downward.
+    """
     product = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
     return (product > 0) - (product < 0)
 

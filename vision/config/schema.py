@@ -63,7 +63,10 @@ def schema_at(root: Schema, loc: Loc) -> Schema:
 
 
 def resolve(root: Schema, schema: Schema) -> Schema:
-    """Return `schema` with its ``$ref`` replaced by the target, and its ``anyOf`` by the first non-null branch."""
+    """Return `schema` with its ``$ref`` replaced by the target in `root`.
+
+    Also replace an ``anyOf`` with its first branch that is not null.
+    """
     if "anyOf" in schema:
         target = next(branch for branch in schema["anyOf"] if branch.get("type") != "null")
     elif "$ref" in schema:

@@ -45,7 +45,7 @@ class SpanRecorder:
 
     @contextlib.contextmanager
     def span(self, name: str, lane: str, **details: Any) -> Iterator[None]:
-        """Measure a `with` block with the clock of the recorder, and add a span with the start and end of the block."""
+        """Measure a `with` block with the clock of the recorder, and add a span called `name` to the row `lane`."""
         start_ns = self._clock()
         try:
             yield

@@ -81,13 +81,20 @@ def nsys_command(target: Sequence[str], *, tegra: bool) -> str:
 
 
 def run_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int, *, streams: int = 1) -> str:
-    """Return the command that measures an engine under the conditions of the detector, such as CUDA graphs."""
+    """Return the command that measures the engine in the file `plan` under the conditions of the detector.
+
+    For example, the engine runs as a CUDA graph. `shapes` are the input shapes by name, `profile` is the index of the
+    optimization profile, and `streams` is the number of streams that run the engine at the same time.
+    """
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     return shlex.join([tool.program, *options, f"--infStreams={streams}", *_LIKE_THE_DETECTOR[tool.dialect]])
 
 
 def layers_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
-    """Return the command that shows the time and description of each layer, and writes descriptions to layers.json."""
+    """Return the command that shows the time and description of each layer of an engine.
+
+    The command also writes the descriptions to layers.json. The arguments are those of `run_command`.
+    """
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     options += ["--profilingVerbosity=detailed", "--dumpProfile", "--dumpLayerInfo", "--exportLayerInfo=layers.json"]
     if tool.dialect == "trtexec-10":

@@ -95,11 +95,11 @@ class Fault:
 
 
 def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]) -> tuple[Fault, ...]:
-    """Return the faults of a run of `seconds`, in the order of their start. Equal arguments give equal schedules.
+    """Return the faults of a run of `seconds` seconds, in the order of their start.
 
-    A run consists of equal rounds of at least 24 s with three faults each. A run of less than 24 s has one round, with
-    shorter faults. Each of `kinds` is chosen once before any kind is repeated. No camera has two faults in one round.
-    If a round has no camera left for a fault, the fault is omitted.
+    Equal arguments give equal schedules. A run consists of equal rounds of at least 24 s with three faults each. A run
+    of less than 24 s has one round, with shorter faults. Each of `kinds` is chosen once before any kind is repeated. No
+    camera has two faults in one round. If a round has no camera left for a fault, the fault is omitted.
 
     Args:
         seed: seed of the random choices.

@@ -33,7 +33,10 @@ class Letterbox:
         model_height_px: int,
         placement: Literal["top-left", "center"],
     ) -> Letterbox:
-        """Return the geometry with the largest scale at which the whole frame fits. Small frames are enlarged."""
+        """Return the geometry with the largest scale at which the whole frame fits. Small frames are enlarged.
+
+        `placement` is the position of the scaled frame on the canvas.
+        """
         scale = min(model_width_px / source_width_px, model_height_px / source_height_px)
         if placement == "top-left":
             return Letterbox(scale, 0, 0)

@@ -169,7 +169,7 @@ def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
 
 
 def agreement(reading: Reading) -> float:
-    """Return the mean overlap (IoU) of boxes that describe the same object, from 0 to 1; 0 if there are none.
+    """Return the mean IoU of boxes that describe the same object, from 0 to 1; 0 if there are none.
 
     A network with cells finds the same object in several cells. If its boxes are decoded correctly, they agree. Boxes
     count as the same object if they have the same class and an IoU of more than 0.1.
