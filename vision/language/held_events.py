@@ -65,6 +65,9 @@ class HeldEvents:
         self._holder: dict[_State, str] = {}  # id of the held event of each state
         self._sent: OrderedDict[str, EventMessage] = OrderedDict()
         self._early: OrderedDict[str, list[Outcome]] = OrderedDict()
+        self._leaving: dict[_State, tuple[str, list[EventMessage]]] = {}
+        """Released starts of states that `sent` has not received, by id, and the ends that must follow them."""
+        self._due: list[EventMessage] = []  # ends whose starts were published
         self._dropped: OrderedDict[_State, None] = OrderedDict()
         self._unanswered: deque[Unanswered] = deque(maxlen=_MOST_UNANSWERED)
         self.forgotten = 0  # dropped events that `unanswered` did not return, because it was not called in time
@@ -79,12 +82,17 @@ class HeldEvents:
             return [each for event in events for each in self._admitted(event)]
 
     def sent(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Keep published events for later amendments. Return the amendments for answers that have already arrived."""
+        """Keep published events for later amendments. Return the amendments for answers that have already arrived.
+
+        `expired` then returns the ends of states that were admitted while their starts were being published.
+        """
         with self._lock:
             amendments = []
             for event in events:
                 if event.id is None or event.amends is not None:
                     continue
+                if self._leaving.get(_state(event), ("",))[0] == event.id:
+                    self._due += self._leaving.pop(_state(event))[1]
                 _put(self._sent, event.id, event, _MOST_SENT)
                 outcomes = self._early.pop(event.id, [])
                 amendments += [amendment for outcome in outcomes for amendment in self._amended(event, outcome)]
@@ -98,27 +106,35 @@ class HeldEvents:
         with self._lock:
             held = self._held.get(outcome.id)
             if held is not None and outcome.purpose == "verify":
-                return self._released(held, outcome)
+                return self._leave(held, self._released(held, outcome))
             if outcome.id in self._sent:
                 return self._amended(self._sent[outcome.id], outcome)
             _put(self._early, outcome.id, [*self._early.get(outcome.id, []), outcome], _MOST_EARLY)
             return []
 
     def expired(self) -> list[EventMessage]:
-        """Stop waiting for the events whose `wait_s` has passed. Return the events to publish (`on_timeout: send`)."""
+        """Stop waiting for the events whose `wait_s` has passed. Return the events to publish (`on_timeout: send`).
+
+        Also return the ends of states that had to wait until `sent` received the starts.
+        """
         with self._lock:
             now_s = self._clock()
-            return [
+            due, self._due = self._due, []
+            return due + [
                 each
                 for held in list(self._held.values())
                 if held.until_s <= now_s
-                for each in self._released(held, None, "no-verdict-in-time")
+                for each in self._leave(held, self._released(held, None, "no-verdict-in-time"))
             ]
 
     def release(self) -> list[EventMessage]:
         """Stop waiting for the verdicts of all held events. Return the events to publish (`on_timeout: send`)."""
         with self._lock:
-            return [each for held in list(self._held.values()) for each in self._released(held, None, "stopped")]
+            return [
+                each
+                for held in list(self._held.values())
+                for each in self._leave(held, self._released(held, None, "stopped"))
+            ]
 
     def unanswered(self) -> list[Unanswered]:
         """Return the events that were dropped without a verdict since the last call of this method."""
@@ -128,8 +144,10 @@ class HeldEvents:
             return found
 
     def next_s(self) -> float | None:
-        """Return the time, in seconds on `clock`, at which the first `wait_s` ends; None if no event is held."""
+        """Return the time, in seconds on `clock`, at which `expired` returns events; None if there are none."""
         with self._lock:
+            if self._due:
+                return self._clock()
             return min((held.until_s for held in self._held.values()), default=None)
 
     def waiting(self) -> int:
@@ -165,6 +183,9 @@ class HeldEvents:
         if (held := self._held.get(self._holder.get(state, ""))) is not None:
             held.following.append(event)
             return []
+        if (leaving := self._leaving.get(state)) is not None:
+            leaving[1].append(event)
+            return []
         if state in self._dropped:
             del self._dropped[state]
             self.counters["dropped"] += 1
@@ -196,6 +217,16 @@ class HeldEvents:
         if event.data.get("phase") == "begin" and not held.following:
             _put(self._dropped, state, None, _MOST_DROPPED)
         return []
+
+    def _leave(self, held: _Held, released: list[EventMessage]) -> list[EventMessage]:
+        """Return the released events. If they start a state, let its end wait until they are published.
+
+        The thread that admits the end is not the thread that publishes the released events.
+        """
+        event = held.event
+        if released and event.id is not None and event.data.get("phase") == "begin" and not held.following:
+            self._leaving[_state(event)] = event.id, []
+        return released
 
     def _amended(self, event: EventMessage, outcome: Outcome) -> list[EventMessage]:
         if outcome.verdict is None and outcome.description is None:

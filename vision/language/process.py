@@ -244,6 +244,7 @@ class LanguageProcess:
             self._send(events)
             self._record()
             self._check_process()
+        self._send(self._held.expired())  # ends that have waited for the last starts
 
     def _lost_with_workers(self) -> list[EventMessage]:
         """Give up the questions that ended with a result worker. Return the events that have waited for the answers."""

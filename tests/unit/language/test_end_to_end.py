@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -22,10 +23,12 @@ from tests.chat_server import MODEL, ChatHttpServer, Handler, chat_server, compl
 from tests.messages.processes import wait_until
 from tests.unit.language.test_process import undocumented
 from tests.unit.runtime.test_result_processes import RULE, Running, running, site
+from vision.client import Subscription
 from vision.config import AppConfig
 from vision.language.messages import LARGEST_IMAGE_BYTES
 from vision.language.process import LanguageProcess
 from vision.messaging import codec
+from vision.messaging.publisher import Publisher
 from vision.messaging.schema import EventMessage
 from vision.runtime.builder import open_state
 from vision.stages.inquiries import InquiryStage
@@ -270,6 +273,60 @@ def _stored(folder: Path, kind: str) -> Counter[tuple[str, int, int, int | None]
     with closing(sqlite3.connect(folder / "state" / "state.db")) as database:
         stored = [json.loads(payload) for (payload,) in database.execute("SELECT payload FROM events")]
     return Counter((e["camera"], e["epoch"], e["frame"], e.get("track_id")) for e in stored if e["kind"] == kind)
+
+
+class SlowPublisher(Publisher):
+    """Publisher that waits before it publishes events late, as with a slow disk."""
+
+    def __init__(self, *args: Any, **keys: Any) -> None:
+        super().__init__(*args, **keys)
+        self.begins, self.proceeds = threading.Event(), threading.Event()
+
+    def publish_late(self, events: Sequence[EventMessage]) -> None:
+        self.begins.set()
+        assert self.proceeds.wait(60)
+        super().publish_late(events)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_the_end_of_a_state_is_never_published_before_its_start(tmp_path: Path, is_closed: bool) -> None:
+    content = {
+        "pipeline": "count",
+        "cameras": [{"id": "gate", "source": "synthetic:64x48"}],
+        "language": {"url": "http://127.0.0.1:9/v1"},
+        "verify": [{"name": "real", "prompt": "?", "wait_s": 0.01}],
+    }
+    meta = FrameMeta("gate", 3, 0, 1, 10**18, 64, 48)
+    none = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
+    result = Result(meta, none, Timing(0, 0, 0))
+    phases = [("begin", "1"), ("end", "")]
+    begin, end = (
+        codec.event(codec.UNNUMBERED, Event("rule", "open", "gate", None, 1, {"phase": phase}, id=id_), result)
+        for phase, id_ in phases
+    )
+    with ExitStack() as resources:
+        process = LanguageProcess(AppConfig.model_validate(content))
+        publisher = SlowPublisher(f"ipc://{tmp_path}/out", node="n", gate=process)
+        resources.enter_context(publisher)
+        subscription = resources.enter_context(Subscription(publisher.address, kinds=("events",)))
+        wait_until(lambda: publisher.socket.joins > 0, "the subscriber joins")
+        with process:
+            process.start(publisher)
+            publisher.publish_events([begin])
+            assert publisher.begins.wait(60)
+            publisher.publish_events([end])
+            publisher.proceeds.set()
+            if not is_closed:
+                received = [_next(subscription), _next(subscription)]
+        if is_closed:
+            received = [_next(subscription), _next(subscription)]
+    assert [each.data["phase"] for each in received] == ["begin", "end"]
+
+
+def _next(subscription: Subscription) -> EventMessage:
+    while not isinstance(item := subscription.receive(60), EventMessage):
+        assert item is not None
+    return item
 
 
 class Published:

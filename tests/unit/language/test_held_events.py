@@ -140,6 +140,24 @@ def test_the_end_of_a_state_follows_its_start() -> None:
     assert [each.data["phase"] for each in events.answered(answered("yes"))] == ["begin", "end"]
 
 
+@pytest.mark.parametrize("way", ["answered", "expired", "release"])
+def test_the_end_of_a_state_waits_while_its_start_is_published(way: str) -> None:
+    clock = Clock()
+    events = held_events(clock, wait_s=2.0)
+    begin, end = event(phase="begin"), event(id_=None, phase="end")
+    assert publish(events, begin) == []
+    clock.now_s = 2.0
+    released = {"answered": lambda: events.answered(answered("yes")), "expired": events.expired}
+    (start,) = released.get(way, events.release)()
+    assert publish(events, end) == []
+    assert (events.next_s(), events.expired()) == (None, [])
+    events.sent([msgspec.structs.replace(start, seq=5)])
+    assert events.next_s() == 2.0
+    assert events.expired() == [end]
+    assert (events.next_s(), events.expired()) == (None, [])
+    assert publish(events, end) == [end]  # the state has left
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 def test_the_end_of_a_dropped_state_is_dropped_once(is_late: bool) -> None:
     events = held_events(**WAITS)
