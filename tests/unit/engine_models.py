@@ -1,4 +1,4 @@
-"""Small ONNX models and cards for the tests of `vision.engine`, and marks for what they need."""
+"""Small ONNX models and their specs for the tests of `vision.engine`, and pytest marks for their requirements."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ needs_no_gpu = pytest.mark.skipif(
 
 
 def spec(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelSpec:
-    """Return a card of a model that takes frames of `size` x `size`."""
+    """Return the spec of a model whose input has `size` x `size` pixels."""
     return ModelSpec.model_validate(
         {
             "name": "tiny",
@@ -110,7 +110,7 @@ def first_layer(
 
 
 def value(name: str, shape: Sequence[int | str] | None, kind: int = Onnx.FLOAT) -> onnx.ValueInfoProto:
-    """Return the description of an input or an output of a model."""
+    """Return the ONNX description of an input or an output of a model."""
     return helper.make_tensor_value_info(name, kind, shape)
 
 

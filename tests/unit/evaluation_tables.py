@@ -1,4 +1,4 @@
-"""Small tables of boxes for the tests of the evaluation, and the exact truth of synthetic video."""
+"""Small tables of boxes for the tests of the evaluation, and the exact ground truth of synthetic video."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def boxes(*rows: Row) -> Boxes:
 
 
 def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = True) -> tuple[Boxes, Boxes]:
-    """Return a truth, and the result of a poor tracker: jitter, misses, false boxes, and changing ids."""
+    """Return a ground truth, and the output of a poor tracker, with jitter, misses, false boxes, and changing ids."""
     rng = np.random.default_rng(seed)
     truth: list[Row] = []
     found: list[Row] = []
@@ -51,7 +51,10 @@ def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = 
 
 
 def synthetic_rows(source: str, class_id: int) -> list[str]:
-    """Return the objects of one class in a ``synthetic:`` source that has `frames`, as lines of a truth file."""
+    """Return the objects of one class in a ``synthetic:`` source as lines of a ground-truth file.
+
+    The address `source` must contain the number of frames (`frames`).
+    """
     spec = SyntheticSpec.parse(source)
     camera = SyntheticSource(spec)
     rows = []
@@ -64,7 +67,7 @@ def synthetic_rows(source: str, class_id: int) -> list[str]:
 
 
 def as_rows(table: Boxes) -> Sequence[Row]:
-    """Return the rows of a table as `tests.accuracy.average_precision` takes them."""
+    """Return the rows of a table in the format of `tests.accuracy.average_precision`."""
     sides = table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]
     columns = (table.frames, table.ids, *table.boxes_xyxy[:, :2].T, *sides.T, table.scores)
     return list(zip(*(column.tolist() for column in columns), strict=True))

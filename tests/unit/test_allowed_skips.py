@@ -1,4 +1,4 @@
-"""CI fails skips that are not on the allow-list."""
+"""In CI, a skip that is not on the allow-list counts as a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors: redaction of secrets, faults and exit codes."""
+"""Tests of errors: redaction of secrets, faults, and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`FrameBuffer` and `Frame`: the same pixels whether they are in host memory or in GPU memory."""
+"""`FrameBuffer` and `Frame` return the same pixels from host memory and from GPU memory."""
 
 from __future__ import annotations
 

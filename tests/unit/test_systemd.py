@@ -33,7 +33,7 @@ RESTRICTIONS = (
 
 
 def analyze(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run systemd-analyze for a unit. The program is not installed here, so a program that exists stands in for it."""
+    """Run systemd-analyze for a unit. An existing program replaces `vision`, which is not installed on this machine."""
     unit = folder / "vision@test.service"
     unit.write_text(text.replace("/opt/vision/bin/vision", sys.executable))
     command = ["systemd-analyze", *arguments, str(unit)]

@@ -1,4 +1,4 @@
-"""Selections of detected objects keep their shapes."""
+"""If rows of detections or tracks are selected, each object keeps its shapes."""
 
 from __future__ import annotations
 

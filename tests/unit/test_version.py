@@ -1,4 +1,4 @@
-"""The name of the distribution, and the commands that hints print."""
+"""Tests of the name of the distribution, and of the commands in hints."""
 
 from __future__ import annotations
 

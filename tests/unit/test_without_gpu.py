@@ -1,4 +1,4 @@
-"""Machines without a usable GPU: those without any, and those whose driver does not answer."""
+"""Tests of machines that have no GPU, and of machines whose GPU driver does not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `vision camera-zoo`: serving cameras, its list, and ports in use."""
+"""Tests of the command `vision camera-zoo`: the cameras that it serves, its list of cameras, and ports in use."""
 
 from __future__ import annotations
 

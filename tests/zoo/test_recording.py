@@ -1,4 +1,4 @@
-"""Recordings of the cameras of the zoo that send H.264 or H.265: the files show every frame at the right time."""
+"""Recordings of all cameras in the zoo that send H.264 or H.265 show every frame at the right time."""
 
 from __future__ import annotations
 

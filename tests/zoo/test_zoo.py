@@ -57,7 +57,7 @@ def served() -> list[Persona]:
 
 
 def remedies(persona: Persona, reader: Reader) -> Iterator[tuple[Reader, Mapping[str, object] | None]]:
-    """Yield the keys with which the camera plays, and the reader that they choose; nothing if it cannot play."""
+    """Yield the keys of camera.yaml that make a camera play, and the reader that they choose; nothing if it cannot."""
     if reader not in persona.readers:
         return
     verdict = persona.verdicts.get(reader)
@@ -109,7 +109,7 @@ def nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def own_threads() -> list[str]:
-    """Return the names of this process's threads without GLib's pools, whose idle threads end later."""
+    """Return the names of this process's threads, except the idle threads of GLib's pools, which end later."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         try:
@@ -133,7 +133,7 @@ def memory_bytes() -> int:
 
 
 def test_page_is_up_to_date() -> None:
-    """`python -m vision.capture.zoo.page > docs/cameras-zoo.md` updates the page."""
+    """If this test fails, `python -m vision.capture.zoo.page > docs/cameras-zoo.md` updates the page."""
     assert (ROOT / "docs" / "cameras-zoo.md").read_text(encoding="utf-8") == page()
 
 

@@ -196,7 +196,7 @@ def _is_reached(camera: Camera, sink: Sink) -> bool:
 
 
 def _enough(camera: Camera) -> int:
-    """Return the number of frames of a visit without a fault. They include an oddity that comes late in the stream."""
+    """Return the number of frames of a visit without a fault, enough for an oddity that comes late in the stream."""
     stream = camera.persona.stream
     if isinstance(stream, RtspStream):
         late = max(stream.jump_at, stream.new_ssrc_at, 2 * stream.resize_every)
@@ -224,7 +224,7 @@ def account(camera: Camera, published: list[Published]) -> list[str]:
 
 
 def _account_epoch(camera: Camera, published: list[Published], playback: Playback) -> list[str]:
-    """Compare the frames of one epoch with those of a playback: all that were sent must have been counted."""
+    """Compare the frames of one epoch with the frames of a playback. All frames that were sent must be counted."""
     start = playback.sent[0]
     sent = sorted((number - start) % FRAMES for number in playback.sent[:FRAMES])
     lost = {(playback.sent[position] - start) % FRAMES for position in playback.damaged if position < FRAMES}
@@ -287,7 +287,7 @@ def _account_start(camera: Camera, first: Published) -> list[str]:
 
 
 def in_parallel(jobs: list[Callable[[], Visit]], at_once: int) -> list[Visit]:
-    """Run the visits on `at_once` threads. An exception of a visit becomes a fault of the test."""
+    """Run the visits in `at_once` threads. If a visit raises an exception, raise it after all visits."""
     results: list[Visit | None] = [None] * len(jobs)
     failures: list[BaseException] = []
     indices = iter(range(len(jobs)))

@@ -1,4 +1,4 @@
-"""Commands in the process of the tests. A new process costs a second of CPU time for its imports."""
+"""Run commands in the process of the tests, because the imports of a new process need a second of CPU time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def _own_logging() -> Iterator[None]:
-    """Undo the changes that a command makes for the whole process: log handlers, their level, and warnings."""
+    """Undo the changes that a command makes to the whole process: log handlers, log levels, and warnings."""
     root, hook = logging.getLogger(), sys.excepthook
     handlers, level = [*root.handlers], root.level
     try:

@@ -1,4 +1,4 @@
-"""`vision check`: faults that depend on the machine are reported with their place in the file."""
+"""`vision check` reports faults that depend on the machine with their place in the file."""
 
 from __future__ import annotations
 

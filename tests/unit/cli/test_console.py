@@ -18,7 +18,7 @@ LOG_LINES = 100
 
 
 class _Terminal(io.StringIO):
-    """A terminal that gives other threads a chance to write whenever something is written to it."""
+    """A terminal that, at each write, gives other threads a chance to write."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`vision doctor`: findings about the libraries that cameras and evaluation use."""
+"""Tests of the findings of `vision doctor` about the libraries that cameras and evaluations use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vision.version import install_hint
 
 
 def test_printed_hint_can_be_typed() -> None:
-    """Brackets are Rich's markup: unescaped, `pip install 'name[cuda12]'` is printed as `pip install 'name'`."""
+    """Rich interprets brackets as markup. Without escapes, it prints `pip install 'name[cuda12]'` without brackets."""
     console = Console(file=StringIO(), width=200)
     finding = Finding("cuda-python", "missing", "no module [cuda]", install_hint("cuda12"))
     print_findings([finding], console)

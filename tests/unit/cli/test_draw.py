@@ -1,4 +1,4 @@
-"""`vision draw`: an image for each camera that gives a frame, and a reason for each that does not."""
+"""`vision draw` writes an image for each camera that delivers a frame, and prints a reason for each other camera."""
 
 from __future__ import annotations
 

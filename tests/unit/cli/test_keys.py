@@ -1,4 +1,4 @@
-"""`vision keys`: from new keys to a subscriber that `vision run` accepts."""
+"""Tests of `vision keys`, from the creation of keys to a subscriber that `vision run` accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: exit codes, output, and an orderly end at each stage."""
+"""Tests of the command line: exit codes, output, and an orderly end at each stage of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision models FOLDER`, `vision models add`, and the models that `vision check` refuses."""
+"""Tests of `vision models FOLDER`, of `vision models add`, and of models that `vision check` refuses."""
 
 from __future__ import annotations
 

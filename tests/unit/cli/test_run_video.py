@@ -1,4 +1,4 @@
-"""`vision run --video` and `--show` as processes."""
+"""Tests that run `vision run --video` and `vision run --show` in separate processes."""
 
 from __future__ import annotations
 

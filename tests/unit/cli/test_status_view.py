@@ -1,4 +1,4 @@
-"""The log lines of a service: few, but one for each camera that becomes frozen."""
+"""A service writes few log lines, but one for each camera that becomes frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision watch`: sums of the messages, the table on a terminal, and the lines elsewhere."""
+"""Tests of `vision watch`: its totals, its table on a terminal, and its lines if the output is not a terminal."""
 
 from __future__ import annotations
 

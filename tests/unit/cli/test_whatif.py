@@ -1,4 +1,4 @@
-"""The command `vision whatif`: its arguments, table, JSON, and page."""
+"""Tests of the command `vision whatif`: its arguments, table, JSON, and page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SINCE, UNTIL = "2023-11-14T00:00:00Z", "2023-11-16T00:00:00Z"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with an archive of people and its configuration."""
+    """Return a folder with a configuration, and with an archive of a scene with people."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "archive").mkdir()
     one = site("gate", "waiting", 1)

@@ -1,4 +1,4 @@
-"""The stable parts of a configuration error."""
+"""Functions that return the parts of configuration errors that do not depend on wording."""
 
 from __future__ import annotations
 

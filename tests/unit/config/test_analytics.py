@@ -1,4 +1,4 @@
-"""Lines that can be crossed and polygons that enclose an area."""
+"""Checks of `analytics`: lines must be crossable, and polygons must enclose an area."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of configurations, and changes to a configuration while the program runs."""
+"""Tests of the comparison of two configurations, and of the changes that a running program can apply."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_removed_camera_is_no_longer_mentioned(tmp_path: Path, camera: str) -> N
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_key_is_live_or_needs_a_restart() -> None:
-    """A section that a later version adds must not be ignored."""
+    """A reload must not silently ignore a section that a later version of the program adds."""
     running = AppConfig.model_validate(BASE)
     for key in AppConfig.model_fields:
         if key not in ("cameras", "report_after_s", "analytics", "rules", "track", "detect", *MENTION_CAMERAS):

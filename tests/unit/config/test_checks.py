@@ -1,4 +1,4 @@
-"""Addresses of the publisher, names of files, and values that conflict."""
+"""Tests of checks of a configuration: addresses of the publisher, names of files, and conflicting values."""
 
 from __future__ import annotations
 

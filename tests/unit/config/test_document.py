@@ -1,4 +1,4 @@
-"""Reading of YAML: values with their places, ${NAME}, and the faults of a file."""
+"""Tests of the YAML reader: values with their places, the replacement of ${NAME}, and the faults of a file."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_folder_suggests_its_files(tmp_path: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Drop root's permission to read everything."""
+    """Run as a user without root's permission to read all files."""
     if os.geteuid() != 0:
         yield
         return

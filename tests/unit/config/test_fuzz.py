@@ -1,4 +1,4 @@
-"""Random files: the result is a configuration or one ConfigError without secrets."""
+"""Random files result in a valid configuration, or in one `ConfigError` that contains no secret."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ ANYTHING = st.recursive(
 
 
 def section(*keys: str, **special: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Return a mapping with some of its real keys, with valid and invalid values, or any other value."""
+    """Return a strategy for a section: a mapping of some of `keys` to valid and invalid values, or any other value."""
     optional = dict.fromkeys(keys, ANYTHING) | special
     return st.one_of(st.fixed_dictionaries({}, optional=optional), st.fixed_dictionaries(special), ANYTHING)
 

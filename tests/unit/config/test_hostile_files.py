@@ -1,4 +1,4 @@
-"""Malicious files: programs that others can write, programs that end the process, and endless faults."""
+"""Malicious files: programs that other users can write, programs that end the process, and endless lists of faults."""
 
 from __future__ import annotations
 

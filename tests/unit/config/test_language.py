@@ -1,4 +1,4 @@
-"""The sections `language`, `verify`, and `describe`: values, conflicts, secrets, and paths."""
+"""Tests of the sections `language`, `verify`, and `describe`: values, conflicts, secrets, and paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX files are recognized, and every other file is named, before any library reads it."""
+"""Before a library reads a file, ONNX files are recognized, and the error for any other file names its type."""
 
 from __future__ import annotations
 

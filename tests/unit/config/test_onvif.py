@@ -1,4 +1,4 @@
-"""Addresses and conflicts in the section `onvif:`."""
+"""Tests of the addresses and the conflicts in the section `onvif`."""
 
 from __future__ import annotations
 

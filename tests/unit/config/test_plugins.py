@@ -1,4 +1,4 @@
-"""`plugins` of model.yaml: names of plugins of this program, and libraries with their hash."""
+"""Tests of `plugins` in model.yaml: names of the program's plugins, and libraries with their hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section `privacy:`, and its conflicts with the cameras, the classes, and recordings."""
+"""Tests of the section `privacy`, and of its conflicts with the cameras, the classes, and recordings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conflicts of the section `recording:` with the cameras and with the rest of the file."""
+"""Tests of conflicts between the section `recording` and the cameras or the rest of the file."""
 
 from __future__ import annotations
 

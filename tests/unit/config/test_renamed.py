@@ -1,4 +1,4 @@
-"""Renamed keys and synonyms: each row of the tables leads to the key that takes its place."""
+"""For each renamed key and each synonym in the tables, the error names the key to use instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules, cascade, snapshots and state: the grammar of rules, and conflicts with the rest of the file."""
+"""Tests of `rules`, `cascade`, `snapshots`, and `state_dir`: the grammar of rules, and conflicts in the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values of ``${NAME}`` in camera.yaml: which of them `redact` removes, and from which texts."""
+"""Tests of which values of ``${NAME}`` in camera.yaml `redact` removes, and from which texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMS = [
     "rtsp://${P}@h/live",
     "rtsp://h:554/;jsession=${P}?x=1",
 ]
-"""Sources that contain a secret in each part of a URL that can have one."""
+"""Sources, each with a secret in a different part of its URL."""
 
 
 def load(camera: dict[str, str], secret: str = SECRET, **top: object) -> None:
@@ -112,7 +112,7 @@ def test_path_stays_visible() -> None:
 
 
 def test_each_field_for_a_secret_is_known() -> None:
-    """Fields that must not appear in the text of an object are secrets."""
+    """A field that does not appear in the text of an object (`repr=False`) is a secret."""
     seen: set[type[BaseModel]] = set()
     names: set[str] = set()
 

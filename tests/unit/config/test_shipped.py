@@ -1,4 +1,4 @@
-"""Shipped configurations and their names, the reference of every key, and the JSON Schemas."""
+"""Tests of the shipped configurations and their names, of the reference of all keys, and of the JSON Schemas."""
 
 from __future__ import annotations
 
@@ -220,7 +220,10 @@ def test_model_schema_describes_every_key() -> None:
 
 
 def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
-    """Yield each key of a document as in `key_paths`, with its line and value; keys that the user chooses are ``*``."""
+    """Yield each key of a document in the form of `key_paths`, its line, and its value.
+
+    Keys that the user chooses are ``*``.
+    """
     if isinstance(node.value, dict):
         for key, child in node.value.items():
             name = "*" if base in ("analytics", "privacy") else key

@@ -1,4 +1,4 @@
-"""The section `sinks`: addresses, conflicts, secrets, and paths."""
+"""Tests of the section `sinks`: addresses, conflicts, secrets, and paths."""
 
 from __future__ import annotations
 

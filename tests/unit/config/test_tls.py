@@ -1,4 +1,4 @@
-"""Test the TLS context of clients, with real handshakes."""
+"""Tests of the TLS context of clients with real handshakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections of a configuration as plain data for other processes: equal values, classes, and wrong data."""
+"""Tests of sections of a configuration as plain data for other processes: values, classes, and invalid data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults of camera.yaml and model.yaml: every kind of error that pydantic reports, and all of them at once."""
+"""Faults in camera.yaml and model.yaml: every kind of pydantic's errors is reported, and all errors at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A change in the text of a configuration keeps comments, order, and spelling of everything that does not change."""
+"""A change in the text of a configuration keeps the comments, the order, and the format of all unchanged parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ GATE: dict[str, Any] = {"units": "percent", "lines": [DOOR, BACK], "zones": [QUE
 
 
 def changed_lines(content: dict[str, Any], text: str = FILE) -> tuple[list[str], list[str]]:
-    """Return the lines that the change of `analytics.gate` removes, and those that it adds."""
+    """Change `analytics.gate` to `content`. Return the lines that this removes, and the lines that it adds."""
     before, after = text.splitlines(), with_value(text, ("analytics", "gate"), content).splitlines()
     return [line for line in before if line not in after], [line for line in after if line not in before]
 

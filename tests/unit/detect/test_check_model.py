@@ -1,4 +1,4 @@
-"""`check_model` finds what `open_detector` would refuse."""
+"""`check_model` reports each model that `open_detector` would refuse."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_unknown_class_is_refused(backend: str, tmp_path: Path) -> None:
 
 
 def save_size_free_model(folder: Path) -> Path:
-    """Save a network with free axes that declares the 16 boxes of 32x32 frames."""
+    """Save a network whose input size is free, but whose output has the 16 boxes of 32x32 frames."""
     folder = save_colours(folder)
     nodes = [
         helper.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
@@ -192,7 +192,7 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_plugin_library_is_checked_before_the_gpu(
     tmp_path: Path, backend: str, contents: bytes | None, sha256: str, code: str
 ) -> None:
-    """The library is checked also on machines that lack a GPU, a driver, or TensorRT."""
+    """The library is checked even on machines without a GPU, a driver, or TensorRT."""
     folder = save_colours(tmp_path)
     text = (folder / "model.yaml").read_text()
     (folder / "model.yaml").write_text(f"{text}\nplugins: [{{file: libmine.so, sha256: '{sha256}'}}]\n")

@@ -1,4 +1,4 @@
-"""Outputs of public exporters: each layout, with known objects, through ONNX Runtime."""
+"""Tests of the output layouts of public exporters. For each layout, ONNX Runtime runs a model with known objects."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_outputs_can_be_in_any_order(name: str, tmp_path: Path) -> None:
 
 
 def save_without_batch(path: Path, name: str, *, free: bool) -> dict[str, tuple[int, ...]]:
-    """Save a network for one frame whose outputs have no batch axis. Return their shapes, with -1 for a free axis."""
+    """Save a network for one frame. Its outputs have no batch axis. Return their shapes, with -1 for a free axis."""
     outputs = as_type(WITHOUT_BATCH[name], np.float32)
     save_typed_model(path, outputs, sides=(HEIGHT, WIDTH), batch=1)
     model = onnx.load(str(path))
@@ -328,7 +328,7 @@ def test_export_that_stops_before_nms_is_suppressed(rows: int, tmp_path: Path) -
 
 
 def test_every_scene_has_the_objects_of_the_default() -> None:
-    """The table of exports would test nothing if an entry had no objects."""
+    """An entry of the table of exports that contained no objects would test nothing."""
     assert len(FOUND) == 2
     assert all(export.found for export in EXPORTS.values())
     assert NAMES[CAR] == "car"

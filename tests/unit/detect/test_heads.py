@@ -26,7 +26,7 @@ ABC = ("a", "b", "c")
 def spec(
     head: Mapping[str, Any], *, sides: tuple[int, int] = (64, 32), nms: Mapping[str, Any] | None = None
 ) -> ModelSpec:
-    """Return a spec for a canvas of 64x32 pixels."""
+    """Return a model spec with an input of `sides` (width, height) pixels."""
     return ModelSpec.model_validate(
         {
             "name": "tiny",
@@ -65,7 +65,10 @@ NANODET_SHAPES: dict[str, Shape] = {"scores": (None, CELLS, 3), "distances": (No
 
 
 def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
-    """Return outputs with scores by (cell, class). The sides of every cell are 0, 1, 2 and 1.5 strides."""
+    """Return outputs with `scored`, the scores by (cell, class).
+
+    The distances from the center of each cell to the sides of its box are 0, 1, 2, and 1.5 strides.
+    """
     scores = np.zeros((CELLS, 3), np.float32)
     for at, score in scored.items():
         scores[at] = score

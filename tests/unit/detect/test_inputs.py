@@ -1,4 +1,4 @@
-"""Values of constant inputs, and the shipped model with other formats of its input and outputs."""
+"""Tests of the values of constant inputs, and of the shipped model with other formats of its input and outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metadata of ONNX files is read, and compared with model.yaml."""
+"""Tests of the metadata of ONNX files, which is read and compared with model.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of users: an ONNX file, ten lines of model.yaml, known boxes from ONNX Runtime; and every fault."""
+"""Tests of users' models, each with an ONNX file and a short model.yaml: known boxes, and every fault."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_fixed_batch_assigns_detections_to_their_frames(tmp_path: Path) -> None:
 
 
 def test_boxes_outside_the_frame_are_dropped(tmp_path: Path) -> None:
-    """A wide frame fills the upper half of the canvas, so a box in the lower half is outside of the frame."""
+    """A wide frame fills the upper half of the canvas, so a box in the lower half is outside the frame."""
     objects = rows([0, 0, 10, 10, 0.9, 0], [0, 40, 10, 60, 0.8, 1], [20, 30, 30, 50, 0.7, 2])
     folder = save_mine(tmp_path / "mine", "{kind: end-to-end}", {"output": objects})
     with closing(open_folder(folder)) as detector:
@@ -261,7 +261,7 @@ def test_shipped_models_have_no_fault() -> None:
 
 
 def documented_cards() -> list[str]:
-    """Return the documented specifications of detectors. Those of classifiers follow a mark."""
+    """Return the specifications of detectors in the documentation. Specifications of classifiers follow a mark."""
     return re.findall(r"(?<!-->\n)```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 

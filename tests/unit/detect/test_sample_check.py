@@ -1,4 +1,4 @@
-"""Heads are judged on a sample: the right head passes, every other is refused, and the hint names the right one."""
+"""Heads are checked on a sample image: the right head passes, others are refused, and the hint names the right one."""
 
 from __future__ import annotations
 

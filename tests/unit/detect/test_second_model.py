@@ -1,4 +1,4 @@
-"""Choice of the back-end of the second model, and its engine, built without a GPU."""
+"""Tests of the back-end that is chosen for the second model, and of its engine, which is built without a GPU."""
 
 from __future__ import annotations
 

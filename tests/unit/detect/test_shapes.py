@@ -1,4 +1,4 @@
-"""Keypoints, oriented boxes, and masks of each layout of outputs, through ONNX Runtime and in frames of any shape."""
+"""Tests of keypoints, oriented boxes, and masks: each output layout in ONNX Runtime, with frames of any shape."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_masks_are_computed_only_for_survivors() -> None:
 
 
 def probiou_by_covariance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return ProbIoU from the covariance matrices in float64, as in the paper."""
+    """Return the ProbIoU of oriented boxes, computed from covariance matrices in float64, as in its paper."""
 
     def matrix(box: NDArray[np.float64]) -> NDArray[np.float64]:
         turn = np.array([[np.cos(box[4]), -np.sin(box[4])], [np.sin(box[4]), np.cos(box[4])]])

@@ -1,4 +1,4 @@
-"""Positions, legibility and sizes of what `Overlay` draws."""
+"""Tests of the positions, the legibility, and the sizes of the shapes and texts that `Overlay` draws."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def boxes(*rows: tuple[float, float, float, float]) -> NDArray[np.float32]:
 
 
 def contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
-    """Return the contrast ratio of WCAG 2.2, 1 to 21. Text needs 4.5."""
+    """Return the contrast ratio (1 to 21) of two colors as WCAG 2.2 defines it. Text needs at least 4.5."""
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 

@@ -1,4 +1,4 @@
-"""Hidden areas and objects: none of their pixels can be seen, and the other pixels do not change."""
+"""No pixel of a hidden area or object can be seen, and all other pixels stay unchanged."""
 
 from __future__ import annotations
 

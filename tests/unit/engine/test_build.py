@@ -254,7 +254,7 @@ def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest
 
 @pytest.mark.engine
 def test_model_in_another_type_than_the_precision_is_refused() -> None:
-    """A strongly typed library would build the model, and report float16 as fp32."""
+    """Without the check, a library that builds strongly typed networks would report a float16 model as fp32."""
     half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
     with pytest.raises(ModelError) as caught:
         build(half)
@@ -263,7 +263,7 @@ def test_model_in_another_type_than_the_precision_is_refused() -> None:
 
 
 def test_lack_of_memory_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test simulates the messages, because a real lack of memory would need too much memory."""
+    """The test simulates TensorRT's messages, because a real lack of memory would need too large a model."""
     monkeypatch.setattr("vision.gpu.cuda.memory_info", lambda: (3 << 20, 8 << 20))
     said = "getErrorStr::129] Error Code 2: OutOfMemory (Requested size was 68719477232 bytes.)"
     error = failed_build("tiny", said, "fp16")

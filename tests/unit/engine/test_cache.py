@@ -1,4 +1,4 @@
-"""The engine cache, with every reason not to use a plan."""
+"""Tests of the engine cache, with every reason not to use a cached plan."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_failed_build_stores_nothing(cache: EngineCache) -> None:
 def test_second_process_loads_the_engine_that_the_first_builds(
     cache: EngineCache, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Separate caches have separate file descriptors for the lock, like separate processes."""
+    """Two cache objects behave like two processes, because each has its own file descriptor for the lock."""
     caplog.set_level(logging.INFO)
     building, go_on = threading.Event(), threading.Event()
     builds: list[str] = []
@@ -334,7 +334,7 @@ def test_prune_removes_foreign_and_unused_engines(cache: EngineCache) -> None:
 
 
 def test_prune_keeps_files_of_others(cache: EngineCache) -> None:
-    """`--cache .` can be any folder, such as a project with lock files, or a folder with engines that trtexec wrote."""
+    """`--cache` can name any folder, such as a project with lock files, or a folder with engines of trtexec."""
     theirs = {
         "package.json",
         "poetry.lock",

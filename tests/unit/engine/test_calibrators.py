@@ -1,4 +1,4 @@
-"""Calibrators of TensorRT 10, called through the real bindings, as the builder calls them."""
+"""Tests of the calibrators for TensorRT 10. The tests call them through the real bindings, as the builder does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALGORITHMS: Mapping[CalibratorKind, int] = {"entropy": 2, "minmax": 3}  # number
 
 
 def upload(batch: Batch) -> dict[str, int]:
-    """Return the host addresses, because the caller of the calibrator reads host memory."""
+    """Return the host addresses of a batch instead of copying it, because the tests read host memory."""
     return {name: array.ctypes.data for name, array in batch.items()}
 
 

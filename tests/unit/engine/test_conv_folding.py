@@ -90,7 +90,7 @@ def network(
 
 
 def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
-    """Return the network with a subgraph that reads a tensor from outside of the subgraph."""
+    """Return the network with a subgraph that reads the tensor `reads`, which is outside the subgraph."""
     onnx_model = network()
     branch = helper.make_graph([helper.make_node("Relu", [reads], [inside])], "branch", [], [value(inside, None)])
     onnx_model.graph.node.append(helper.make_node("If", ["yes"], ["y2"], then_branch=branch, else_branch=branch))
@@ -317,12 +317,12 @@ def test_shapes_stored_in_the_file_are_ignored() -> None:
 
 
 def then(kind: str, *more: str, **attributes: Any) -> list[NodeProto]:
-    """Return the nodes of a -> one operator -> z."""
+    """Return the nodes of the chain a -> operator `kind` -> z."""
     return [helper.make_node(kind, ["a", *more], ["z"], **attributes)]
 
 
 def as_input(name: str) -> onnx.ModelProto:
-    """Return the network with a constant that is an input, so that it can be replaced at run time."""
+    """Return the network with the constant `name` as an input, so that the constant can be replaced at run time."""
     onnx_model = network(ACTIVATED["one slope"])
     dims = next(tensor.dims for tensor in onnx_model.graph.initializer if tensor.name == name)
     onnx_model.graph.input.append(value(name, dims))
@@ -330,7 +330,7 @@ def as_input(name: str) -> onnx.ModelProto:
 
 
 def computed(name: str) -> onnx.ModelProto:
-    """Return the network with a parameter that a node computes."""
+    """Return the network with a node that computes the parameter `name`."""
     onnx_model = network(ACTIVATED["one slope"])
     for node in onnx_model.graph.node:
         for index, read in enumerate(node.input):

@@ -183,7 +183,7 @@ def test_close_frees_everything_and_reports_memory_in_use() -> None:
 
 
 def test_finalizer_inside_an_allocation_runs_after_it() -> None:
-    """Garbage collection can free TensorRT's objects during any allocation, in the same thread."""
+    """Garbage collection can free objects of TensorRT during any allocation, in the thread that allocates."""
     raw = PlainMemory()
     pool = MemoryPool(raw, segment_bytes=2 * MIB)
     old = pool.allocate(MIB, stream=1)

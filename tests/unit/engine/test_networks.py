@@ -26,7 +26,7 @@ def parameters(model: bytes) -> int:
 
 
 def test_networks_have_the_published_numbers_of_parameters() -> None:
-    """The biases here replace the four parameters per channel of batch normalization."""
+    """In these networks, biases replace the four parameters per channel of batch normalization."""
     assert parameters(resnet50()) == pytest.approx(25.56e6, rel=0.005)
     assert parameters(yolov8("s")) == pytest.approx(11.16e6, rel=0.005)
 

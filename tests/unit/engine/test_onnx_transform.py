@@ -1,4 +1,4 @@
-"""Tests of rewritten ONNX files: types, shapes, and unchanged results."""
+"""Tests of rewritten ONNX files: their types and shapes change, but their results do not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
 
 @pytest.mark.parametrize("to", HALVES)
 def test_model_in_the_target_type_is_unchanged(to: Literal["fp16", "bf16"]) -> None:
-    """The model was exported in float16, or converted before. A second conversion would duplicate names."""
+    """The model was exported in this type, or converted earlier. A second conversion would duplicate names."""
     half = rewrite_onnx(convolution(), to, keep_inputs=True, keep_outputs=True)
     assert rewrite_onnx(half, to, keep_inputs=False, keep_outputs=False) is half
 
@@ -89,7 +89,7 @@ def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
 
 
 def test_finite_value_beyond_bfloat16_stays_finite() -> None:
-    """The lowest float32 is the usual mask of language models. An infinite value would turn a 0 into NaN."""
+    """Language models often use the lowest float32 value as a mask. As infinity, it would turn a 0 into NaN."""
     lowest = float(np.finfo(np.float32).min)
     rewritten = onnx.load_model_from_string(
         rewrite_onnx(convolution(weight=lowest), "bf16", keep_inputs=False, keep_outputs=False)
@@ -108,7 +108,7 @@ def test_weight_that_float16_does_not_have_is_refused() -> None:
 @pytest.mark.parametrize("value", [float(np.finfo(np.float32).min), -1e9])
 @pytest.mark.parametrize("constant", [False, True], ids=["initializer", "constant"])
 def test_mask_value_is_limited_to_the_range_of_float16(value: float, constant: bool) -> None:
-    """Exports of language models add such a value to the scores of masked tokens."""
+    """Exported language models add such a value, which float16 cannot represent, to the scores of masked tokens."""
     tensor = onnx.numpy_helper.from_array(np.array(value, np.float32), "low")
     nodes = [onnx.helper.make_node("Constant", [], ["low"], value=tensor)] if constant else []
     nodes += [
@@ -175,7 +175,7 @@ def test_wider_input_changes_no_result(original: bytes) -> None:
 
 
 def test_widening_and_folding_together_change_no_result() -> None:
-    """TensorRT-RTX gets the shipped model in this form, except for the types."""
+    """TensorRT-RTX receives the shipped model in this form, but with other types."""
     original = NANODET.read_bytes()
     frames = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
     reshaped, widened_it = reshape_onnx(original, interleave=True, fold=True)

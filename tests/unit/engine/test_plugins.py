@@ -46,7 +46,7 @@ def plugins() -> Any:
 
 
 def collection(*fields: tuple[str, Any, str]) -> tuple[Any, list[Any]]:
-    """Return a field collection, and the arrays to keep as long as it is used."""
+    """Return a field collection, and the arrays that must exist as long as the collection is used."""
     arrays = [np.asarray(data) for _, data, _ in fields]
     made = [
         trt.PluginField(name, array, getattr(trt.PluginFieldType, kind))
@@ -176,7 +176,7 @@ def test_padding_follows_the_format(
 
 
 def test_layouts_keep_their_numbers(plugins: Any) -> None:
-    """Engines and ONNX files contain these numbers."""
+    """The numbers must not change, because engines and ONNX files contain them."""
     layouts = plugins["nms"].LAYOUTS
     assert layouts[:6] == ("nanodet", "nanodet-plus", "picodet", "yolov5", "yolox", "yolov8")
     assert plugins["nms"].ACTIVATIONS[:3] == ("none", "sigmoid", "softmax")

@@ -1,4 +1,4 @@
-"""Tests of the precisions that GPUs support, and of the typing of libraries."""
+"""Tests of the precisions that GPUs support, and of strongly and weakly typed builds."""
 
 from __future__ import annotations
 

@@ -398,7 +398,7 @@ def test_data_dependent_output_has_an_upper_bound_and_no_shape() -> None:
 
 
 def test_output_sizes_need_input_shapes() -> None:
-    """Without input shapes, TensorRT 10.3 crashes outside of the main thread."""
+    """Without input shapes, TensorRT 10.3 crashes if the call is not in the main thread."""
     made, raw = context("infer")
     with pytest.raises(DeviceError) as caught:
         made.output_sizes()
@@ -492,7 +492,7 @@ def test_null_builder_or_runtime_is_reported_as_missing_gpu() -> None:
 
 
 def test_object_that_would_crash_is_refused_and_never_released() -> None:
-    """Since 10.15, TensorRT returns an object without a driver, but releasing it is a segmentation fault."""
+    """Without a driver, TensorRT 10.15 and later return an object whose release causes a segmentation fault."""
     released: list[bool] = []
 
     class Unusable:
@@ -512,7 +512,7 @@ def test_object_that_would_crash_is_refused_and_never_released() -> None:
 @pytest.mark.engine
 @needs_no_gpu
 def test_real_runtime_without_a_driver_is_started_or_refused() -> None:
-    """TensorRT-RTX starts without a driver. TensorRT does not, and must not crash, now or when the process ends."""
+    """TensorRT-RTX starts without a driver. TensorRT does not start, but must not crash, even at the process's end."""
     import subprocess
 
     code = (

@@ -1,4 +1,4 @@
-"""Errors of counts in blocks, accuracy files, and intervals of totals."""
+"""Tests of count errors in blocks of a video, of accuracy files, and of intervals of totals."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def line(points: object = DOWN, **options: object) -> LineConfig:
 
 
 def walk(*places: tuple[float, float] | None, object_id: int = 1) -> list[Row]:
-    """Return the rows of an object whose center is at these places from frame 1 on. None means absent."""
+    """Return the rows of an object whose center is at `places` from frame 1 on. None means that it is absent."""
     return [
         (frame, object_id, place[0] - WIDTH / 2, place[1] - HEIGHT / 2, WIDTH, HEIGHT)
         for frame, place in enumerate(places, start=1)

@@ -1,4 +1,4 @@
-"""Average precision: small tables, and a second implementation."""
+"""Tests of average precision with small tables, and against a second implementation."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_average_precision_is_exact_for_small_tables(predicted: list[Row], ap50:
 
 
 def test_detection_takes_the_best_free_object() -> None:
-    """The first detection takes the object with the greatest overlap, and the second one takes the other object."""
+    """The first detection matches the object with the highest IoU. The second detection matches the other object."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 4, 0, 10, 10))
     predicted = boxes((1, -1, 3, 0, 10, 10, 0.9), (1, -1, 1, 0, 10, 10, 0.8))
     assert score_detections(truth, predicted, score=0.5, lowest_score=0.05).ap50 == 1.0
 
 
 def test_ap_is_the_mean_over_overlaps() -> None:
-    """A box with an overlap of 0.7 counts at 0.5, 0.55, 0.6, 0.65 and 0.7."""
+    """A box with an IoU of 0.7 is a match at the IoU thresholds 0.5, 0.55, 0.6, 0.65, and 0.7."""
     scores = score_detections(
         boxes((1, 1, 0, 0, 10, 10)), boxes((1, -1, 0, 0, 10, 7, 0.9)), score=0.5, lowest_score=0.05
     )

@@ -1,4 +1,4 @@
-"""Results of an evaluation: the table, JSON, plots and the annotated video."""
+"""Tests of the outputs of an evaluation: the table, JSON, plots, and the annotated video."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
 
 
 def near(pixels: NDArray[np.uint8], color: tuple[int, int, int]) -> int:
-    """Return the number of pixels that have about this color after encoding."""
+    """Return the number of pixels that are close to `color`, because encoding changes colors slightly."""
     return int((np.abs(pixels.astype(int) - np.array(color)).max(axis=2) < 30).sum())
 
 

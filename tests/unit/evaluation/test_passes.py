@@ -1,4 +1,4 @@
-"""Both passes over the video: unsuitable inputs, and the frames that the pipeline receives."""
+"""Tests of both passes over the labeled video: unsuitable inputs, and the frames that the pipeline receives."""
 
 from __future__ import annotations
 

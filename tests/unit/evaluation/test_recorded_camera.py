@@ -1,4 +1,4 @@
-"""`vision whatif --against` and `vision replay` with recordings that `vision run` made of a real RTSP camera."""
+"""Tests of `vision whatif --against` and `vision replay` with recordings of an RTSP camera that `vision run` made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision eval --simulate`: its arguments, its outputs, and the painted video in the real pipeline."""
+"""Tests of `vision eval --simulate`: its arguments, its outputs, and the real pipeline on the painted video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulator agrees with geometry, with its own error model, and with simple scenes whose result is known."""
+"""The simulator agrees with geometry, with its own error model, and with the known results of simple scenes."""
 
 from __future__ import annotations
 

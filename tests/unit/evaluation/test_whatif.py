@@ -1,4 +1,4 @@
-"""`vision whatif` repeats the live events bit for bit, and finds all differences of a changed configuration."""
+"""`vision whatif` repeats the live events bit for bit, and finds all effects of a changed configuration."""
 
 from __future__ import annotations
 

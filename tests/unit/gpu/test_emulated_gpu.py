@@ -34,7 +34,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
         "tests/gpu/test_nvdec_detector.py",
     ),
 }
-"""Arguments of pytest for each process. There are few processes, because each takes 2 s to start."""
+"""Arguments of pytest for each process. Few processes are used, because each needs 2 s to start."""
 WITHOUT_ENGINES = ("kernels", "video")
 
 

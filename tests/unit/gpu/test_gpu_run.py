@@ -1,4 +1,4 @@
-"""Tests that `tests.gpu.run_all` selects existing tests, because a part without tests would seem to have passed."""
+"""`tests.gpu.run_all` selects existing tests. Otherwise, a part without tests would seem to pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outcome of each question: answers, errors with a log line and a counter, limits, the breaker, and the ledger."""
+"""Tests of `Asker`: answers, errors, which are logged and counted, limits, the breaker, and the ledger."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def question(check: str = "real", id_: str = "1", camera: str = "gate", *, left_
 
 
 class Asking:
-    """An asker whose questions the test asks one by one, and the lines that it reports."""
+    """An asker, whose method `ask_next` the test calls for each question, and the lines that the asker reports."""
 
     def __init__(
         self, server: ChatHttpServer, *, ledger: Ledger | None = None, pauses: bool = True, **keys: Any
@@ -67,7 +67,7 @@ class Asking:
             self.asker.ask_next()
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcomes. Those of questions that were not asked contain the reason as an error."""
+        """Return the outcomes. If a question was not asked, its outcome contains the reason as an error."""
         return [
             line
             if isinstance(line, Outcome)

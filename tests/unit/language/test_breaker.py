@@ -1,4 +1,4 @@
-"""Conditions in which the circuit breaker opens, probes the server, and closes."""
+"""Tests of the conditions under which the circuit breaker opens, probes the server, and closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of language models, with a scripted server over real HTTP."""
+"""Tests of the client of language models with a scripted server over real HTTP."""
 
 from __future__ import annotations
 

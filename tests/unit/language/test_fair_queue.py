@@ -1,4 +1,4 @@
-"""Shares of the cameras in the queue, and its limits."""
+"""Tests of the limits of the queue, and of the share of each camera."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_camera_that_needs_less_than_its_share_is_served_completely(most: int,
 
 @pytest.mark.parametrize("seed", range(300))
 def test_shares_hold_from_the_first_turn_on(seed: int) -> None:
-    """Fill a queue at random before the first turn and between turns, and check each turn and each loss."""
+    """Add random entries to a queue before the first turn and between turns. Check each turn and each lost entry."""
     chance = random.Random(seed)
     rates = {f"c{number}": chance.choice([0.05, 0.5, 3.0]) for number in range(chance.randint(2, 12))}
     waiting, held = queue(chance.randint(2, 24)), dict.fromkeys(rates, 0)

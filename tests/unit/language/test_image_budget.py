@@ -1,4 +1,4 @@
-"""The limit of the images that wait, and the shares of the cameras."""
+"""Tests of the limit of the waiting images, and of the share of each camera."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: its entries, its limit, and full disks."""
+"""Tests of the ledger: its entries, its size limit, and full disks."""
 
 from __future__ import annotations
 

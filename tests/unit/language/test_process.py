@@ -1,4 +1,4 @@
-"""The program's side of the process that asks the language model: the limit of waiting answers, and the counters."""
+"""Tests of `LanguageProcess`: the limit of answers that wait, and the counters."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CONFIG = AppConfig.model_validate(
 
 
 def documented() -> list[re.Pattern[str]]:
-    """Return a pattern for each counter in the table of the page.
+    """Return a pattern for each counter in the table of the documentation.
 
-    The later names in a row replace the last part of the first name.
+    In a row with several names, each later name replaces the last part of the first name.
     """
     patterns = []
     for row in re.findall(r"^\| (`language\..*?) \|", PAGE.read_text(), re.MULTILINE):

@@ -1,4 +1,7 @@
-"""The connection of a stage to the process that asks: which questions are sent again, given up, and refused."""
+"""Tests of the connection from stages to the process that asks the language model.
+
+The tests show which questions are sent again, given up, or refused.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def sender() -> Iterator[Sender]:
 
 
 class Process:
-    """The other end of a connection, which ends like a killed process if the test closes it."""
+    """The receiving end of the connection. If the test closes it, the sender sees the end of a killed process."""
 
     def __init__(self, name: str) -> None:
         self._listener = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-"""`vision llm recipes`: the memory of models, the choice of a model, and the commands."""
+"""Tests of `vision llm recipes`: the memory of models, the choice of a model, and the commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTS = [ORIN_NANO, AGX_ORIN, THOR, ORIN_NX_JETPACK_6, WORKSTATION, LAPTOP]
 
 
 def options(recipe: Recipe) -> dict[str, str]:
-    """Return the options of the last command, each with the word that follows it."""
+    """Return the options of a recipe's last command, each with the word that follows it."""
     words = shlex.split(recipe.commands[-1])
     return {word: after for word, after in zip(words, [*words[1:], ""], strict=True) if word.startswith("-")}
 

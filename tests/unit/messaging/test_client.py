@@ -1,4 +1,4 @@
-"""Subscriptions to a running publisher: types, gaps, restarts, silence, and timeouts."""
+"""Tests of subscriptions to a running publisher: types, gaps, restarts, silence, and timeouts."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Relay:
 
 
 def skip(publisher: Publisher, lost: int) -> None:
-    """Skip `lost` sequence numbers of a topic, as lost messages do."""
+    """Skip `lost` sequence numbers of a topic, so that a subscriber detects as many lost messages."""
     for _ in range(lost):
         publisher.numbering.header("detections/gate")
 
@@ -495,7 +495,7 @@ def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> 
 
 
 def test_recording_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
-    """The line contains the fields of the first version only. Fields that were added later need a default."""
+    """The recording contains only fields of the first version. Fields that were added later need a default."""
     path = tmp_path / "results.jsonl"
     path.write_text(
         '{"schema":"vision.detections/1","node":"n","instance":"i","boot":"b","seq":1,"camera":"gate","epoch":1,'

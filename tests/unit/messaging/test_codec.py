@@ -1,4 +1,4 @@
-"""Messages are decoded as they were encoded, in both encodings. Other versions are ignored or refused."""
+"""Decoded messages equal the encoded messages, in both encodings. Other versions are ignored or refused."""
 
 from __future__ import annotations
 

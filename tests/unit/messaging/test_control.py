@@ -1,4 +1,4 @@
-"""The control socket: only valid requests of the owner are handled, and no client can stop it."""
+"""The control socket handles only valid requests of its owner, and no client can block it."""
 
 from __future__ import annotations
 

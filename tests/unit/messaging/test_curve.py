@@ -1,4 +1,4 @@
-"""Keys: files and folders, and which subscribers can connect."""
+"""Tests of CURVE keys: their files and folders, and the subscribers that can connect."""
 
 from __future__ import annotations
 

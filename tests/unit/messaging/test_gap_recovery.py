@@ -1,4 +1,4 @@
-"""Gap recovery delivers numbered events completely and in order, and requests missing ones in time."""
+"""`GapRecovery` delivers all numbered events in order, and requests missing events in time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Clock:
 
 @dataclass
 class Server:
-    """Stored events of a publisher, sent in pages."""
+    """The stored events of a publisher, which sends them in several replies."""
 
     journal: str = "one"
     stored: list[int] = field(default_factory=list)
@@ -236,7 +236,7 @@ def test_request_after_an_error_is_repeated_later_and_later() -> None:
 
 @pytest.mark.parametrize("journals", [["one"], ["one", "two"]])
 def test_publisher_without_new_events_is_asked_rarely(journals: list[str]) -> None:
-    """The replies promise more events but contain none, and the journal can change all the time."""
+    """The replies announce more events but contain none, and the journal can change with each reply."""
     clock = Clock()
     recovery = GapRecovery(0, clock=clock)
     asked = 0

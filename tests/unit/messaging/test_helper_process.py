@@ -1,4 +1,4 @@
-"""Options of helper processes: each process gets the newest options, also if they change while it runs."""
+"""Each helper process gets the newest options, even if they change while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests whose client has closed the connection."""
+"""Tests of requests whose clients have closed the connection."""
 
 from __future__ import annotations
 

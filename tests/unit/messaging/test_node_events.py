@@ -1,4 +1,4 @@
-"""Events of the program and its cameras, derived from status reports."""
+"""Tests of the events about the program and its cameras, which follow from status reports."""
 
 from __future__ import annotations
 

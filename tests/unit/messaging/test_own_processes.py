@@ -1,4 +1,4 @@
-"""The memory of the program: its own, that of other processes, and of processes that these have started."""
+"""Tests of the memory of the main process, of its child processes, and of the processes that these have started."""
 
 from __future__ import annotations
 

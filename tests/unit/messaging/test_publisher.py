@@ -1,4 +1,4 @@
-"""The publisher against real sockets and real processes, and the recorder against real disks."""
+"""Tests of the publisher with real sockets and processes, and of the recorder with real disks."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_simultaneous_subscribers_share_one_repetition() -> None:
 
 @pytest.mark.integration
 def test_new_subscriber_receives_status_during_results() -> None:
-    """Sending also reads subscriptions from the socket, and must wake the thread that serves them."""
+    """A send also reads new subscriptions from the socket. It must then wake the thread that serves subscribers."""
     stop = threading.Event()
     with Publisher(ANY_PORT, node="n") as publisher:
         publisher.publish_status(camera_status())

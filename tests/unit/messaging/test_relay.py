@@ -1,4 +1,4 @@
-"""The process that serves TCP ports: what it forwards, what it refuses, and how it ends."""
+"""Tests of the relay, the process that serves TCP ports: what it forwards, what it refuses, and how it ends."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_bucket_permits_a_burst_and_then_a_rate() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("flags", [0, 1])
 def test_unlimited_messages_are_throttled_or_refused(flags: int) -> None:
-    """A flood of one subscription waits in the kernel of the sender, and an unfinished message ends its connection."""
+    """A flood of subscriptions has to wait in the kernel of its sender. An unfinished message ends its connection."""
     with limited() as publisher, joined(publisher, "detections/") as subscriber:
         joins = publisher.socket.joins
         with connect(publisher.address) as attacker:

@@ -1,4 +1,4 @@
-"""Requests for missed events over real sockets: by the client and by bare sockets, after losses and restarts."""
+"""Tests of requests for missed events by the client and by bare ZeroMQ sockets, after losses and restarts."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_replay_address_is_read_from_status(tmp_path: Path, bind: str, reached: 
 
 
 def test_given_replay_address_overrides_status(tmp_path: Path) -> None:
-    """Through a tunnel, the address in the status is not reachable."""
+    """A subscriber that connects through a tunnel cannot reach the replay address in the status."""
     with open_publisher(tmp_path, replay=f"ipc://{tmp_path}/again") as publisher:
         publish(publisher, 2)
         with Subscription(publisher.address, kinds=("events",), since=0, replay="tcp://127.0.0.1:9") as subscription:

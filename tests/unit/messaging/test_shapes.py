@@ -1,4 +1,4 @@
-"""Masks, keypoints, and oriented boxes in messages."""
+"""Tests of masks, keypoints, and oriented boxes in messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detections messages contain the exact values that the analytics reads of each track."""
+"""Detections messages contain exactly the values of each track that the analytics reads."""
 
 from __future__ import annotations
 

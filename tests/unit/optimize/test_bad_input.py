@@ -1,4 +1,4 @@
-"""Bad input and interruptions of `vision calibrate` and `vision sparsify`: no partial result remains."""
+"""After bad input or an interruption, `vision calibrate` and `vision sparsify` leave no partial result behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines of quantized and sparse models, built by TensorRT-RTX without a GPU."""
+"""Tests that build engines of quantized and sparse models with TensorRT-RTX, without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `vision calibrate`: calibration, the gate, and the model folder."""
+"""Tests of `vision calibrate`: the calibration, the limit of the accuracy loss, and the model folder."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_values_that_are_not_finite_are_reported(model: Path, frames: Frames) ->
 
 
 def detections(*rows: tuple[float, float, int]) -> Detections:
-    """Return boxes of 10 x 10 pixels from (left, score, class)."""
+    """Return a box of 10 x 10 pixels for each row (left, score, class)."""
     boxes = np.array([(left, 0, left + 10, 10) for left, _, _ in rows], np.float32).reshape(-1, 4)
     scores = np.array([score for _, score, _ in rows], np.float32)
     return Detections(boxes, scores, np.array([class_id for *_, class_id in rows], np.int32))

@@ -1,4 +1,4 @@
-"""Tests of the places and the scales of QuantizeLinear and DequantizeLinear nodes."""
+"""Tests of the positions and the scales of QuantizeLinear and DequantizeLinear nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration by other programs: TensorRT 10, and NVIDIA ModelOpt in a separate environment."""
+"""Tests of the calibration by TensorRT 10, and by NVIDIA ModelOpt in a separate environment."""
 
 from __future__ import annotations
 

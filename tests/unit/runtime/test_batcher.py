@@ -1,4 +1,4 @@
-"""`LatestSlot`, `Batcher` and `SubmitScheduler`: order of frames, drops, accounting, and the time of submission."""
+"""Tests of `LatestSlot`, `Batcher`, and `SubmitScheduler`: frame order, drops, accounting, and submission times."""
 
 from __future__ import annotations
 
@@ -389,14 +389,14 @@ def is_held(lock: threading.Condition) -> bool:
 
 
 def test_buffers_are_freed_without_the_shared_lock(clock: ManualClock) -> None:
-    """Freeing a buffer waits for all work of the GPU."""
+    """The lock must be free, because freeing a buffer waits for all work of the GPU."""
     changed = threading.Condition()
     freed: list[bool] = []
     allocate = Allocator(when_freed=lambda: freed.append(is_held(changed)))
     camera = Camera(LatestSlot("a", allocate, clock=clock, changed=changed, leases=2), clock)
 
     def again(*steps: Callable[[], object]) -> None:
-        """Create free, written, waiting and leased buffers. Then change the size."""
+        """Create free, written, waiting, and leased buffers. Then change the frame size, and run `steps`."""
         camera.write()
         leases = Batcher([camera.slot], 1, clock=clock).form_batch()
         camera.write()
@@ -563,7 +563,7 @@ Steps = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(Steps, st.booleans(), st.integers(1, 3))
 def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: int) -> None:
-    """Each frame also lies in a buffer that was allocated for its size and format."""
+    """The test also checks that each frame is in a buffer that was allocated for its size and format."""
     clock, allocate = ManualClock(), Allocator()
     slot = LatestSlot("a", allocate, clock=clock, lossless=lossless, leases=leases, max_fps=20.0, max_frame_age_s=0.1)
     camera = Camera(slot, clock)

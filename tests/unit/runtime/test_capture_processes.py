@@ -1,4 +1,4 @@
-"""Capture workers: frames in shared memory, accounts, and workers that crash, hang, leak, or are killed."""
+"""Tests of capture workers: frames in shared memory, accounting, and workers that crash, hang, leak, or are killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CLIP = Path(__file__).parents[3] / "configs" / "vtest.mp4"
 
 @dataclass
 class Site:
-    """A program with capture workers, which runs in a thread of the test."""
+    """A program with capture workers. The program itself runs in a thread of the test."""
 
     runtime: Runtime
     cameras: dict[str, Camera]
@@ -262,7 +262,7 @@ def test_stop_does_not_wait_for_a_camera_that_hangs() -> None:
 
 
 class SmallMemory(FakeDetector):
-    """A detector without memory for wide frames of the main process."""
+    """A detector that has no memory for wide frames when the main process allocates them."""
 
     def shared_buffers(self, memory: np.ndarray[Any, Any], frames: Sequence[FrameBuffer]) -> list[FrameBuffer]:
         if frames[0].width_px > 200:

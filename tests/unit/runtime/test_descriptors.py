@@ -113,7 +113,10 @@ def wait_until_idle(pid: int) -> None:
 
 
 def starve(pid: int, *, below: bool = False) -> None:
-    """Leave a process no free descriptor. With `below`, it cannot even use those that it releases again."""
+    """Lower the limit of a process so that no descriptor is free.
+
+    If `below` is True, the process cannot even use descriptors that it releases.
+    """
     used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
     lowest_free = min(set(range(len(used) + 1)) - used)
     _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""The state of the detector in the report, the status message and the terminal."""
+"""Tests of the state of the detector in reports, in status messages, and in the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REASON = "the model has outputs whose size depends on the frame"
 
 
 class OnAGpu(FakeDetector):
-    """A fake detector that reports the properties of one on a GPU."""
+    """A fake detector that reports the properties of a detector on a GPU."""
 
     def __init__(self, graphs_off: str) -> None:
         super().__init__(max_batch=4)

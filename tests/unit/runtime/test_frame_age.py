@@ -1,4 +1,4 @@
-"""The bound on the age of a frame: refused frames, results that are too old, and the account of every frame."""
+"""Tests of the maximum age of frames: refused frames, results that are too old, and the accounting of every frame."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_queued_batches_are_processed_together_up_to_a_limit() -> None:
 
 
 def test_refused_frame_does_not_wake_the_batcher() -> None:
-    """The unfinished result that blocks the frame wakes the batcher when it is finished."""
+    """A frame is refused while results are unfinished. The batcher wakes when such a result is finished."""
     clock = ManualClock()
     camera = Camera(slot_of(clock), clock)
     leases = [take(camera) for _ in range(MAX_UNFINISHED)]
@@ -383,7 +383,7 @@ def test_every_frame_is_accounted_for_with_results(steps: list[str]) -> None:
 
 @dataclass
 class Ages(Collector):
-    """Sink that records the age of each frame at its turn, and takes `sleep_s` for each frame."""
+    """Sink that records the age of each frame when it receives the result, and then sleeps for `sleep_s` seconds."""
 
     sleep_s: float = 0.0
     ages_s: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A model that other users can replace is refused, also if it is the second model."""
+"""A model that other users can replace is refused, even if it is the second model."""
 
 from __future__ import annotations
 

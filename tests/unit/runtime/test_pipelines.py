@@ -1,4 +1,4 @@
-"""The shipped pipelines from camera to subscriber, and those of docs/pipelines.md."""
+"""Tests of the shipped pipelines, and of the pipelines in docs/pipelines.md, from camera to subscriber."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_rules_publish_events() -> None:
 
 @pytest.mark.integration
 def test_reader_that_the_detector_cannot_use_is_refused() -> None:
-    """The program does not replace a library that the configuration names."""
+    """If the configuration names a reader, the program does not silently use a different one."""
 
     def on_cpu(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
         return open_detector(folder, spec, detect.model_copy(update={"backend": "onnxruntime"}))
@@ -323,7 +323,7 @@ def test_second_program_with_the_same_state_dir_is_refused(tmp_path: Path) -> No
 
 
 def programs() -> dict[str, str]:
-    """Return the complete programs of the page by their docstrings."""
+    """Return the complete programs in docs/pipelines.md, by their docstrings."""
     found = re.findall(r"^```python\n(.*?)^```$", DOCS, re.DOTALL | re.MULTILINE)
     return {program.split('"""')[1]: program for program in found}
 

@@ -1,4 +1,4 @@
-"""Stages that read frames: each gets the right frame, holds few frames, and releases all of them after any failure."""
+"""Each stage that reads frames gets the right frame, holds few frames, and releases all of them after any failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def leased(camera: Camera) -> int:
 
 @dataclass
 class Looker:
-    """Pixel stage that checks the middle of every object, and records the largest number of leases."""
+    """Pixel stage that checks the pixel in the middle of every object, and records the largest number of leases."""
 
     cameras: list[Camera] = field(default_factory=list)
     wrong: int = 0
@@ -156,7 +156,7 @@ def test_every_lease_is_released_after_a_failure(culprit: str) -> None:
 
 
 def test_memory_of_a_pixel_stage_run_does_not_grow() -> None:
-    """Buffers are allocated once: one for each lease, one for the waiting frame, and one to write."""
+    """Buffers are allocated once: one for each lease, one for the waiting frame, and one for the next frame."""
     made: list[int] = []
 
     class Counting(FakeDetector):

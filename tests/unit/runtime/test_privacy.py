@@ -1,4 +1,4 @@
-"""Masks in the files of a whole program: snapshots, the annotated video, and the frame of `vision draw`."""
+"""All files of a program contain the masks: snapshots, the annotated video, and the image of `vision draw`."""
 
 from __future__ import annotations
 

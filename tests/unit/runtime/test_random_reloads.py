@@ -1,4 +1,4 @@
-"""Random changes of a running program: other parts continue, and invalid changes have no effect."""
+"""Apply random changes to a running program. Other parts continue, and invalid changes have no effect."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def check_tracks(frames: list[DetectionsMessage]) -> None:
 
 
 def check_counts(messages: list[CountsMessage]) -> None:
-    """Check that the totals of a line that exists never fall."""
+    """Check that the totals of a line never decrease while the line exists."""
     for before, after in pairwise(messages):
         for name in before.lines.keys() & after.lines.keys():
             assert after.lines[name].in_ >= before.lines[name].in_

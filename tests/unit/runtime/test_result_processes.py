@@ -1,4 +1,4 @@
-"""Result workers: equal messages, kills, exact accounting, events and counters, the stop, and one log."""
+"""Tests of result workers: equal messages, kills, exact accounting, events, counters, the stop, and the common log."""
 
 from __future__ import annotations
 

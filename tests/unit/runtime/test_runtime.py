@@ -1,4 +1,4 @@
-"""Threads, the double-buffered loop, start and stop, with the shipped fakes and real threads."""
+"""Tests of the threads, the inference loop, the start, and the stop, with fake cameras and detectors."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_dead_camera_does_not_disturb_the_others() -> None:
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_unreadable_file_is_an_error_after_the_others_have_ended(*, offline: bool) -> None:
-    """A file is not a camera: a second attempt would not help."""
+    """In contrast to a camera, an unreadable file is not opened again, because a second attempt would not help."""
     runtime, sink, _ = make_runtime(
         ["missing.mp4", "synthetic:160x120@50?frames=20", "lost.mp4"], FakeDetector(), offline=offline
     )
@@ -368,7 +368,7 @@ class PausingSink(Collector):
 @pytest.mark.integration
 @pytest.mark.parametrize("max_batch", [1, 8])
 def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batch: int) -> None:
-    """A camera can have `MAX_UNFINISHED` results before its next frame is refused, plus those of batches in flight."""
+    """A camera has at most `MAX_UNFINISHED` unfinished results, plus the results of batches in flight."""
     waiting: list[int] = []
 
     def until_refused() -> None:
@@ -389,7 +389,7 @@ def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batc
 
 @pytest.mark.integration
 def test_loop_that_waits_for_the_results_thread_makes_progress() -> None:
-    """Therefore, the watchdog does not consider the loop stuck."""
+    """The loop reports progress while it waits, so that the watchdog does not count it as hanging."""
 
     def move() -> None:
         before_ns = runtime._loop.progress_ns

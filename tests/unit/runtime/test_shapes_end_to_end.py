@@ -1,4 +1,4 @@
-"""Models with keypoints, oriented boxes, and masks through `vision run`, from model.yaml to messages and video."""
+"""Tests of `vision run` with models that have keypoints, oriented boxes, or masks, from model.yaml to the video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of a service: errors that can disappear are retried, and errors of an operator end the start."""
+"""A service repeats its start after temporary errors. Errors that only an operator can solve end the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watchdog: each part that can hang hangs once, is found, and is replaced or ends the program."""
+"""Each part that can hang is made to hang once. The watchdog finds it, and replaces it or ends the program."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class HangingSink(Collector):
 
 @contextmanager
 def returning(name: str) -> Iterator[threading.Event]:
-    """Let the calls that hang return at the end, and wait for their threads."""
+    """At the end of the `with` block, let the calls that hang return, and wait for their threads."""
     returns = threading.Event()
     try:
         yield returns
@@ -153,7 +153,7 @@ def test_sink_that_hangs_ends_the_run() -> None:
 
 
 class StageWithThread:
-    """Stage that passes its frames to a thread, which never finishes one."""
+    """Stage that passes its frames to a thread, which never finishes a frame."""
 
     def __init__(self, returns: threading.Event) -> None:
         self.returns = returns

@@ -1,4 +1,4 @@
-"""Worker processes: messages, logs, crashes, hangs, leaks, stop, and the death of the main process."""
+"""Tests of worker processes: messages, logs, crashes, hangs, leaks, stops, and the end of the main process."""
 
 from __future__ import annotations
 

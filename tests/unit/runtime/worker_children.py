@@ -6,7 +6,7 @@ import psutil
 
 
 def worker_children() -> list[psutil.Process]:
-    """Return the child processes that are workers of `vision`, also dead ones that nobody has waited for.
+    """Return the child processes that are workers of `vision`, including zombie processes.
 
     Other children, such as the resource tracker of `multiprocessing`, can belong to earlier tests.
     """

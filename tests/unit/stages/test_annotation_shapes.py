@@ -1,4 +1,4 @@
-"""Masks, keypoints, and oriented boxes on frames of annotated videos and on snapshots."""
+"""Tests of masks, keypoints, and oriented boxes in annotated videos and snapshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines follow a camera that was moved, counts are held while the scene cannot be found, and views survive restarts."""
+"""Lines follow a moved camera, counting pauses while the scene cannot be found, and views survive restarts."""
 
 from __future__ import annotations
 

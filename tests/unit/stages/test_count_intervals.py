@@ -1,4 +1,4 @@
-"""Intervals of totals in messages, from the accuracy file that camera.yaml names."""
+"""Messages contain the intervals of totals that follow from the accuracy file in camera.yaml."""
 
 from __future__ import annotations
 

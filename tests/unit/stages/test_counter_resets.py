@@ -1,4 +1,4 @@
-"""Counters that start at zero again at a time of the day, also across restarts and changes of the clock."""
+"""Counters are reset at a configured time of day, including over restarts and changes of the clock."""
 
 from __future__ import annotations
 

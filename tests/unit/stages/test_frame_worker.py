@@ -1,4 +1,4 @@
-"""Copies of frames: their limit in bytes, and the memory that stays."""
+"""Tests of the copies of a `FrameWorker`: the limit of their size, and the memory that the worker keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions of the stage: chosen events, frames and parts of frames, statements, and limits."""
+"""Tests of the questions of `InquiryStage`: chosen events, frames and parts of frames, statements, and limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summaries of the objects that left: what they contain, when they are made, and their limits."""
+"""Tests of the summaries of objects that left: their content, the time at which they are created, and their limits."""
 
 from __future__ import annotations
 

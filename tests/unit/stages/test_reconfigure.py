@@ -1,4 +1,4 @@
-"""Stages that continue with a new configuration."""
+"""Tests of stages that continue with a new configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules: when they report, when they are silent, and the data of their events."""
+"""Tests of rules: when they report, when they are silent, and the data of their events."""
 
 from __future__ import annotations
 

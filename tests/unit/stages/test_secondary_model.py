@@ -1,4 +1,4 @@
-"""The second model as a stage: schedule, crops, skipped objects, and failures."""
+"""Tests of the stage with the second model: its schedule, its crops, skipped objects, and failures."""
 
 from __future__ import annotations
 

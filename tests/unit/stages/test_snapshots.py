@@ -1,4 +1,4 @@
-"""Snapshots of events: the right frame, complete files, and their limits."""
+"""Tests of the snapshots of events: they show the right frame, their files are complete, and limits apply."""
 
 from __future__ import annotations
 

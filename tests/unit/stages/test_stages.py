@@ -1,4 +1,4 @@
-"""Trackers and analytics as stages: one for each camera, restarted with each epoch."""
+"""Tests of the stages for tracking and analytics, which have a separate state for each camera and epoch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_camera_has_its_own_tracker() -> None:
 
 
 def test_ids_continue_when_a_process_is_replaced_twice() -> None:
-    """The ids continue also if the first replacement ends before it has given an id."""
+    """The ids continue even if the first replacement ends before it has assigned an id."""
     stage = TrackStage(camera_ids=["gate", "yard"])
     stage.continue_after({"gate": 7, "yard": 12})
     reported = stage.last_ids()
@@ -76,7 +76,7 @@ def test_ids_continue_when_a_process_is_replaced_twice() -> None:
 
 
 def test_results_of_several_cameras_are_tracked_together() -> None:
-    """The results equal those of single calls, also if a crowd makes several groups of cameras necessary."""
+    """The results equal the results of single calls, even if a crowd requires several groups of cameras."""
     alone, together = TrackStage(), TrackStage()
     for index in range(6):
         batch = [
@@ -241,7 +241,7 @@ def test_counters_continue_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_rule_event_carries_the_occupancy_of_its_own_instant() -> None:
-    """The zone fills further between the beginning of the crowd and the time at which the rule is due."""
+    """The occupancy of the zone increases between the start of the crowd and the time at which the rule is due."""
     zone = {"name": "square", "polygon": ((0, 0), (640, 0), (640, 480), (0, 480)), "crowd_threshold": 0}
     sections = {"gate": section(zones=[zone])}
     watch = AnalyticsStage(sections, CLASSES)

@@ -1,4 +1,4 @@
-"""The annotated video: every frame offline, a bounded queue otherwise, and errors that do not stop detection."""
+"""Tests of the annotated video: all frames of an offline run, limited queues, and errors that stop only the video."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def file_size_limit(nbytes: int) -> Iterator[None]:
 
 @contextmanager
 def full_disk(folder: Path) -> Iterator[None]:
-    """Simulate a disk without room for another commit to the state in `folder`."""
+    """Simulate a full disk: the state database in `folder` has no space for another commit."""
     with file_size_limit((folder / "state.db-wal").stat().st_size):
         yield
 

@@ -1,4 +1,4 @@
-"""Counters continue after a restart, a kill, a power cut, and on a disk that is slow or full."""
+"""Counters continue after a restart, a kill, and a power failure, and while the disk is slow or full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state database is used by one process, and a damaged one is set aside."""
+"""Only one process can use the state database, and a damaged database is moved away."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_events_of_a_killed_process_are_kept(tmp_path: Path, sync_s: str) -> Non
 
 
 def torn_copy(folder: Path, copy: Path, wal_bytes: int, tail: bytes = b"") -> Path:
-    """Copy the state as a power cut leaves it: with a part of the write-ahead log."""
+    """Copy the state to `copy` with only a part of the write-ahead log, as after a power failure."""
     copy.mkdir()
     (copy / "state.db").write_bytes((folder / "state.db").read_bytes())
     (copy / "state.db-wal").write_bytes((folder / "state.db-wal").read_bytes()[:wal_bytes] + tail)
@@ -227,7 +227,7 @@ def test_burst_of_events_is_synced_at_once(tmp_path: Path) -> None:
 
 
 def test_log_is_emptied_and_never_started_again_by_the_writer(tmp_path: Path) -> None:
-    """The first bytes of the log change only while it is empty. Otherwise, a power cut could mix two generations."""
+    """The log's start changes only while the log is empty. Otherwise, a power failure could mix two generations."""
     wal = tmp_path / "state.db-wal"
     with opened(tmp_path, max_events=100_000, sync_s=0.01) as state:
         fill(state.events, 1500)

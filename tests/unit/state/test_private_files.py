@@ -247,7 +247,7 @@ def test_lock_of_killed_process_is_released(folder: Path) -> None:
 
 
 def test_lock_on_removed_file_is_not_valid(folder: Path) -> None:
-    """A file that a waiting process opened can be removed. Otherwise, two processes could hold the lock of one name."""
+    """The lock file can be removed while a process waits for it. Two processes must not hold the lock of one path."""
     path, entered = folder / "l", threading.Event()
 
     def other() -> None:

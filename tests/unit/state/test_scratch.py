@@ -1,4 +1,4 @@
-"""Temporary folders: their removal, and errors while their disk is full."""
+"""Tests of temporary folders: their removal, and errors while their disk is full."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""The only tests that contain full texts. Each module tests one area, and has a table `ROWS`."""
+"""Expected texts of messages. Each module contains the texts of one area in a table `ROWS`.
+
+No other test contains full texts.
+"""

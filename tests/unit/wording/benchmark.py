@@ -1,4 +1,4 @@
-"""Texts of benchmarks, comparisons and plans."""
+"""Expected texts of the commands for benchmarks, comparisons, and plans."""
 
 from __future__ import annotations
 

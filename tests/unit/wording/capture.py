@@ -1,4 +1,4 @@
-"""Texts about cameras and video files."""
+"""Expected texts of errors about cameras and video files."""
 
 from vision.capture.gstreamer import errors
 from vision.capture.source import not_open

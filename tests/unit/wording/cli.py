@@ -1,4 +1,4 @@
-"""Texts of the command line."""
+"""Expected texts of the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of configuration errors, as `vision` prints them."""
+"""Expected texts of configuration errors, as `vision` prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of the errors, and of redacted addresses."""
+"""Expected texts of general errors and of redacted addresses."""
 
 from vision.errors import SizeChanged, VisionError, redact
 

@@ -1,4 +1,4 @@
-"""Texts about models and detectors."""
+"""Expected texts of errors about models and detectors."""
 
 from __future__ import annotations
 

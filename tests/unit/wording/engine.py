@@ -1,4 +1,4 @@
-"""Texts about engines."""
+"""Expected texts about TensorRT engines."""
 
 from __future__ import annotations
 

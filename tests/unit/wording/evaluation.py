@@ -1,4 +1,4 @@
-"""Texts of evaluations."""
+"""Expected texts of errors about evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts about GPUs, engines and memory."""
+"""Expected texts about GPUs, engines, and memory."""
 
 from __future__ import annotations
 

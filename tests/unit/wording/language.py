@@ -1,4 +1,4 @@
-"""Texts of errors of language models, as the log shows them, and the text of a prompt."""
+"""Expected texts of errors about language models, as the log shows them, and the expected text of a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of the commands for language models."""
+"""Expected texts of the commands for language models."""
 
 from __future__ import annotations
 

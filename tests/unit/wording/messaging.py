@@ -1,4 +1,4 @@
-"""Texts of messages and of reports to subscribers."""
+"""Expected texts of messages, and of reports to subscribers."""
 
 from collections.abc import Callable
 

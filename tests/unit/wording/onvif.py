@@ -1,4 +1,4 @@
-"""Texts about ONVIF."""
+"""Expected texts about ONVIF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of commands that optimize models."""
+"""Expected texts of the commands that optimize models."""
 
 from __future__ import annotations
 

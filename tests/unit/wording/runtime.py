@@ -1,4 +1,4 @@
-"""Texts of pipelines."""
+"""Expected texts about pipelines."""
 
 from vision.errors import ConfigError
 from vision.pipelines import load_pipeline

@@ -48,7 +48,7 @@ def hidden_px(tracks: Tracks) -> list[float]:
 
 
 def assert_equals(archive: Archive, results: list[Result]) -> None:
-    """Compare everything that the analytics reads, and the events."""
+    """Compare `results` with the frames in the archive: all values that the analytics reads, and the events."""
     archived = [each.result for each in archive.frames("gate", FROM_US, UNTIL_US)]
     assert len(archived) == len(results)
     for found, live in zip(archived, results, strict=True):
@@ -207,7 +207,7 @@ def test_frames_are_in_the_order_of_publication_if_the_clock_was_set_back(waitin
 
 
 def messages(seqs: list[int], kind: str, instance: str) -> list[AnyMessage]:
-    """Return messages of a camera with these numbers."""
+    """Return messages of a camera with the sequence numbers `seqs`."""
     found: list[AnyMessage] = []
     for seq in seqs:
         numbering, topic = codec.Numbering("node", instance), f"{kind}/gate"

@@ -1,4 +1,4 @@
-"""Access to the page: names of hosts, other websites, tokens, and sizes of requests."""
+"""Tests of access to the page: names of hosts, other websites, tokens, and sizes of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that a browser loads: their size, their origin, and what they must not contain."""
+"""Tests of the files that a browser loads: their sizes, their origins, and content that they must not have."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_file_loads_nothing_from_other_hosts_and_sets_no_html(path: Path) -> Non
 
 
 def loaded(name: str) -> set[str]:
-    """Return the files that a browser loads with a file, without those that a module imports later."""
+    """Return the files that a browser loads together with the file `name`, except files that it imports later."""
     found = set(
         re.findall(
             r"""(?:from |\{\{assets\}\}/|^import )"?(?:\./)?([\w./]+\.(?:js|css|svg))""", (STATIC / name).read_text()

@@ -89,7 +89,7 @@ def test_written_file_keeps_its_mode_and_its_link(file: DraftFile, tmp_path: Pat
 
 @contextmanager
 def without_rights() -> Iterator[None]:
-    """Run as a user who cannot write everything, if the tests run as root."""
+    """If the tests run as root, run as a user who cannot write all files."""
     if os.getuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""An estimate ends at its limit, when nobody waits for it, and if there is no archive. Only one runs at a time."""
+"""An estimate ends at its time limit, when nobody waits for it, and if no archive exists. Only one runs at a time."""
 
 from __future__ import annotations
 

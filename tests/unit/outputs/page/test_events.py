@@ -1,4 +1,4 @@
-"""Events of the journal, the archive, and the memory of the process, in pages."""
+"""Tests of the pages of events from the journal, from the archive, and from the memory of the process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def message(index: int, camera: str = "gate", **changes: Any) -> EventMessage:
 
 
 def tracks(client: Client, query: str = "") -> list[int]:
-    """Return the tracks of all events, in the order of all pages."""
+    """Request all pages of events. Return the track ids of the events, in their order."""
     found, cursor = [], ""
     for _ in range(1000):
         response = client.get(f"/api/events?{query}&cursor={cursor}")

@@ -1,4 +1,4 @@
-"""Counts over time: increases per bucket, resets, and the same result from messages and from the archive."""
+"""Tests of counts over time: increases per bucket, resets, and equal results from messages and from the archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`CameraFeed`: which packets, results, and images each viewer receives."""
+"""Tests of `CameraFeed`: which packets, results, and images each viewer receives."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_a_private_camera_wants_no_packets_and_whole_frames() -> None:
 
 
 def test_viewers_receive_the_view_of_a_camera_that_was_moved() -> None:
-    """Lines and zones are then drawn where objects are counted."""
+    """With the view, viewers draw lines and zones at the places where objects are counted."""
     rig = Rig()
     viewer = rig.viewer("h264")
     counts = Counts({"door": {"in": 1, "out": 0}}, {}, {}, view=(1.0, 0.2, 40.0, 0.1, 1.0, 7.0))

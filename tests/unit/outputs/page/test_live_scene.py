@@ -1,4 +1,4 @@
-"""The paths that the live view draws: lines, zones, and masks, and the objects in a frame."""
+"""Tests of the paths that the live view draws for lines, zones, masks, and the objects in a frame."""
 
 from __future__ import annotations
 

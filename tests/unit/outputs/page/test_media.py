@@ -1,4 +1,4 @@
-"""Snapshots and videos: only files of the program are served, and videos in parts."""
+"""The page serves only snapshots and videos that the program has written. Videos can be requested in parts."""
 
 from __future__ import annotations
 

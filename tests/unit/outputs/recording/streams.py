@@ -81,7 +81,7 @@ def packets(
 
 @dataclass(frozen=True)
 class Decoded:
-    """The frames of a file: times in seconds, and the numbers that their brightness shows."""
+    """The frames of a file: their times in seconds, and their numbers, which their brightness shows."""
 
     times_s: list[float]
     numbers: list[int]

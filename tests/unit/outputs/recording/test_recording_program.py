@@ -1,4 +1,4 @@
-"""`vision run` with `recording:`, `vision clips`, and `vision verify`, with RTSP cameras."""
+"""Tests of `vision run` with the section `recording`, `vision clips`, and `vision verify`, with RTSP cameras."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def control_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_recorder_follows_the_cameras(tmp_path: Path, vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reload chooses a camera and changes it, and requests add and remove cameras."""
+    """A reload selects a camera for recording, and changes it. Requests add and remove cameras."""
 
     def change(request: Request) -> dict[str, list[str]]:
         reply = ask(find_socket(config), request)

@@ -1,4 +1,4 @@
-"""The index after crashes, deleted files, and damage, and the limits of the folder."""
+"""Tests of the index after crashes, deleted files, and damage, and of the limits of the folder."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ WRITER = "from tests.unit.outputs.recording.killed_writer import main; main()"
 
 @pytest.mark.integration
 def test_killed_writer_leaves_a_readable_index(tmp_path: Path) -> None:
-    """tests/soak/recording_kills.py does the same 1000 times."""
+    """This test kills the writer twice. tests/soak/recording_kills.py does so as often as requested."""
     for kill in range(2):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

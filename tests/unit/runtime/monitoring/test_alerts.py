@@ -1,4 +1,4 @@
-"""Prometheus evaluates the alert rules: each rule fires for its problem, and not for a program that works."""
+"""Prometheus evaluates the alert rules. Each rule fires for its problem, and does not fire for a working program."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def evaluation(alert: str, case: Case, *, fires: bool) -> dict[str, object]:
-    """Return a promtool test of the number of firing alerts of a rule."""
+    """Return a test for promtool that checks whether the rule `alert` fires."""
     series = case.fires if fires else case.quiet
     expression = f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)'
     check = {

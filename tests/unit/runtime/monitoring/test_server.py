@@ -1,4 +1,4 @@
-"""Metrics and health over HTTP: contents, tokens, headers, and hostile requests."""
+"""Tests of metrics and health over HTTP: contents, tokens, headers, and hostile requests."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_program_without_status_is_not_live() -> None:
 
 
 def samples(state: ProgramState) -> dict[tuple[str, ...], float]:
-    """Return the value of each sample by its name and its labels."""
+    """Return the value of each sample in the metrics, by name and labels."""
     families = text_string_to_metric_families(state.exposition().decode())
     return {
         (sample.name, *(f"{key}={value}" for key, value in sorted(sample.labels.items()))): sample.value
