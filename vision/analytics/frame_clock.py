@@ -23,7 +23,7 @@ _FRAMES_REMEMBERED: Final = 2.5  # minimum time to keep state, in frame interval
 
 
 class FrameClock:
-    """Clock of the seconds since the first frame. If a capture time goes back, the clock adds the usual interval."""
+    """Clock that counts the seconds since the first frame. If a capture time goes back, it adds the usual interval."""
 
     def __init__(self) -> None:
         self.now_s = 0.0  # time of the last frame in seconds
@@ -74,7 +74,7 @@ class FrameTimes:
     def seek(self, clock: FrameClock, frame: int) -> None:
         """Set `clock` to its state just before the frame with index `frame`.
 
-        If `frame` is F, set the clock to its state after the last frame.
+        If `frame` is the number of frames, set the clock to its state after the last frame.
         """
         before = frame - 1
         clock.now_s, clock.usual_s = (self.now_s[before], self._usual_s[before]) if frame else self._before

@@ -1,4 +1,4 @@
-"""`RecordedAnalytics` judges many archived frames at once, with the same results as `Analytics`.
+"""`RecordedAnalytics` judges many archived frames together, with the same results as `Analytics`.
 
 `ObjectAnalytics` finds the events of single objects. `RecordedAnalytics` adds the counts and the events of crowds.
 Because these depend on all objects, it works in the order of frames.

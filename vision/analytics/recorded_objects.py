@@ -102,11 +102,17 @@ class RecordedObjects(TrackedObjects):
         return self.rows.columns[:, self._end + 2 : self._end + 2 + number]
 
     def points_of(self, columns: FloatArray) -> Points:
-        """Return the positions of the anchors (M, A) in `columns` (M, ...), which are like `RecordedRows.columns`."""
+        """Return the positions of the anchors (M, A), computed from `columns` (M, ...).
+
+        `columns` are like `RecordedRows.columns`.
+        """
         return columns.view(np.complex128)[:, : self._end // 2]
 
     def distances_of(self, columns: FloatArray) -> FloatArray:
-        """Return the distances (M, 2 L) from the lines, each line twice, in `columns` (like `RecordedRows.columns`)."""
+        """Return the part of `columns` that contains the distances (M, 2 L) from the lines, with each line twice.
+
+        `columns` are like `RecordedRows.columns`.
+        """
         return columns[:, self._end + 2 :]
 
     # --- loading ------------------------------------------------------------------------------------------------------

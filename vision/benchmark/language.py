@@ -185,8 +185,8 @@ def _word(answer: Answer) -> str:
 def _generation_rate(server: ChatServer, images: Iterator[Sample]) -> float | None:
     """Request a short and a long answer. Return the tokens per second of the long answer after its first token.
 
-    Return None if a request fails, if the server does not count tokens, or if the long answer does not exceed the short
-    answer in both tokens and time.
+    Return None if a request fails, if the server does not count tokens, or if the long answer does not have more
+    tokens and a longer duration than the short answer.
     """
     try:
         short, long = (server.complete(_DESCRIBE, [next(images).jpeg], max_tokens=most) for most in (1, _TEXT_TOKENS))

@@ -150,7 +150,7 @@ class CameraConfig(ConfigSection):
 
 
 class TrackConfig(ConfigSection):
-    """Scores that extend and start tracks, and the duration of tracks.
+    """Scores that a detection needs to extend or start a track, and the duration of tracks.
 
     The detector must report detections down to `low_score`, so its threshold is the lower of `low_score` and the
     minimum score of published objects.

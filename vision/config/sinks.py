@@ -203,7 +203,7 @@ Sinks: TypeAlias = Annotated[tuple[SinkConfig, ...], Field(max_length=16)]
 
 
 def sinks_conflicts(config: Mapping[str, object]) -> Iterator[Conflict]:
-    """Yield the conflicts of each sink, and those with other sections of a camera.yaml."""
+    """Yield the conflicts within each sink, and the conflicts of sinks with other sections of a camera.yaml."""
     sinks = config.get("sinks")
     cameras = config.get("cameras")
     ids = {str(each.get("id")) for each in cameras if isinstance(each, Mapping)} if isinstance(cameras, tuple) else None

@@ -49,7 +49,7 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 
 
 def did_you_mean_file(path: Path) -> str:
-    """Return ``did you mean 'walk.mp4'?`` for a missing file.
+    """Return a question such as ``did you mean 'walk.mp4'?`` for a missing file.
 
     Return an empty text if the file exists, its folder cannot be read, or no name in the folder is similar.
     """
@@ -70,7 +70,7 @@ _CLASS_SYNONYMS: Final = {
 
 
 def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
-    """Return ``did you mean 'person'?`` for a class name; an empty text if the model has no similar class."""
+    """Return a question such as ``did you mean 'person'?``; an empty text if the model has no similar class."""
     names = list(class_names)
     for name, synonyms in _CLASS_SYNONYMS.items():
         if word.lower() in synonyms:

@@ -218,7 +218,7 @@ def scales_in(table: bytes) -> dict[str, float]:
 
 
 def thresholds_in(scales: Mapping[str, float], names: Sequence[str], label: str) -> dict[str, float]:
-    """Return the largest absolute value that int8 represents with the scale of each tensor of `names`.
+    """Return, for each tensor in `names`, the largest absolute value that int8 represents with the tensor's scale.
 
     Raises:
         ModelError: TensorRT found no scale for a tensor of the model `label`.

@@ -105,8 +105,9 @@ class _Fold:
     def apply(self, node: ir.Node, graph: ir.Graph, names: set[str]) -> None:
         """Replace the convolution in the graph, and restore the original layout of its result.
 
-        The padding does not change, because the last of `width` windows ends at the same column as the last of
-        `width / factor` wider windows. Fewer columns remain than the old stride, so no additional window fits.
+        The padding does not change, because the last of `width` windows ends at the same column as the last of `width /
+        factor` wider windows. The number of remaining columns is smaller than the old stride, so no additional window
+        fits.
         """
         import onnx_ir as ir
 

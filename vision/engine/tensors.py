@@ -93,7 +93,10 @@ def read_tensors(engine: Any) -> tuple[Tensor, ...]:
 
 
 def _format(engine: Any, name: str) -> Any:
-    """Return the memory format of a tensor in the first profile. Without a profile index, TensorRT logs a warning."""
+    """Return the memory format of a tensor in the first profile.
+
+    Without an index of a profile, TensorRT would log a warning.
+    """
     return engine.get_tensor_format(name, 0) if engine.num_optimization_profiles else engine.get_tensor_format(name)
 
 

@@ -55,7 +55,7 @@ class Program:
 
     @property
     def children(self) -> dict[int, str]:
-        """The names of the processes that the program has started, by process id, at the last `poll`."""
+        """The processes that the program had started and that ran at the last `poll`: names by process id."""
         return dict(self._children)
 
     def poll(self) -> None:

@@ -171,7 +171,7 @@ class FrameWriter:
         return orientation.shown_size(frame.height, frame.width)
 
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
-        """Copy `frame` into `out`, whose shape must be that of `vision.types.frame_shape`.
+        """Copy `frame` into `out`, whose shape must be that which `vision.types.frame_shape` returns.
 
         Raises:
             SizeChanged: the frame needs a buffer of a different shape.

@@ -329,7 +329,7 @@ class Player:
         return made
 
     def _add_chain(self, chain: Sequence[pipeline.Element]) -> Any:
-        """Create, add, link, and start elements that end in an appsink. Return the first element."""
+        """Create, add, link, and start the elements in `chain`, which ends in an appsink. Return the first element."""
         made = [self._make(element) for element in chain]
         for element in made:
             self._pipeline.add(element)

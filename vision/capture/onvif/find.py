@@ -48,6 +48,7 @@ class Camera:
 
 def find_devices(targets: Sequence[Target], timeout_s: float, account: Account | None) -> list[Device]:
     """Search for devices, and ask each of them for its profiles and streams. Return the devices.
+
     If a device does not answer completely, the reasons are in `Device.problems`.
 
     Args:
