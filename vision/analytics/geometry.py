@@ -313,7 +313,7 @@ class GroundPlane:
 
 
 def covered_parts(boxes_xyxy: FloatArray, nearer_xyxy: FloatArray) -> FloatArray:
-    """Return the part (M, N) of the area of each box (M, 4) that each box of `nearer_xyxy` (N, 4) covers.
+    """Return the fraction (M, N) of the area of each box (M, 4) that each box of `nearer_xyxy` (N, 4) covers.
 
     A box covers only boxes whose lower edges are higher in the frame, because their objects are farther away.
     """

@@ -303,7 +303,7 @@ def find_capacity(
     max_steps: int = MAX_STEPS,
     time_left: Callable[[], bool] = lambda: True,
 ) -> Capacity:
-    """Find the largest number of cameras that fits.
+    """Search for the largest number of cameras that fits, and return the result.
 
     The search doubles or halves the number to bracket the limit, and then bisects. Doubling stops at `MAX_CAMERAS`.
 

@@ -1,8 +1,8 @@
 """Detection of silent and frozen cameras, with timeouts that adapt to each camera, and the back-off of reconnections.
 
-No fixed timeout suits all cameras. A timeout that detects the failure of a camera with 25 frames/s within seconds is
-too short for a camera that sends one frame every ten seconds. A timeout also does not detect a camera with a failed
-sensor, which continues to send the same frame.
+No fixed timeout suits all cameras. A timeout of a few seconds suits a camera that sends 25 frames/s, but is too short
+for a camera that sends one frame every ten seconds. A timeout also does not detect a camera with a failed sensor, which
+continues to send the same frame.
 
 This module starts no thread and reads no clock. Its callers pass times and pixels.
 """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tls_context(tls: str = VERIFY) -> ssl.SSLContext:
-    """Return a context that checks certificates.
+    """Return the TLS context of a client, which checks the certificates of servers.
 
     Python 3.13 and later refuse issuers that do not comply with RFC 5280 in every detail, for example those without the
     extension "key usage". Many cameras and private networks have such issuers, which FFmpeg and earlier versions of

@@ -101,7 +101,7 @@ def _code(details: ErrorDetails) -> str:
 
 
 def _in_document(error_loc: Loc, document: Document) -> Loc:
-    """Return the location in the document of a pydantic error, without the parts that pydantic adds.
+    """Return the location of a pydantic error in the document, without the parts that pydantic adds.
 
     Pydantic adds marks for keys and for the branches of a union. The mark of a branch that is a section must be in
     brackets, because it could also be one of the section's keys.

@@ -74,7 +74,7 @@ def disturbed(name: str, folder: str, parent: int) -> Build:
 
 
 def source_that_hangs(folder: Path) -> NamedOpener:
-    """Return an opener of sources whose `grab` does not return while the `stuck_file` of the camera exists."""
+    """Return a function that opens sources. Their `grab` does not return while the camera's `stuck_file` exists."""
     return NamedOpener(f"{__name__}:_open_source", {"folder": str(folder)})
 
 

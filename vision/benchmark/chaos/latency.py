@@ -40,7 +40,7 @@ def check_latency(record: Record) -> Verdict:
 
 
 def split_latencies(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return two arrays of latencies in ms: of frames without faults, and of frames of other cameras during faults.
+    """Return two arrays of latencies in ms: in times without faults, and of unaffected cameras during faults.
 
     Frames in times with an active fault of a process are in neither array.
     """

@@ -226,6 +226,7 @@ def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
     """Return the color encoding that a text in GStreamer's form specifies.
 
     The form is ``range:matrix:transfer:primaries``, or a name such as ``bt709``.
+
     If `colorimetry` is None or empty, derive the encoding from the frame size, as television standards do.
     """
     text = colorimetry or ("bt709" if height_px >= 720 else "bt601")
