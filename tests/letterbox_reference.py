@@ -34,7 +34,7 @@ def to_bgr(pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEn
 def _planes(
     pixels: NDArray[np.uint8], pixel_format: PixelFormat
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return Y, U and V (H, W), chroma repeated for the pixels that share it."""
+    """Return the planes Y, U, and V (H, W). Chroma values are repeated for the pixels that share them."""
     height_px, width_px = pixels.shape[0] * 2 // 3, pixels.shape[1]
     chroma = pixels[height_px:]
     if pixel_format == "nv12":

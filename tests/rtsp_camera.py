@@ -29,7 +29,7 @@ _START_CODE = b"\x00\x00\x00\x01"
 
 @cache
 def clip_frames() -> tuple[bytes, ...]:
-    """Return the coded frames of the shipped clip (H.264, Annex B): 10 frames/s, every 20th is a key frame."""
+    """Return the coded frames of the shipped clip: H.264 in Annex B, 10 frames/s, a key frame every 20 frames."""
     with av.open(str(CLIP)) as container:
         stream = container.streams.video[0]
         convert = BitStreamFilterContext("h264_mp4toannexb", stream)

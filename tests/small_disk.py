@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, kib: int = 64) -> Iterator[Path]:
-    """Mount a file system with this size in a new folder. Skip the test if this requires root."""
+    """Mount a file system of `kib` KiB in a new folder. Skip the test if this requires root."""
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True).returncode:

@@ -247,7 +247,7 @@ def test_efficient_nms_runs_as_a_graph() -> None:
 
 
 def test_outputs_with_a_data_dependent_size_run_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
-    """The first pixel determines the number of rows. The memory of the output grows."""
+    """The first pixel determines the number of rows in the output, whose memory grows with this number."""
 
     def rows(images: Images) -> Outputs:
         count = round(float(images.max()))

@@ -56,7 +56,7 @@ def write_language_model(path: Path) -> None:
 
 
 def write_projector(path: Path) -> None:
-    """Write the encoder and projector for images (type `mlp`, as in LLaVA) of the model."""
+    """Write the image encoder and the projector of the model (type `mlp`, as in LLaVA)."""
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_name("tiny-projector")
     writer.add_bool("clip.has_vision_encoder", True)

@@ -29,7 +29,7 @@ def inside(machine: str, *command: str) -> Program:
 
 
 def add_machine(name: str, network: str) -> None:
-    """Add a namespace with the address `network`.1, routed through `network`.2."""
+    """Add a network namespace with the address `network`.1, which is routed through `network`.2."""
     ip("netns", "add", name)
     ip("link", "add", "out", "netns", name, "type", "veth", "peer", "name", f"to-{network[:3]}", "netns", ROUTER)
     ip("-n", name, "address", "add", f"{network}.1/24", "dev", "out")

@@ -1,4 +1,4 @@
-"""A running program serves ONVIF metadata, which FFmpeg and GStreamer receive, and reads a camera that was found."""
+"""A running program serves ONVIF metadata to FFmpeg and GStreamer, and reads a camera that a search has found."""
 
 from __future__ import annotations
 

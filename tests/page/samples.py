@@ -1,4 +1,4 @@
-"""States of a program that tests show on the page."""
+"""Sample states of a program, which tests show on the page."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def page(browser: Browser) -> Iterator[Page]:
 def add(
     site: Site, zoo: Zoo, name: str, *, fault: Fault = "none", as_id: str = "", skip: int = 0, tapped: bool = True
 ) -> tuple[Camera, Sink]:
-    """Add the camera of a persona, at 25 frames/s, to the site."""
+    """Add the camera `name` of the zoo to the site. The camera sends 25 frames/s."""
     persona = next(each for each in PERSONAS if each.name == name)
     assert isinstance(persona.stream, RtspStream)
     camera = Camera(replace(persona, stream=replace(persona.stream, fps=FAST)), fault, fault_after_s=2, repeats=True)

@@ -1,4 +1,4 @@
-"""The page on a phone and a desktop, in light and dark, with the keyboard alone, and with hostile names."""
+"""Tests of the page on a phone and a desktop, in light and dark mode, with only a keyboard, and with hostile names."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ Pixels = NDArray[np.uint8]
 
 
 def photos(folder: Path) -> list[Path]:
-    """Return the photos of scenes. Drawings and single objects before a plain background are left out."""
+    """Return the photos of scenes. Omit drawings, and photos of single objects in front of a plain background."""
     files = [*folder.glob("*.jpg"), *folder.glob("*.png")]
     return sorted(path for path in files if not path.name.startswith(tuple(UNSUITABLE.split())))
 

@@ -59,7 +59,7 @@ class Arrivals:
 
 @contextmanager
 def running(workers: int) -> Iterator[Arrivals]:
-    """Run a program with this number of capture workers until the end of the block. Yield when all cameras deliver."""
+    """Run a program with `workers` capture workers during a `with` block. Yield when all cameras deliver frames."""
     cameras = [{"id": f"c{n}", "source": f"synthetic:64x48@{FPS}?seed={n}"} for n in range(CAMERAS)]
     config = AppConfig.model_validate({"detect": {"backend": "fake"}, "cameras": cameras})
     arrivals, stop = Arrivals(), threading.Event()
@@ -118,7 +118,7 @@ def _have_epochs(arrivals: Arrivals, epochs: Mapping[str, int]) -> bool:
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Measure all arrangements, and the time until a killed worker is replaced."""
+    """Measure each arrangement of threads and workers, and the time until a killed worker is replaced."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ARRANGEMENTS}
     for _ in range(1 if quick else 5):
         for name, workers in ARRANGEMENTS.items():

@@ -129,7 +129,7 @@ def stops(path: Path, disk: Disk, count: int, *, slow: bool) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> Mapping[str, Any]:
-    """Run both measurements in a temporary folder."""
+    """Measure the latency with a slow disk, and the time of stops, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="slow-", dir="/tmp") as name:
         folder = Path(name)
         (folder / "data").mkdir()

@@ -1,4 +1,4 @@
-"""Measurements of `tests.perf.stage`, one function each: network, copies, stage, steps of the stage, a simple loop."""
+"""Functions that measure the parts of `tests.perf.stage`: network, copies, stage, its steps, and a simple loop."""
 
 from __future__ import annotations
 

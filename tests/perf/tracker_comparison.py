@@ -136,7 +136,7 @@ def competitors(frames_per_s: float) -> dict[str, OpenTracker]:
 
 
 def compare(prepared: PreparedScene, detector: str) -> dict[str, SceneScores]:
-    """Run every tracker on the same detections of one scene."""
+    """Run every tracker on the same detections of one scene. Return the scores by tracker."""
     trackers = competitors(prepared.frames_per_s)
     return {
         name: score_scene(prepared, run_scene(prepared, DETECTORS[detector], follower))
@@ -157,7 +157,7 @@ def values(scores: Sequence[SceneScores]) -> dict[str, Any]:
 
 
 def behind(figures: Mapping[str, Any]) -> list[str]:
-    """Return a text for each case in which another tracker counts better, and for each such scene over all rates."""
+    """Return a text for each scene and rate, and for each scene over all rates, where another tracker counts better."""
     found = []
     for detector, scenes in figures.items():
         for scene, rates in scenes.items():

@@ -1,4 +1,4 @@
-"""Hostile tracks through the counter of crossings, judged by an oracle that knows the true paths.
+"""Apply the counter of crossings to hostile tracks, and check it with an oracle that knows the true paths.
 
     python -m tests.soak.hostile_tracks [--tracks 10000000] [--seed 0] [--seconds SECONDS]
 
@@ -156,7 +156,7 @@ def _errors(rng: np.random.Generator, frames: int) -> Floats:
 
 
 def _seen(rng: np.random.Generator, frames: int) -> Bools:
-    """Return (T, N): True if an object is detected. Tracks start and end anywhere, flicker, and are hidden."""
+    """Return a mask (T, N) of detected objects. Tracks start and end at random times, flicker, and are hidden."""
     number = np.arange(frames)[:, None]
     start = np.where(rng.random(TRACKS) < 0.5, 0, rng.integers(0, frames, TRACKS))
     end = np.where(rng.random(TRACKS) < 0.5, frames, rng.integers(0, frames + 1, TRACKS))
@@ -190,7 +190,7 @@ def _distances(boxes: Floats) -> Floats:
 
 @dataclass
 class Bounds:
-    """Least and largest numbers of crossings, (N, L, 2): to the right (in), and to the left (out)."""
+    """Lower and upper bounds (N, L, 2) of the numbers of crossings: to the right (in), and to the left (out)."""
 
     least: NDArray[np.int64]
     most: NDArray[np.int64]

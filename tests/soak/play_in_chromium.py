@@ -34,7 +34,7 @@ v.play().catch(error => tell("error " + error));
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Handler that serves the page and one video, with ranges, and receives the result."""
+    """Handler that serves the page and one video, supports range requests, and receives the result."""
 
     def __init__(self, video: bytes, results: queue.SimpleQueue[dict[str, Any]], *arguments: Any) -> None:
         self._video = video

@@ -209,7 +209,7 @@ class Traffic:
 
 
 def _stays_s(walk: _Walk) -> Iterator[float]:
-    """Yield the seconds of each stay in the zone. An object on the border counts as before it reached the border."""
+    """Yield the seconds of each stay in the zone. An object on the border keeps its previous state."""
     entered_s = None
     for (t0, x0), (t1, x1) in _legs(walk):
         for border in sorted(ZONE_X, reverse=x1 < x0):

@@ -119,7 +119,7 @@ def booted(folder: Path) -> Iterator[Container]:
 
 
 def _end(process: subprocess.Popen[bytes], *, now: bool) -> None:
-    """Wait until systemd-nspawn has cleaned up after the end of its container. Kill it after 30 s, or `now`."""
+    """Wait until systemd-nspawn has cleaned up after its container ends. Kill it after 30 s, or at once if `now`."""
     if not now:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=30)

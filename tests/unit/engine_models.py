@@ -77,7 +77,7 @@ def plan(
 def convolution(
     shape: Sequence[int | str] = ("n", 3, 16, 16), *, weight: float | None = None, seed: int = 0, opset: int = 17
 ) -> bytes:
-    """Return images -> Conv -> Relu -> Conv -> y, with random weights. `weight` replaces one weight."""
+    """Return the model images -> Conv -> Relu -> Conv -> y, with random weights. `weight` replaces one of them."""
     rng = np.random.default_rng(seed)
     first = rng.normal(size=(8, 3, 3, 3)).astype(np.float32) * 0.2
     if weight is not None:
@@ -95,7 +95,7 @@ def convolution(
 def first_layer(
     *, channels: int = 3, group: int = 1, operator: str = "Conv", second_reader: str = "", shared: bool = False
 ) -> bytes:
-    """Return images -> Conv -> y. Each option is a reason not to widen the model."""
+    """Return the model images -> Conv -> y. Each option, if it is used, is a reason not to widen the model."""
     kernel = np.ones((3, channels // group, 3, 3), np.float32)
     nodes = [helper.make_node(operator, ["images", "w"], ["y"], pads=[1, 1, 1, 1], group=group)]
     ends = ["y"]
@@ -130,7 +130,7 @@ def model(
 
 
 def with_operator(operator: str, *, node: str = "odd", domain: str = "") -> bytes:
-    """Return images -> Relu -> `operator` -> y."""
+    """Return the model images -> Relu -> `operator` -> y."""
     nodes = [
         helper.make_node("Relu", ["images"], ["a"], name="relu"),
         helper.make_node(operator, ["a"], ["y"], name=node, domain=domain),
@@ -158,7 +158,7 @@ def with_shape_input() -> bytes:
 
 
 def quantized(kind: int = Onnx.INT8, *, opset: int = 17) -> bytes:
-    """Return images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
+    """Return the quantized model images -> Conv -> Q -> DQ -> Conv (weights Q -> DQ) -> Relu -> y."""
     rng = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array(rng.normal(size=(16, 3, 3, 3)).astype(np.float32) * 0.2, "w0"),

@@ -14,7 +14,7 @@ _MOST_CAMERAS: Final = 4096  # cameras whose last turn is stored
 
 
 class Waiting(Protocol):
-    """An entry of the queue. It contains a question, which expires."""
+    """An entry of the queue, with a question that has an expiry time."""
 
     @property
     def question(self) -> Question: ...

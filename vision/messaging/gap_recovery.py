@@ -79,7 +79,10 @@ class GapRecovery:
     """
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Start after event `since` (0 requests all stored events) of `journal` (None if unknown)."""
+        """Start after the event with the number `since` in `journal`; 0 requests all stored events.
+
+        `journal` is None if the subscriber does not know the journal.
+        """
         self._last = since
         self._journal = journal
         self._confirmed = False  # True if a reply has confirmed that the publisher uses this journal

@@ -93,7 +93,7 @@ def end_of(start: EventMessage) -> EventMessage:
 
 
 def decoded(starts: Iterable[bytes]) -> Iterator[EventMessage]:
-    """Yield the stored events that can be decoded."""
+    """Decode the stored events `starts`, and yield them. Skip events that cannot be decoded."""
     for payload in starts:
         with contextlib.suppress(MessageError):
             yield codec.decode_as(EventMessage, payload, "state")

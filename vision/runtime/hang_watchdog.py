@@ -94,7 +94,8 @@ class Watchdog:
     def check(self, *, end_s: float | None = None) -> bool:
         """Check the parts, and repair those that hang. Return False at the first part that cannot be repaired.
 
-        In this case, if `end_s` is not None, the process ends after `end_s` seconds, even if an orderly end hangs.
+        If a part cannot be repaired and `end_s` is not None, the process ends after `end_s` seconds, even if an
+        orderly end hangs.
         """
         for part, monitor in self._parts:
             still_s = monitor.look(part.progress(), self._clock()) / 1e9

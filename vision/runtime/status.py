@@ -132,7 +132,10 @@ def resident_bytes() -> int:
 
 @functools.cache
 def _memory_file() -> int:
-    """Return the descriptor of the file about this process's memory. Open it once: descriptors can run out later."""
+    """Return the descriptor of the kernel's file about the memory of this process.
+
+    The first call opens the file, because all descriptors can be in use later.
+    """
     return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -1,4 +1,4 @@
-"""`ObjectStage` adds a summary of each object that has left the scene to the results.
+"""`ObjectStage` summarizes each object that has left the scene, and adds the summary to a result.
 
 The stage looks at all objects of a camera five times per second, and otherwise only at those that appear or disappear.
 Per frame, it takes at most one snapshot, and adds at most 20 summaries; further summaries wait for the next frames.

@@ -116,7 +116,7 @@ def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float,
 def test_color_encoding_is_read_from_the_frame(
     decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding
 ) -> None:
-    """The conversion gives the colors that a detector computes."""
+    """The conversion to bgr yields the colors that a detector computes for this encoding."""
     frame = blocks(height_px, WIDTH_PX, decoded)
     frame.colorspace, frame.color_range = matrix, numbers
     assert encoding_of(frame) == expected

@@ -132,7 +132,7 @@ def write(kind: Kind, path: Path) -> bool:
 
 
 def create(kind: Kind, folder: Path) -> Path | None:
-    """Write a file of this kind in the first container and with the first codec that fit; None if there is none."""
+    """Write a file of this kind with the first codec and container that fit. Return its path; None if none fit."""
     codecs = [kind.codec] if kind.codec else [codec for codec in CODECS_OF_CONTAINERS if codec in encoders()]
     for codec in codecs:
         for container in [kind.container] if kind.container else CONTAINERS:

@@ -89,7 +89,7 @@ def test_host_pause_delays_no_other_batch() -> None:
 
 @pytest.mark.parametrize("takes_ms", [0.3, 2, 50, 400])
 def test_polling_is_rare_from_the_third_batch_on(takes_ms: float) -> None:
-    """The end is still detected as early as by continuous polling."""
+    """The end of a batch is still detected as early as with continuous polling."""
     batches = run_all([takes_ms] * 30)
     assert max(looks for _, looks in batches[2:]) <= 20  # continuous polling would need up to 400
     assert max(late_ms for late_ms, _ in batches) < 0.05 + takes_ms / 64

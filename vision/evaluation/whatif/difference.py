@@ -179,7 +179,7 @@ def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, 
 
 
 def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
-    """Pair the candidates that are nearest in time first. Return the pairs, and the events without a partner."""
+    """Pair candidates, nearest in time first. Return the pairs, and the events without a partner."""
     candidates = sorted(_candidates(lost, gained))
     used_before: set[int] = set()
     used_after: set[int] = set()

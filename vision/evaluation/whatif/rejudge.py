@@ -60,7 +60,7 @@ class Part(NamedTuple):
 
 
 class Rejudgment:
-    """Judgment of the archived frames of a camera from `since_us` to before `until_us`, part by part.
+    """Judgment, part by part, of the archived frames of a camera at or after `since_us` and before `until_us`.
 
     `coverage` and `judgment` are complete when the iterator of `parts` has ended.
     """

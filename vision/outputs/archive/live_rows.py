@@ -46,7 +46,7 @@ def attempts() -> Iterator[int]:
 
 
 def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_us: int, end_us: int) -> pa.Table:
-    """Return the rows of one camera with a time from `start_us` to before `end_us` (microseconds since 1970, UTC).
+    """Return the rows of one camera at or after `start_us` and before `end_us` (microseconds since 1970, UTC).
 
     The columns and the order of the rows are those of the files of the archive.
     """
@@ -101,7 +101,7 @@ class LivePart:
     """
 
     def __init__(self, folder: Path, camera: str, since_us: int, until_us: int) -> None:
-        """Select the frames from `since_us` to before `until_us` (microseconds since 1970, UTC)."""
+        """Select the frames at or after `since_us` and before `until_us` (microseconds since 1970, UTC)."""
         self._folder = folder
         self._camera = camera
         self._since_us, self._until_us = since_us, until_us
@@ -135,7 +135,7 @@ class LivePart:
         return names
 
     def read(self, number: int) -> pa.Table:
-        """Return the frames of the hour with the index `number`, by `frame_id`.
+        """Return the frames of the hour with the index `number`, sorted by `frame_id`.
 
         Raises:
             ConfigError: the database or a file cannot be read.
@@ -213,7 +213,7 @@ def _complete(found: Callable[[], pa.Table], expected: int) -> pa.Table:
 def _read(
     connection: sqlite3.Connection, table: Table, columns: Sequence[str], rows: str, values: Sequence[Any]
 ) -> pa.Table:
-    """Return columns of the rows that the clause `rows`, with the parameters `values`, selects."""
+    """Return `columns` of the rows that the SQL clause `rows` selects with the parameters `values`."""
     schema = pa.schema([SCHEMAS[table].field(name) for name in columns])
     names = [f'"{"position" if name == "order_shift" else name}"' for name in columns]
     cursor, batches = connection.execute(f"SELECT {', '.join(names)} {rows}", values), list[pa.RecordBatch]()

@@ -74,7 +74,7 @@ class Part:
         return found.replace_schema_metadata(None)
 
     def overlaps(self, group: int, since_us: int, until_us: int) -> bool:
-        """Return True if a row group of `frames` can have frames from `since_us` to before `until_us` (µs UTC)."""
+        """Return True if a row group of `frames` can overlap the time range from `since_us` to `until_us` (µs UTC)."""
         if self._file is None:
             return True
         found = self._file.metadata.row_group(group).column(1).statistics

@@ -126,7 +126,7 @@ class Archive:
         return min(times, default=None)
 
     def frames(self, camera: str, since_us: int, until_us: int) -> Iterator[ArchivedFrame]:
-        """Yield the frames of a camera from `since_us` to before `until_us`, in the order of their publication."""
+        """Yield the frames of a camera in a time range, in the order of their publication."""
         for frames, tracks in self._chunks(camera, since_us, until_us):
             yield from _frames_of(camera, frames, tracks, since_us, until_us)
 
@@ -204,7 +204,7 @@ class Archive:
         return sorted(day for day in days if day < until_us and day + DAY_US > since_us)
 
     def counts(self, camera: str, since_us: int, until_us: int) -> list[ArchivedCounts]:
-        """Return the counts of a camera from `since_us` until before `until_us` (µs UTC), oldest first."""
+        """Return the counts of a camera in a time range, oldest first."""
         return _counts_of(self.rows("counts", camera, since_us, until_us))
 
     def first_counts(self, camera: str, since_us: int, until_us: int) -> dict[str, ArchivedCounts]:
@@ -222,12 +222,12 @@ class Archive:
         return found
 
     def gaps(self, camera: str, since_us: int, until_us: int) -> list[ArchivedGap]:
-        """Return the gaps of a camera from `since_us` until before `until_us` (µs UTC), oldest first."""
+        """Return the gaps of a camera in a time range, oldest first."""
         rows = self.rows("gaps", camera, since_us, until_us)
         return [ArchivedGap(row["kind"], row["at_utc"], row["last"] - row["first"] + 1) for row in rows]
 
     def number_of_tracks(self, camera: str, since_us: int, until_us: int) -> int:
-        """Return about the number of tracks of all frames in a time range. Whole files count."""
+        """Return the approximate number of rows of `tracks` in a time range. Files at its ends count completely."""
         _, tracks, live = self._sources(camera, since_us, until_us)
         return sum(part.number for part in tracks.values()) + sum(hour.objects for hour in live.hours)
 

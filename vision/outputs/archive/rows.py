@@ -49,7 +49,7 @@ def captured_ns(frames: pa.Table) -> NDArray[np.int64]:
 def blocks_of(
     frames: pa.Table, tracks: pa.Table, since_us: int, until_us: int, settled_us: int
 ) -> Iterator[ArchivedBlock]:
-    """Yield the frames from `since_us` to before `until_us` (µs since 1970, UTC), in blocks.
+    """Yield the frames at or after `since_us` and before `until_us` (µs since 1970, UTC), in blocks.
 
     `settled_us` is a time before all frames of `frames` and of later calls. The rows of `frames` must be in the order
     of publication. The rows of `tracks` must be sorted by track, then by frame.

@@ -270,7 +270,7 @@ class CameraFeed:
         return self._images.result_of(image)
 
     def image(self, image: Image) -> None:
-        """Send the requested image to the viewers that wait. If it is empty, request the next one.
+        """Send the requested image to the viewers that wait. If the image is empty, request the next image.
 
         The first requested frame can be older than the first frame that the camera's process keeps in memory.
         """
