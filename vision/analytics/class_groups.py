@@ -87,8 +87,7 @@ def vote(classes: ClassIds, lead: FloatArray, total: FloatArray, seen: ClassIds,
     """Count the classes of the detections of M tracks as votes, weighted by the scores of the detections.
 
     A track changes its class only if another class leads by a margin. Otherwise, an undecided detector would change the
-    class repeatedly. See Boyer and Moore,
-    "MJRTY: A Fast Majority Vote Algorithm", 1981.
+    class repeatedly. See Boyer and Moore, "MJRTY: A Fast Majority Vote Algorithm", 1981.
 
     Args:
         classes: classes (M,) of the tracks, updated in place.

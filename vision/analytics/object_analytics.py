@@ -1,4 +1,4 @@
-"""`ObjectAnalytics` finds the events of single objects in archived frames, many frames at once.
+"""`ObjectAnalytics` finds the events of single objects in archived frames, many frames together.
 
 The state of an object at lines and zones depends on no other object, and seldom changes. Therefore, `judge` finds all
 detections in which the state can change. It judges the detections of different objects together, although they are in

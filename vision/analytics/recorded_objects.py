@@ -1,4 +1,4 @@
-"""`RecordedObjects` stores the objects of archived frames. It computes positions for many frames at once.
+"""`RecordedObjects` stores the objects of archived frames. It computes positions for many frames together.
 
 The table of `TrackedObjects` has one row per object, which the live analytics update in each frame. Here, a row is
 updated only when its object can change its state at a line or zone.

@@ -1,6 +1,6 @@
 """`Samples` computes the motion and the jitter of objects in archived frames from stored positions.
 
-`TrackedObjects` defines motion and jitter. `Samples` computes them for many objects and frames at once, with the same
+`TrackedObjects` defines motion and jitter. `Samples` computes them for many objects and frames together, with the same
 results.
 """
 

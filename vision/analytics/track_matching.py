@@ -82,8 +82,7 @@ class Pairs:
         """Remove matches with a probably different object, if a weak detection is probably the object itself.
 
         The similarity of such a match is at most `_DOUBTFUL`, and the similarity of one of the detections `others` is
-        greater than `_CLEAR`. The boxes of these two detections overlap by less than `_OTHER_IOU`, so they show two
-        objects.
+        greater than `_CLEAR`. The IoU of these two detections is less than `_OTHER_IOU`, so they show two objects.
 
         Args:
             others: mask (N,) of detections that are not matched.

@@ -286,7 +286,7 @@ class TrackedObjects:
         np.copyto(weight, new_weight, where=known)
 
     def _deviation(self, back: int) -> tuple[Points, float] | None:
-        """Return how far a stored position of each object deviates from the prediction by the previous two positions.
+        """Return how far a stored position of each object deviates from the prediction from the previous two positions.
 
         Args:
             back: 0 for the newest stored position, 1 for the previous position.

@@ -384,9 +384,9 @@ class _TracksTogether:
     def _begin(self, frame: FrameDetections, matched: IndexArray) -> None:
         """Start tracks for unmatched detections with at least `new_score` that do not show a tracked object.
 
-        A detection shows a tracked object if its IoU with a matched detection is at least `_SAME_OBJECT_IOU`. From
-        `_PERHAPS_SAME_IOU` on, the track is published `_PERHAPS_SAME_S` later. Detections with high scores come first,
-        until there are `max_objects` tracks. `matched` are the indices of the matched detections.
+        A detection shows a tracked object if its IoU with a matched detection is at least `_SAME_OBJECT_IOU`. If the
+        IoU is lower, but at least `_PERHAPS_SAME_IOU`, the track is published `_PERHAPS_SAME_S` later. Detections with
+        high scores come first, until there are `max_objects` tracks. `matched` are indices of matched detections.
         """
         fresh = frame.scores >= self._config.new_score - SCORE_GRAIN
         fresh[matched] = False

@@ -329,7 +329,7 @@ def _latency(published: Sequence[Published], independent: int | None = None) -> 
 
 
 def in_flight(batches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> tuple[float, ...]:
-    """Return the parts of the time from `begin_ns` to `end_ns` with at least 1, 2, ... batches in flight.
+    """Return the fractions of the time from `begin_ns` to `end_ns` with at least 1, 2, ... batches in flight.
 
     Each of `batches` is a pair (start, end) in nanoseconds.
     """

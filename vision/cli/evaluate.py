@@ -133,9 +133,7 @@ def _check_combination(context: typer.Context, simulate: bool, required: dict[st
     """Check that the arguments fit together. `required` contains the arguments that are required without `--simulate`.
 
     Raises:
-        typer.BadParameter: a required argument is missing, or an argument is not valid with `--simulate`, or is valid
-        only
-            with `--simulate`.
+        typer.BadParameter: a required argument is missing, or an argument is not valid in this mode.
     """
     given = [name for name in context.params if _is_given(context, name)]
     excluded = _LABELED if simulate else _SIMULATED

@@ -144,7 +144,7 @@ def required_score(config: AppConfig) -> float:
 
 
 def restart_error(plan: Plan, path: Path | None) -> ConfigError:
-    """Return the error for a plan that needs a restart. If `path` is not None, it shows the lines of this file."""
+    """Return the error for a plan that needs a restart. If `path` is not None, the error shows lines of this file."""
     document: Document | None = None
     if path is not None:
         try:

@@ -1,8 +1,8 @@
 """Header of an ONNX file: its metadata, inputs, and outputs, read without the package `onnx`.
 
 An installation that runs models with TensorRT needs neither `onnx` nor ONNX Runtime. Therefore, this module decodes the
-few Protocol Buffers fields that it needs, and skips the weights. A field has a key (its number and
-type) and a value. A value of the type "length-delimited" can be a nested message.
+few Protocol Buffers fields that it needs, and skips the weights. A field has a key (its number and type) and a value. A
+value of the type "length-delimited" can be a nested message.
 """
 
 from __future__ import annotations

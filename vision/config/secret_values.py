@@ -24,7 +24,7 @@ _HIDDEN: Final = "***"
 def register_values(key: str, text: str, spans: Sequence[Span]) -> None:
     """Register the parts `spans` of `text`, which is the value of `key`, as secrets.
 
-    Paths, values of `_PUBLIC_KEYS`, and the scheme, host, and port of a URL are no secrets, except as values of
+    Paths, values of `_PUBLIC_KEYS`, and the scheme, host, and port of a URL are not secrets, except in values of
     `SECRET_KEYS`.
     """
     is_secret = key in SECRET_KEYS

@@ -17,7 +17,7 @@ _COMPILE_S: Final = 60  # timeout of the compiler
 
 
 class Disk:
-    """Control of the faults of the disk below one folder, for processes that are started with `environment`."""
+    """Control of disk faults in one folder, which affect only processes that are started with `environment`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
         """Compile the library into the folder `work`. The disk works normally until `set_full` or `set_slow` is called.
