@@ -109,7 +109,7 @@ class Appearance:
         return cls(pixels, view, found, hidden=1.0 - float(background.mean()) / 255)
 
     def is_usable(self) -> bool:
-        """Return True if there are enough points, and they are spread over enough of the image."""
+        """Return True if the appearance has enough points, and the points cover enough of the image."""
         height, width = self.pixels.shape
         extent = _LEAST_KNOWN_SPREAD * np.array([width, height])
         return len(self.points) >= 3 * _LEAST_NEW and bool((np.ptp(self.points[:, 0], axis=0) >= extent).all())

@@ -105,12 +105,15 @@ class RecordedAnalytics(Analytics):
             self._times.seek(self._objects.clock, self._number)
 
     def _await_pauses(self, times: FrameTimes) -> None:
-        """Add the first frame after each long pause, because the observation of crowding starts again there."""
+        """Make `next_frame` return the first frame after each long pause.
+
+        The observation of crowding starts again at this frame.
+        """
         for frame in (np.array(times.steps_s) > times.memory_s(self._forget_s)).nonzero()[0].tolist():
             self.add_frame(frame)
 
     def _await_crowds(self) -> None:
-        """Add the next frame in which crowding can start or end, if there is one."""
+        """Make `next_frame` return the next frame in which crowding can start or end, if there is one."""
         due_s = self._crowds.due_s()
         if due_s < math.inf and self._times is not None:
             due = max(self._at + 1, bisect_left(self._times.now_s, due_s - _ROUNDING_S))

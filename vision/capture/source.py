@@ -131,10 +131,10 @@ class FrameSink(Protocol):
         """Pass on the frame that was written into the last buffer from `write_buffer`, as the newest frame."""
 
     def drop(self, reason: DropReason) -> None:
-        """Count a frame that arrived but is not published, for `reason`."""
+        """Count a frame that arrived but is not published. `reason` is the reason to count."""
 
     def flush(self, reason: DropReason) -> None:
-        """Drop the waiting frame, if any, for `reason`, because it is no longer current."""
+        """Drop the waiting frame, if any, because it is no longer current. `reason` is the reason to count."""
 
     def end(self) -> None:
         """Record that the source has ended. A waiting frame can still be read."""

@@ -117,7 +117,7 @@ def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> 
 
 
 def _view_keys(config: AppConfig) -> Iterator[Loc]:
-    """Yield the keys for which frames are compared with the backgrounds of cameras."""
+    """Yield the location of each key that makes the program compare frames with the background of a camera."""
     yield from (("analytics", camera, "realign") for camera, section in config.analytics.items() if section.realign)
     for key in ("moved", "covered"):
         if getattr(config.report_after_s, key) is not None:

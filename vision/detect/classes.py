@@ -103,5 +103,5 @@ class UnnamedClasses:
             )
 
     def counters(self) -> Mapping[str, int]:
-        """Return the number of all unnamed boxes by counter name, for status messages; empty if there were none."""
+        """Return a counter with the number of all unnamed boxes, for status messages; empty if there were none."""
         return {"detector.unnamed_classes": self._count} if self._count else {}

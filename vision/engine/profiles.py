@@ -65,7 +65,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the number of input values at the maximum shapes, and how much lower it is at the minimum shapes."""
+        """Return the number of input values at the maximum shapes, and how many fewer the minimum shapes have."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 

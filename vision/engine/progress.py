@@ -39,13 +39,13 @@ class BuildListener(Protocol):
     """Receiver of the progress of a build. The build thread and threads of TensorRT call the methods."""
 
     def parsed(self, layers: int) -> None:
-        """Receive the number of layers before fusion. Called after the ONNX file was parsed."""
+        """Receive the number of layers before fusion. This method is called after the ONNX file was parsed."""
 
     def progress(self, phases: Sequence[Phase]) -> None:
         """Receive the running phases, outermost first. Steps of different phases take different amounts of time."""
 
     def built(self, plan_bytes: int) -> None:
-        """Receive the size of the engine in bytes. Called after a successful build."""
+        """Receive the size of the engine in bytes. This method is called after a successful build."""
 
 
 class LogListener:

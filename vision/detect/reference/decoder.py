@@ -397,6 +397,6 @@ def softmax(logits: Floats) -> Floats:
 
 
 def to_xyxy(boxes_cxcywh: Floats) -> Floats:
-    """Convert boxes (N, 4) from center, width, and height to corners."""
+    """Convert boxes (N, 4) from center, width, and height to the corners x1, y1, x2, y2."""
     half = boxes_cxcywh[:, 2:] * np.float32(0.5)
     return np.concatenate([boxes_cxcywh[:, :2] - half, boxes_cxcywh[:, :2] + half], axis=1)

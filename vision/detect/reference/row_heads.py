@@ -211,14 +211,14 @@ class _Numbered(Head):
 
 
 class YoloV7(_Numbered):
-    """Head of YOLOv7 with ``--end2end --max-wh``: the class, then the score."""
+    """Head of YOLOv7 with ``--end2end --max-wh``. In each row, the class precedes the score."""
 
     score = 6
     class_id = 5
 
 
 class YoloNasFlat(_Numbered):
-    """Head of the "flat" export of YOLO-NAS with NMS: the score, then the class."""
+    """Head of the "flat" export of YOLO-NAS with NMS. In each row, the score precedes the class."""
 
     score = 5
     class_id = 6
