@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from vision.messaging.own_processes import OWN_PROCESSES
+from vision.messaging.own_processes import OWN_PROCESSES, environment
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,12 @@ class HelperProcess:
 
     def _start_process(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=self._fds
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=self._fds,
+            env=environment(),
         )
         OWN_PROCESSES.add(self._name, process.pid)
         assert process.stdin is not None

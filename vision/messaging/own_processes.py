@@ -13,9 +13,21 @@ from typing import Final
 MAIN: Final = "main"
 """Name of the main process in `OwnProcesses.memory_bytes`."""
 
+_ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
+"""Without this variable, OpenBLAS starts one thread per core when a process imports NumPy. These threads use all cores
+for a short time before they wait, and would delay the other processes. The program needs only one of them."""
+
 _INTERVAL_NS: Final = 1_000_000_000
 _LONGEST_PAUSE_NS: Final = 10_000_000_000
 _PAUSE: Final = 1000  # a pause is this many times as long as the measurement before it
+
+
+def environment(**further: str) -> dict[str, str]:
+    """Return the environment variables for a process that the program starts: those of the program, and `further`.
+
+    The process does not start the threads of OpenBLAS, unless the environment of the program sets their number.
+    """
+    return {**_ONE_THREAD, **os.environ, **further}
 
 
 class OwnProcesses:

@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 from vision.capture.liveness import Backoff
 from vision.errors import VisionError
-from vision.messaging.own_processes import OWN_PROCESSES
+from vision.messaging.own_processes import OWN_PROCESSES, environment
 from vision.runtime.hang_watchdog import ProgressMonitor
 from vision.runtime.worker_channel import (
     APPLICATION,
@@ -407,7 +407,7 @@ def _spawn(name: str, entry: str) -> tuple[subprocess.Popen[bytes], Connection]:
                 [sys.executable, "-c", _PROGRAM, name, entry, str(other.fileno()), str(os.getpid())],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, _PATH: path},
+                env=environment(**{_PATH: path}),
                 start_new_session=True,  # Ctrl-C reaches only the main process
             )
         except OSError:

@@ -97,6 +97,19 @@ def test_messages_of_any_size_and_descriptors_arrive_in_order(workers: Workers, 
         os.close(received)
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="OpenBLAS starts no further threads on one core")
+@pytest.mark.parametrize("number", [None, "2"])
+def test_process_starts_no_threads_for_matrices_unless_the_user_asks_for_them(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, number: str | None
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if number is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", number)
+    recorded = Recorded()
+    start(workers, "count_threads", recorded)
+    assert recorded.messages[0].data.decode() == (number or "1")
+
+
 def test_send_to_a_worker_that_does_not_read_returns_false() -> None:
     connection, other = Connection.pair()
     with other:
