@@ -1,4 +1,4 @@
-"""Skips that CI allows. Any other skipped test fails where the environment variable CI is set.
+"""Skips that CI allows. If the environment variable CI is set, any other skip counts as a failure.
 
 On a developer's machine, a skip is acceptable, because a package may be missing. In CI, every package is installed, so
 a skip would hide that a whole area was not tested.

@@ -26,7 +26,7 @@ WIDTH_PX, HEIGHT_PX = 64, 48
 
 @cache
 def jpeg(number: int) -> bytes:
-    """Return a JPEG of one shade of gray, which follows from `number` modulo 24."""
+    """Return a JPEG with a single shade of gray, which depends on `number` modulo 24."""
     shade = 10 * (number % 24)
     return bytes(cv2.imencode(".jpg", np.full((HEIGHT_PX, WIDTH_PX, 3), shade, np.uint8))[1].tobytes())
 

@@ -81,7 +81,7 @@ def status_of(path: Path, wanted: Callable[[dict[str, SinkStatus]], bool]) -> di
 
 
 def numbers(port: int) -> list[int]:
-    """Return the numbers in the journal of the events in Redis, without repetitions."""
+    """Return the journal numbers of the events in Redis, without repetitions."""
     with redis.Redis(port=port) as client:
         found = [json.loads(fields[b"payload"]) for _, fields in client.xrange("vision:station:events")]
     return list(dict.fromkeys(each["number"] for each in found))

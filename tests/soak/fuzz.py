@@ -1,4 +1,4 @@
-"""Mutated input for the readers of files, messages, and requests, which must refuse it with a `VisionError`.
+"""Pass mutated input to the readers of files, messages, and requests. They must refuse it with a `VisionError`.
 
 python -m tests.soak.fuzz {config,wire,http,truth} [--seconds 600] [--seed 1]
 

@@ -265,7 +265,7 @@ class Faults:
 
 
 def run_batch(batch: Batch, faults: Faults) -> None:
-    """Run the counter over a batch, and add its faults."""
+    """Run the counter on a batch, and add its faults to `faults`."""
     stage = Analytics(CONFIG, "soak", ("person",), WIDTH_PX, HEIGHT_PX, forget_s=LOST_S)
     counted = np.zeros((TRACKS, len(LINES), 2), np.int64)
     for captured_ns, seen, boxes in zip(batch.captured_ns.tolist(), batch.seen, batch.boxes_xyxy, strict=True):

@@ -156,7 +156,7 @@ class CudaMemory:
         return buffer.address
 
     def free(self, address: int) -> None:
-        """Free memory from `allocate`. It must no longer be in use."""
+        """Free memory that `allocate` returned. The memory must no longer be in use."""
         self._buffers.pop(address).close()
 
     def synchronize(self, stream: int | None) -> None:

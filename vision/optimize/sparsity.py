@@ -34,7 +34,7 @@ class Compliance:
 
 
 def as_groups(weights: NDArray[Any], input_axis: int) -> NDArray[Any]:
-    """Return the weights as (N, 4), one group of four consecutive input channels per row."""
+    """Return the weights as an array (N, 4). Each row contains a group of four consecutive input channels."""
     return np.moveaxis(weights, input_axis, -1).reshape(-1, GROUP)
 
 

@@ -76,7 +76,7 @@ class _Link:
         """Create the link.
 
         Args:
-            cameras: number of each of the worker's cameras in messages.
+            cameras: for each camera of the worker, its number in messages.
             metrics: counters of published results.
             desk: receiver of events and counters.
             recorder: recorder of detections; None if they are not recorded.

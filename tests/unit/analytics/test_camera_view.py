@@ -53,7 +53,7 @@ def video() -> list[Pixels]:
 
 
 def pose(x: float = 0.0, y: float = 0.0, rotation_deg: float = 0.0, zoom: float = 1.0) -> Similarity:
-    """Return the similarity (2, 3) of a camera that was shifted by parts of the frame's width, turned, and zoomed."""
+    """Return the similarity (2, 3) of a shifted, rotated, and zoomed camera. Shifts are in widths of the frame."""
     angle = np.radians(rotation_deg)
     turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     center = np.array([WIDTH, HEIGHT]) / 2

@@ -89,7 +89,7 @@ def test_all_checks_find_nothing_to_judge_in_an_empty_record() -> None:
 
 
 def broken(check: Callable[[Record], Verdict], damage: Callable[[Record], object]) -> bool:
-    """Return True if the check holds before the damage to the record, and is broken after it."""
+    """Return True if the check passes for a good record, and fails after `damage` has changed the record."""
     record = good()
     assert check(record).result == "held"
     damage(record)

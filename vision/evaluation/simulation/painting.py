@@ -95,7 +95,7 @@ def _configuration(video: Path, prepared: PreparedScene) -> dict[str, object]:
 
 
 def _truth_rows(prepared: PreparedScene, classes: Sequence[str]) -> Iterator[str]:
-    """Yield the rows of the ground truth for `classes`. Columns 8 and 9 are the class from 1 and the visible part.
+    """Yield the rows of the ground truth for `classes`. Columns 8 and 9 are the class (from 1) and the visible fraction.
 
     MOT16 uses the same columns.
     """

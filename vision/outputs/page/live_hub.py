@@ -71,7 +71,7 @@ class LiveHub:
         self._do(lambda: self._add(viewer, camera_id, codecs))
 
     def leave(self, viewer: Receiver, camera_id: str | None = None) -> None:
-        """Stop sending the live view of a camera, or of all cameras if `camera_id` is None, to a viewer."""
+        """Stop sending a viewer the live view of a camera. If `camera_id` is None, this applies to all cameras."""
         self._do(lambda: self._remove(viewer, camera_id))
 
     def reconfigure(self, settings: LiveSettings) -> None:
