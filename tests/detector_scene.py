@@ -96,7 +96,7 @@ class Scene:
         return np.concatenate([offsets, np.log(self.centers[:, 2:] / stride)], axis=1)
 
     def distances(self, bins: int, center: tuple[float, float]) -> Floats:
-        """Logits of the distributions of the distances of each side (N, 4 * bins)."""
+        """Logits (N, 4 * bins) of the distributions of the distances from each cell to the sides of its box."""
         stride = self.cells[:, 2:]
         middle = (self.cells[:, :2] + center[0]) * stride + center[1]
         sides = np.concatenate([middle - self.boxes[:, :2], self.boxes[:, 2:] - middle], axis=1) / stride

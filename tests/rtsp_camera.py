@@ -1,4 +1,4 @@
-"""An RTSP camera in pure Python, over TCP and TLS, whose RTP times, pauses and packets the test chooses.
+"""An RTSP camera in pure Python, over TCP and TLS, whose RTP times, pauses, and packets a test chooses.
 
 GStreamer's server (``tests/rtsp/server.py``) behaves correctly. This camera sends whatever a test requests, such as
 times that pass at half the normal speed.

@@ -74,7 +74,7 @@ def frame_in(buffer: FrameBuffer) -> Frame:
 
 
 def on_gpu(pixels: NDArray[np.uint8], pixel_format: PixelFormat, memory: str) -> FrameBuffer:
-    """Return a buffer with these pixels, as cameras and detectors of each kind fill it."""
+    """Return a buffer with these pixels in the kind of memory `memory`: ordinary, gpu, shared, or page-locked."""
     from cuda.bindings import runtime
 
     if memory == "ordinary":

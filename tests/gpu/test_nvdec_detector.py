@@ -1,4 +1,4 @@
-"""Detection on frames that NVDEC decodes into GPU memory."""
+"""Tests of detection on frames that NVDEC decodes into GPU memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectors whose ONNX file has an input that determines shapes, with its values from model.yaml."""
+"""Tests of models with an input that determines shapes. Its values come from model.yaml."""
 
 from __future__ import annotations
 

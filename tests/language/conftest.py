@@ -1,4 +1,4 @@
-"""The tiny model, and a server that the tests of a module share."""
+"""Fixtures that provide the tiny model, and a server that the tests of a module share."""
 
 from __future__ import annotations
 

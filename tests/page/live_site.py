@@ -1,4 +1,4 @@
-"""A site with one camera of the zoo, the live view, and a browser, for tests of the live view.
+"""Parts of a site for tests of the live view: a camera of the zoo, the live view, and a browser.
 
 The camera paints a number into each frame. Its result is published as a track with this number, so that a test can
 compare the pixels in the browser with the overlay of the same frame.

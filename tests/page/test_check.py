@@ -1,4 +1,4 @@
-"""Faults in the section `page` that `vision check` and `vision run` find."""
+"""Tests of faults in the section `page`, which `vision check` and `vision run` find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The editor of lines and zones in a real browser, with a real program that continues while its lines change."""
+"""Tests of the editor of lines and zones in a real browser. The real program continues while its lines change."""
 
 from __future__ import annotations
 

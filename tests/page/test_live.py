@@ -1,4 +1,4 @@
-"""The live view in a browser: the numbers in the pixels of each shown frame equal the number in its overlay."""
+"""In the live view of a browser, the number in the pixels of each shown frame equals the number in its overlay."""
 
 from __future__ import annotations
 

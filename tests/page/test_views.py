@@ -1,4 +1,4 @@
-"""The views of the page in a real browser, with a real program."""
+"""Tests of the views of the page in a real browser with a real program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GStreamer source: decoders, formats, clocks and resources."""
+"""Tests of the GStreamer source: decoders, formats, clocks, and resources."""
 
 from __future__ import annotations
 

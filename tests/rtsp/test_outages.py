@@ -1,4 +1,4 @@
-"""Outages of cameras that are absent at the start, that are lost, that hang, or that change their frame size.
+"""Tests with cameras that are absent at the start, that are lost, that hang, or that change their frame size.
 
 All sources pass through the outages at the same time, so that the tests wait only once.
 """

@@ -1,4 +1,4 @@
-"""One day of traffic through the tracker and the analytics: counts are exact, ids unique, and memory constant.
+"""Pass one day of traffic through the tracker and the analytics. Counts are exact, ids unique, and memory constant.
 
 python -m tests.soak.counting [--hours 24] [--fps 5]
 """

@@ -1,4 +1,4 @@
-"""Eight hours' worth of frames through the real program: memory, descriptors, and threads must stay constant.
+"""Pass the frames of eight hours through the real program. Its memory, descriptors, and threads must stay constant.
 
 python -m tests.soak.long_run [--hours 8] [--processes 1] [--save]
 

@@ -1,4 +1,4 @@
-"""Histograms and rates, compared with exact values."""
+"""Tests that compare histograms and rates with exact values."""
 
 from __future__ import annotations
 

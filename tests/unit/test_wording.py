@@ -1,4 +1,4 @@
-"""Full texts of messages. All other tests assert on an error's class and its stable fields."""
+"""Tests of the full texts of messages. All other tests check only an error's class and its stable fields."""
 
 from __future__ import annotations
 

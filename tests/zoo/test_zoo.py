@@ -1,4 +1,4 @@
-"""Every camera of the zoo, read by every library.
+"""Tests in which every library reads every camera of the zoo.
 
 Each camera plays, and all its frames are counted, or `vision check` reports the code that docs/cameras-zoo.md lists.
 `make camera-zoo` runs all cameras under all faults; `./test` runs a part.
@@ -83,7 +83,7 @@ def assert_plays(zoo: Zoo, personas: Sequence[Persona], reader: Reader, fault: F
 
 @contextmanager
 def nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Check that the visits log no traceback, use little memory, and leave no thread."""
+    """Check that the visits log no traceback, use little memory, and leave no thread behind."""
     gc.collect()
     threads, before_bytes = own_threads(), memory_bytes()
     peak_bytes, ended = [before_bytes], threading.Event()

@@ -1,4 +1,4 @@
-"""One visit to a camera of the zoo: a supervised camera reads it as in the program, and each frame is accounted for."""
+"""A visit reads a camera of the zoo under a supervisor, as the program does, and accounts for each frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample of 100,000 hostile tracks, and faults of a counter that the oracle must find."""
+"""Tests with 100,000 hostile tracks, and with faults of a counter, which the oracle must find."""
 
 from __future__ import annotations
 

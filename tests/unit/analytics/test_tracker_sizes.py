@@ -1,4 +1,4 @@
-"""Boxes that grow, turn, or are cut off by the edge of the frame: published boxes follow the detections."""
+"""Published boxes follow the detections if objects grow or turn, or if the edge of the frame cuts them off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zones that reach the edge of the frame, and zones with holes."""
+"""Tests of zones that reach the edge of the frame, and of zones with holes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots of benchmarks: their series, colors, and axes."""
+"""Tests of the plots of benchmarks: their series, colors, and axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed performance results, and the tables that are generated from them."""
+"""Tests of the committed performance results, and of the tables that are generated from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision build`, `bench`, `profile` and `plan` as programs, on a machine without a GPU."""
+"""Tests that run `vision build`, `bench`, `profile`, and `plan` as programs on a machine without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Video files of every kind that the installed FFmpeg writes, compared frame by frame with FFmpeg's command.
+"""Compare video files of every kind that the installed FFmpeg writes, frame by frame, with FFmpeg's command.
 
 The kinds are listed when the tests are collected: codecs, pixel formats, containers, and orientations. With
 ``-m matrix``, every codec is tested with each of its pixel formats, and in each container.

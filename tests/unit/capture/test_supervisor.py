@@ -567,7 +567,7 @@ def test_new_size_starts_an_epoch_over_the_same_connection() -> None:
 
 
 def test_frame_meta_has_the_encoding_of_the_frame() -> None:
-    """Only a new size starts an epoch. A frame without an encoding has that of the stream."""
+    """Only a new size starts an epoch. A frame without an encoding gets the encoding of the stream."""
     script = [
         Frame(),
         Frame(yuv="bt601"),

@@ -1,4 +1,4 @@
-"""Secrets of camera.yaml: no output of `vision check` and `vision run` shows them."""
+"""No output of `vision check` or `vision run` shows the secrets of camera.yaml."""
 
 from __future__ import annotations
 

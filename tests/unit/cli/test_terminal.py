@@ -1,4 +1,4 @@
-"""`vision run` and `vision eval` in a real terminal: live tables and progress bars never overwrite log lines."""
+"""In a terminal, the live tables and progress bars of `vision run` and `vision eval` never overwrite log lines."""
 
 from __future__ import annotations
 

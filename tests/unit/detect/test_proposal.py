@@ -1,4 +1,4 @@
-"""Proposals for model.yaml: they contain all facts that the file and the sample show, and name all missing facts."""
+"""Proposals for model.yaml contain all facts that the ONNX file and the sample show, and name all missing facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folding of narrow convolutions: results match ONNX Runtime, and unsuitable convolutions stay unchanged."""
+"""Tests of the folding of narrow convolutions: results match ONNX Runtime, and unsuitable ones stay unchanged."""
 
 from __future__ import annotations
 

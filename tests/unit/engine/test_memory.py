@@ -1,4 +1,4 @@
-"""The memory pool, shared scratch memory, and the memory budget."""
+"""Tests of the memory pool, of shared scratch memory, and of the memory budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of plugins through TensorRT's C++ interface: plugins in Python (with the real bindings), and plugins in C++."""
+"""Tests that call plugins through TensorRT's C++ interface: plugins in Python (with real bindings), and in C++."""
 
 from __future__ import annotations
 

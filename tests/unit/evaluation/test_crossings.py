@@ -1,4 +1,4 @@
-"""True crossings of a line, and the error of a count."""
+"""Tests of the true crossings of a line, and of the error of a count."""
 
 from __future__ import annotations
 

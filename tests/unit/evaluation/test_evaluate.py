@@ -1,4 +1,4 @@
-"""`vision eval` from the command line, on synthetic video whose truth is exact."""
+"""Tests of the command `vision eval` with synthetic video whose ground truth is exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker processes of this process."""
+"""Function that returns the worker processes of this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulations of full and slow disks."""
+"""Context managers and classes that simulate full and slow disks."""
 
 from __future__ import annotations
 

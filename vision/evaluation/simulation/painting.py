@@ -95,9 +95,9 @@ def _configuration(video: Path, prepared: PreparedScene) -> dict[str, object]:
 
 
 def _truth_rows(prepared: PreparedScene, classes: Sequence[str]) -> Iterator[str]:
-    """Yield the rows of the ground truth for `classes`. Columns 8 and 9 are the class (from 1) and the visible fraction.
+    """Yield the rows of the ground truth for `classes`. Columns 8 and 9 are the class and the visible fraction.
 
-    MOT16 uses the same columns.
+    Classes are numbered from 1. MOT16 uses the same columns.
     """
     actors = prepared.scene.actors
     for number, frame in enumerate(prepared.frames, start=1):

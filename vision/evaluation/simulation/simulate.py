@@ -209,7 +209,7 @@ def run_scene(
 
 
 def score_scene(prepared: PreparedScene, run: Run) -> SceneScores:
-    """Compare a run with the ground truth.
+    """Compare a run with the ground truth. Return the metrics.
 
     Raises:
         ConfigError: SciPy or TrackEval is not installed.

@@ -1,4 +1,4 @@
-"""Coded video for the tests of recordings, as the packets of a camera."""
+"""Functions that create coded video, as packets of a camera, for the tests of recordings."""
 
 from __future__ import annotations
 
