@@ -67,6 +67,7 @@ class HeldEvents:
         self._early: OrderedDict[str, list[Outcome]] = OrderedDict()
         self._leaving: dict[_State, tuple[str, list[EventMessage]]] = {}
         """Released starts of states that `sent` has not received, by id, and the ends that must follow them."""
+        self._gone: deque[str] = deque(maxlen=_MOST_DROPPED)  # ids for `dropped`
         self._due: list[EventMessage] = []  # ends whose starts were published
         self._dropped: OrderedDict[_State, None] = OrderedDict()
         self._unanswered: deque[Unanswered] = deque(maxlen=_MOST_UNANSWERED)
@@ -80,6 +81,23 @@ class HeldEvents:
         """
         with self._lock:
             return [each for event in events for each in self._admitted(event)]
+
+    def waiting_of(self, events: Sequence[EventMessage]) -> list[EventMessage]:
+        """Return those of the events that are held now, and that are published if there is no verdict."""
+        with self._lock:
+            held = [self._held[event.id] for event in events if event.id is not None and event.id in self._held]
+            return [each.event for each in held if each.entry.on_timeout == "send"]
+
+    def dropped(self) -> list[str]:
+        """Return the ids of the held events that were dropped since the last call of this method."""
+        with self._lock:
+            gone = list(self._gone)
+            self._gone.clear()
+            return gone
+
+    def has_dropped(self) -> bool:
+        """Return True if `dropped` returns ids."""
+        return bool(self._gone)
 
     def sent(self, events: Sequence[EventMessage]) -> list[EventMessage]:
         """Keep published events for later amendments. Return the amendments for answers that have already arrived.
@@ -211,6 +229,8 @@ class HeldEvents:
         if is_kept:
             return [event, *held.following]
         self.counters["dropped"] += 1 + len(held.following)
+        if event.id is not None:
+            self._gone.append(event.id)
         if verdict is None:
             self.forgotten += len(self._unanswered) == _MOST_UNANSWERED
             self._unanswered.append(Unanswered(event, held.entry.name, reason if outcome is None else outcome.error))

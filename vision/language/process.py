@@ -138,6 +138,14 @@ class LanguageProcess:
         self._open.add(events)
         return self._held.admit(events)
 
+    def waiting(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
+        """Return those of the events that wait for a verdict, and that are published if there is none."""
+        return self._held.waiting_of(events)
+
+    def dropped(self) -> Sequence[str]:
+        """Return the ids of the events that were dropped since the last call."""
+        return self._held.dropped()
+
     def sent(self, events: Sequence[EventMessage]) -> None:
         """Keep published events for later amendments. Publish the amendments for answers that have already arrived."""
         amendments = self._held.sent(events)
@@ -265,7 +273,7 @@ class LanguageProcess:
         return self._held.answered(Outcome(id=subject.id, purpose=subject.purpose, error=unasked.reason))
 
     def _send(self, events: Sequence[EventMessage]) -> None:
-        if not events:
+        if not events and not self._held.has_dropped():
             return
         assert self._publisher is not None
         try:

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import msgspec
@@ -44,7 +44,7 @@ from vision.messaging.schema import (
 )
 from vision.messaging.sockets import BoundSocket
 from vision.messaging.status_socket import StatusSocket
-from vision.state.events import EventLog, state_statements
+from vision.state.events import EventLog, held_statements, state_statements
 from vision.types import Result
 
 if TYPE_CHECKING:
@@ -118,6 +118,12 @@ class EventGate(Protocol):
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
         """Return the events to publish now. The others are published later, or not at all."""
 
+    def waiting(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
+        """Return those of the events that wait now, and that must not be lost if the program is killed."""
+
+    def dropped(self) -> Sequence[str]:
+        """Return the ids of the events that have waited and will not be published, since the last call."""
+
     def sent(self, events: Sequence[EventMessage]) -> None:
         """Receive the events that were sent, with their sequence numbers."""
 
@@ -148,7 +154,13 @@ class EventPublisher:
         self._lock = threading.Lock()  # results and reports of the status come from different threads
         self._open = OpenStates()
         self._published = OpenStates()  # without those that the gate holds back
-        self._former = [] if event_log is None else list(decoded(event_log.open_states()))
+        self._former: list[EventMessage] = []
+        self._held: set[str] = set()  # ids of the events that are stored because they wait
+        self._gone: set[str] = set()  # those that wait no more, until they are deleted
+        if event_log is not None:
+            held = list(decoded(event_log.held()))
+            self._held = {event.id for event in held if event.id is not None}
+            self._former = [*map(end_of, decoded(event_log.open_states())), *_restored(held)]
 
     def publish_admitted(
         self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool = True
@@ -157,9 +169,15 @@ class EventPublisher:
 
         The arguments, the result, and the errors are those of `publish`.
         """
-        with self._lock:
+        with self._lock:  # also while the gate admits, so that no thread publishes an event before it is stored as held
             self._open.follow(events)
-        return self.publish(events if self._gate is None else self._gate.admit(events), also, counters=counters)
+            if self._gate is None:
+                return self._publish(events, also, counters=counters)
+            admitted = self._gate.admit(events)
+            held = {each.id: codec.encode(each) for each in self._gate.waiting(events) if each.id is not None}
+            if self._event_log is not None:
+                self._held |= held.keys()
+            return self._publish(admitted, [*also, *held_statements(held)], counters=counters)
 
     def view_fault(self, camera: str) -> str | None:
         """Return the fault of the view of a camera that was reported and has not ended; None if there is none."""
@@ -185,17 +203,17 @@ class EventPublisher:
         If `counters` is True, also store the counters that wait. Return True if the events were stored. Otherwise, the
         events are sent without a number in the journal, and the statements are not run. The method is thread-safe.
 
-        The first call first ends the states that an earlier process left open.
+        The first call first ends the states that an earlier process left open, and publishes the events that waited.
 
         Raises:
             Closed: the socket or the database of the event log is closed.
             TypeError: the `data` of an event has unsupported types.
         """
         with self._lock:
-            former, self._former = self._former, []
-            return self._publish([*map(end_of, former), *events], also, counters=counters)
+            return self._publish(events, also, counters=counters)
 
     def _publish(self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool) -> bool:
+        events, self._former = [*self._former, *events], []
         with self._socket.lock:
             numbered = [msgspec.structs.replace(each, **self._numbering.header(each.topic)) for each in events]
         stored = self._store(numbered, also, counters=counters)  # without the lock, because disks are slow
@@ -212,6 +230,7 @@ class EventPublisher:
         self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool
     ) -> list[EventMessage] | None:
         """Store events, and return them with their numbers in the journal; None if events are not stored."""
+        dropped = [] if self._gate is None else self._gate.dropped()
         if self._event_log is None:
             return None
         first, journal = self._event_log.newest + 1, self._event_log.journal
@@ -223,8 +242,21 @@ class EventPublisher:
             state: None if start is None else codec.encode(start)
             for state, start in self._published.follow(stored).items()
         }
-        statements = [*also, *state_statements(changed)]
-        return stored if self._event_log.append(payloads, statements, counters=counters) else None
+        self._gone |= self._held.intersection([*dropped, *(event.id for event in stored if event.id is not None)])
+        statements = [*also, *state_statements(changed), *held_statements(dict.fromkeys(self._gone))]
+        if not self._event_log.append(payloads, statements, counters=counters):
+            return None
+        self._held -= self._gone
+        self._gone.clear()
+        return stored
+
+
+def _restored(held: Sequence[EventMessage]) -> Iterator[EventMessage]:
+    """Yield the events that waited when the program was killed. If an event starts a state, also end this state."""
+    for event in held:
+        yield event
+        if event.data.get("phase") == "begin":
+            yield end_of(event)
 
 
 class Publisher:

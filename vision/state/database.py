@@ -63,6 +63,8 @@ COMMIT;
 _STATES: Final = """
 CREATE TABLE IF NOT EXISTS states (state TEXT PRIMARY KEY, payload BLOB NOT NULL, checksum INTEGER NOT NULL)
     WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS held (state TEXT PRIMARY KEY, payload BLOB NOT NULL, checksum INTEGER NOT NULL)
+    WITHOUT ROWID;
 """  # earlier databases of this version lack it
 
 
@@ -286,7 +288,7 @@ class StateDatabase:
             if version == 0:
                 connection.executescript(_SCHEMA)
             _verify(connection)
-            connection.execute(_STATES)
+            connection.executescript(_STATES)
             connection.execute(RUNS)
         except BaseException:
             connection.close()

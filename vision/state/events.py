@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from vision.state.database import StateDatabase, Statement
@@ -29,11 +29,23 @@ def event_checksum(number: int, payload: bytes) -> int:
 
 def state_statements(starts: Mapping[StateKey, bytes | None]) -> list[Statement]:
     """Return the statements that store the start events in `starts`, and that delete states whose value is None."""
-    rows = [(_state_text(state), payload) for state, payload in starts.items() if payload is not None]
-    stored = [(text, payload, zlib.crc32(payload, zlib.crc32(text.encode()))) for text, payload in rows]
-    ended = [(_state_text(state),) for state, payload in starts.items() if payload is None]
-    statements: list[Statement] = [("INSERT OR REPLACE INTO states VALUES (?, ?, ?)", stored)] if stored else []
-    return [*statements, ("DELETE FROM states WHERE state = ?", ended)] if ended else statements
+    return _statements("states", {_state_text(state): payload for state, payload in starts.items()})
+
+
+def held_statements(held: Mapping[str, bytes | None]) -> list[Statement]:
+    """Return the statements that store the events in `held` by id, and that delete events whose value is None."""
+    return _statements("held", held)
+
+
+def _statements(table: Literal["states", "held"], rows: Mapping[str, bytes | None]) -> list[Statement]:
+    stored = [
+        (text, payload, zlib.crc32(payload, zlib.crc32(text.encode())))
+        for text, payload in rows.items()
+        if payload is not None
+    ]
+    ended = [(text,) for text, payload in rows.items() if payload is None]
+    statements: list[Statement] = [(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", stored)] if stored else []
+    return [*statements, (f"DELETE FROM {table} WHERE state = ?", ended)] if ended else statements
 
 
 def _state_text(state: StateKey) -> str:
@@ -141,7 +153,17 @@ class EventLog:
 
         Only the thread that appends may call this.
         """
-        rows = self._database.query("SELECT state, payload, checksum FROM states")
+        return self._payloads("states")
+
+    def held(self) -> list[bytes]:
+        """Return the stored events whose publication had to wait, in any order. Skip damaged rows.
+
+        Only the thread that appends may call this.
+        """
+        return self._payloads("held")
+
+    def _payloads(self, table: Literal["states", "held"]) -> list[bytes]:
+        rows = self._database.query(f"SELECT state, payload, checksum FROM {table}")
         return [
             payload for text, payload, checksum in rows if checksum == zlib.crc32(payload, zlib.crc32(text.encode()))
         ]
