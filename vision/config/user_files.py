@@ -11,6 +11,7 @@ import os
 import select
 import stat
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -58,8 +59,10 @@ def read_input(path: Path, *, max_bytes: int = _MAX_BYTES) -> bytes:
         os.close(descriptor)
 
 
-def write_output(path: Path, contents: str | bytes) -> None:
+def write_output(path: Path, contents: str | bytes | Iterable[str]) -> None:
     """Write `contents` to a file, a pipe, or a device. Encode text as UTF-8. Overwrite an existing file.
+
+    If `contents` are several texts, they are written one after the other, so that not all of them are in memory.
 
     Raises:
         Closed: the program was stopped while it waited for the reader of a pipe (see `stop_waits_on`).
@@ -67,13 +70,14 @@ def write_output(path: Path, contents: str | bytes) -> None:
     """
     descriptor = open_output(str(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        rest = memoryview(contents.encode() if isinstance(contents, str) else contents)
         os.set_blocking(descriptor, False)
-        while rest:
-            try:
-                rest = rest[os.write(descriptor, rest) :]
-            except BlockingIOError:
-                _wait(descriptor, select.POLLOUT)
+        for part in [contents] if isinstance(contents, str | bytes) else contents:
+            rest = memoryview(part.encode() if isinstance(part, str) else part)
+            while rest:
+                try:
+                    rest = rest[os.write(descriptor, rest) :]
+                except BlockingIOError:
+                    _wait(descriptor, select.POLLOUT)
     finally:
         os.close(descriptor)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from vision.evaluation.whatif.changes import Change, Changes, Kind
 from vision.outputs.archive.reader import ArchivedEvent
-
-Kind: TypeAlias = Literal["gained", "lost", "moved", "changed"]
 
 MOVED_US: Final = 10_000_000
 """Largest time in microseconds between two events of the same kind and object that count as one event that moved."""
@@ -19,34 +18,16 @@ _TOTALS: Final = ("total_in", "total_out")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """One difference. `before` is None for a gained event, and `after` is None for a lost event."""
-
-    camera: str
-    kind: Kind
-    before: ArchivedEvent | None
-    after: ArchivedEvent | None
-
-    @property
-    def shown(self) -> ArchivedEvent:
-        """The new event; the lost event if there is no new event."""
-        found = self.before if self.after is None else self.after
-        assert found is not None
-        return found
-
-
-@dataclass(frozen=True, slots=True)
 class Difference:
     """The differences of one camera, oldest first."""
 
-    changes: tuple[Change, ...]
+    changes: Changes
     same: int  # number of events that have no difference, except in their running totals
     equal: bool  # True if all events are equal, including their order and totals
 
     def numbers(self) -> Mapping[Kind, int]:
         """Return the number of differences of each kind."""
-        found = Counter(change.kind for change in self.changes)
-        return {kind: found[kind] for kind in ("gained", "lost", "moved", "changed")}
+        return self.changes.numbers()
 
 
 class Comparison:
@@ -72,7 +53,7 @@ class Comparison:
         """
         self._camera = camera
         self._same_tracks = same_tracks
-        self._changes: list[Change] = []
+        self._changes = Changes()
         self._same, self._equal = 0, True
         # Lost and gained events whose partner can be in a later part.
         self._lost: list[_Known] = []
@@ -105,7 +86,7 @@ class Comparison:
         changes += [Change(self._camera, "moved", old, new) for old, new in moved]
         changes += [Change(self._camera, "lost", old.event, None) for old in lost]
         changes += [Change(self._camera, "gained", None, new.event) for new in gained]
-        self._changes += changes
+        self._changes.add(changes)
 
     def _known(self, events: Sequence[ArchivedEvent]) -> list[_Known]:
         return [_Known(_about(each, self._same_tracks), each) for each in events]
@@ -113,8 +94,7 @@ class Comparison:
     def finish(self) -> Difference:
         """Return the differences between all events that were added."""
         self.add((), (), _END_US)
-        changes = sorted(self._changes, key=lambda change: change.shown.at_us)
-        return Difference(tuple(changes), self._same, self._equal and not changes)
+        return Difference(self._changes, self._same, self._equal and not self._changes)
 
 
 def compare(

@@ -144,6 +144,7 @@ class Rejudgment:
 
 
 _END_US: Final = 1 << 62  # later than all events
+_FRAME_US: Final = 60_000_000  # more than the time between an event and its frame
 
 
 def boxes_of_events(archive: Archive, camera: str, events: Sequence[ArchivedEvent]) -> dict[Place, Box]:
@@ -155,7 +156,7 @@ def boxes_of_events(archive: Archive, camera: str, events: Sequence[ArchivedEven
     found: dict[Place, Box] = {}
     if wanted:
         times_us = [each.at_us for each in events]
-        for block in archive.blocks(camera, min(times_us), max(times_us) + 1):
+        for block in archive.blocks(camera, min(times_us) - _FRAME_US, max(times_us) + _FRAME_US):
             keys = ((block.instance, block.epoch, frame) for frame in block.frames)
             objects = [(at, track_id) for at, key in enumerate(keys) for track_id in wanted.get(key, ())]
             found.update(_boxes_in_block(block, objects))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
@@ -17,13 +20,16 @@ from rich.table import Table
 from vision.config.analytics import CameraAnalytics, pixels_per_unit
 from vision.config.user_files import write_output
 from vision.errors import from_os_error
-from vision.evaluation.whatif.difference import Change, Difference
-from vision.evaluation.whatif.rejudge import Box, Judgment, Place
+from vision.evaluation.whatif.changes import Change
+from vision.evaluation.whatif.difference import Difference
+from vision.evaluation.whatif.feet import Feet
+from vision.evaluation.whatif.rejudge import Judgment
 from vision.messaging.times import rfc3339
 from vision.outputs.archive.reader import ArchivedEvent, ArchivedGap
 from vision.version import version
 
 SCHEMA: Final = "vision.whatif/1"
+_WRITTEN: Final = 1000  # number of parts of a file that are written together
 _SHOWN_ROWS: Final = 40  # maximum number of differences in the table
 _SHOWN_TIMES: Final = 5  # maximum number of times in each list of notes
 _FILE_WIDTH: Final = 150  # columns of a table that is written to a file
@@ -46,8 +52,8 @@ class CameraReport:
     before: int  # number of published events
     judgment: Judgment  # the results of the new configuration
     difference: Difference
-    boxes: Mapping[Place, Box] = field(default_factory=dict)
-    """Boxes of the objects whose events differ, as far as they are known."""
+    feet: Feet = field(default_factory=Feet)
+    """Places of the objects whose events differ; empty if there is no page."""
     gaps: tuple[ArchivedGap, ...] = ()
     """Messages that the archive could not store."""
     missing: tuple[tuple[int, int], ...] = ()
@@ -72,11 +78,9 @@ class WhatIf:
     not_judged: Mapping[str, str] = field(default_factory=dict)
     """Reasons why cameras were not judged, by the name of the camera."""
 
-    @property
-    def changes(self) -> list[Change]:
-        """All differences, oldest first."""
-        found = [change for camera in self.cameras for change in camera.difference.changes]
-        return sorted(found, key=lambda change: change.shown.at_us)
+    def changes(self) -> Iterator[Change]:
+        """Yield all differences, oldest first."""
+        return heapq.merge(*(camera.difference.changes for camera in self.cameras), key=lambda each: each.shown.at_us)
 
 
 def time_text(at_us: int) -> str:
@@ -105,16 +109,23 @@ def publish_report(report: WhatIf, console: Console, files: Files) -> None:
         console.width = _FILE_WIDTH
     print_report(report, console)
     if files.json is not None:
-        _write(json.dumps(as_json(report), indent=2) + "\n", files.json, "--json")
+        _write(json_parts(report), files.json, "--json")
     if files.page is not None:
-        _write(page(report), files.page, "--page")
+        _write(page_parts(report), files.page, "--page")
 
 
-def _write(text: str, path: Path, option: str) -> None:
+def _write(parts: Iterable[str], path: Path, option: str) -> None:
     try:
-        write_output(path, text)
+        write_output(path, _joined(parts))
     except OSError as error:
         raise from_os_error(f"{option}: cannot write {path}", error) from error
+
+
+def _joined(parts: Iterable[str]) -> Iterator[str]:
+    """Join each `_WRITTEN` parts of a file, which are short."""
+    rest = iter(parts)
+    while some := "".join(islice(rest, _WRITTEN)):
+        yield some
 
 
 # --- table ------------------------------------------------------------------------------------------------------------
@@ -129,14 +140,14 @@ def print_report(report: WhatIf, console: Console) -> None:
     console.print(table)
     for text in _all_notes(report):
         console.print(escape_markup(text), highlight=False)
-    changes = report.changes
-    if changes:
+    number = sum(len(camera.difference.changes) for camera in report.cameras)
+    if number:
         details = Table(*_DETAILS, box=None, pad_edge=False)
-        for change in changes[:_SHOWN_ROWS]:
+        for change in islice(report.changes(), _SHOWN_ROWS):
             details.add_row(*(escape_markup(cell) for cell in _details(change)))
         console.print(details)
-    if len(changes) > _SHOWN_ROWS:
-        text = f"and {len(changes) - _SHOWN_ROWS} more: `--json FILE` or `--page FILE` contains all differences"
+    if number > _SHOWN_ROWS:
+        text = f"and {number - _SHOWN_ROWS} more: `--json FILE` or `--page FILE` contains all differences"
         console.print(text, highlight=False)
 
 
@@ -189,8 +200,19 @@ def _notes(camera: CameraReport) -> Iterator[str]:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def as_json(report: WhatIf) -> dict[str, Any]:
-    """Return the report as data that JSON can represent."""
+def json_parts(report: WhatIf) -> Iterator[str]:
+    """Yield the report as JSON, with one part for each difference."""
+    yield json.dumps(_as_json(report), indent=2).removesuffix("[]\n}") + "["
+    number = 0
+    for number, change in enumerate(report.changes(), 1):
+        # `json` itself indents slowly. In JSON, a text contains no line breaks.
+        text = msgspec.json.format(json.dumps(_change(change)), indent=2)
+        yield f"{',' if number > 1 else ''}\n{text}".replace("\n", "\n    ")
+    yield "\n  ]\n}\n" if number else "]\n}\n"
+
+
+def _as_json(report: WhatIf) -> dict[str, Any]:
+    """Return the report as data that JSON can represent, with an empty list of differences as the last value."""
     return {
         "schema": SCHEMA,
         "version": version(),
@@ -216,15 +238,16 @@ def as_json(report: WhatIf) -> dict[str, Any]:
             }
             for camera in report.cameras
         },
-        "changes": [
-            {
-                "camera": change.camera,
-                "change": change.kind,
-                "before": _event(change.before),
-                "after": _event(change.after),
-            }
-            for change in report.changes
-        ],
+        "changes": [],
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "camera": change.camera,
+        "change": change.kind,
+        "before": _event(change.before),
+        "after": _event(change.after),
     }
 
 
@@ -268,25 +291,29 @@ def _event(archived: ArchivedEvent | None) -> dict[str, Any] | None:
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def page(report: WhatIf) -> str:
-    """Return the report as one HTML file, without links to other files."""
+def page_parts(report: WhatIf) -> Iterator[str]:
+    """Yield the parts of the report as one HTML file, without links to other files."""
+    for line in _page_lines(report):
+        yield f"{line}\n"
+
+
+def _page_lines(report: WhatIf) -> Iterator[str]:
     time_range = f"{time_text(report.since_us)} to {time_text(report.until_us)} (UTC)"
-    parts = [
+    yield from (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>What if: {escape(report.config)}</title><style>{_STYLE}</style>",
         f"<h1>What if: {escape(report.config)}</h1><p>{time_range}</p>",
         *_html_table(_SUMMARY, [_summary(camera) for camera in report.cameras]),
         *(f"<p>{escape(text)}</p>" for text in _all_notes(report)),
-    ]
+    )
     for camera in report.cameras:
-        parts.append(f"<h2>{escape(camera.camera)}</h2>")
-        parts += _drawing(camera)
+        yield f"<h2>{escape(camera.camera)}</h2>"
+        yield from _drawing(camera)
         if camera.difference.changes:
-            parts += _html_table(_DETAILS, [_details(change) for change in camera.difference.changes])
-    return "\n".join(parts) + "\n"
+            yield from _html_table(_DETAILS, map(_details, camera.difference.changes))
 
 
-def _html_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _html_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"<table><tr>{''.join(f'<th>{escape(title)}' for title in titles)}"
     for row in rows:
         yield f"<tr>{''.join(f'<td>{_colored(cell)}' for cell in row)}"
@@ -314,18 +341,10 @@ def _drawing(camera: CameraReport) -> Iterator[str]:
         (x1, y1), (x2, y2) = ((x * scale_x, y * scale_y) for x, y in line.points)
         ends = f"x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}'"
         yield f"<line {ends} stroke='#57606a' stroke-width='{unit / 3:.1f}'/>"
-    for change in camera.difference.changes:
-        for event in (change.before, change.after):
-            place = None if event is None else _feet(event, camera.boxes)
+    for change, places in zip(camera.difference.changes, camera.feet, strict=False):
+        for event, place in zip((change.before, change.after), places, strict=True):
             if place is not None:
                 title = f"<title>{escape(' '.join(_details(change)))}</title>"
                 circle = f"cx='{place[0]:.1f}' cy='{place[1]:.1f}' r='{unit / 2:.1f}' fill='{_COLORS[change.kind]}'"
                 yield f"<circle {circle} fill-opacity='{0.5 if event is change.before else 1.0}'>{title}</circle>"
     yield "</svg>"
-
-
-def _feet(event: ArchivedEvent, boxes: Mapping[Place, Box]) -> tuple[float, float] | None:
-    """Return the bottom center of the object's box in pixels; None if there is no object, or its box is not known."""
-    track_id = event.event.track_id
-    box = None if track_id is None else boxes.get((event.instance, event.epoch, event.frame, track_id))
-    return None if box is None else ((box[0] + box[2]) / 2, box[3])

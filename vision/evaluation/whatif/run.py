@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,9 @@ from vision.config import AppConfig, CameraAnalytics, check_classes, load_config
 from vision.detect.open import published_class_names
 from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.progress import show_progress
+from vision.evaluation.whatif.changes import Changes
 from vision.evaluation.whatif.difference import Comparison
+from vision.evaluation.whatif.feet import Feet
 from vision.evaluation.whatif.finding import FoundBlock, found_by_process, rare_collections
 from vision.evaluation.whatif.judge import Judge
 from vision.evaluation.whatif.rejudge import Rejudgment, boxes_of_events
@@ -31,6 +34,8 @@ from vision.runtime.builder import find_model
 
 _MANY_ROWS: Final = 1_000_000
 """Number of archived rows (one per track and frame) from which a second process saves more time than it costs."""
+
+_CHANGES: Final = 50_000  # number of differences whose boxes are in memory at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,18 +187,26 @@ def _judge_camera(
             before += len(part.published)
             comparison.add(*part)
     difference = comparison.finish()
-    changed = [event for each in difference.changes for event in (each.before, each.after) if event is not None]
     return CameraReport(
         camera=camera,
         section=config.analytics.get(camera, CameraAnalytics()),
         before=before,
         judgment=rejudgment.judgment,
         difference=difference,
-        boxes=boxes_of_events(archive, camera, changed) if task.with_boxes else {},
+        feet=_feet(archive, camera, difference.changes) if task.with_boxes else Feet(),
         gaps=tuple(gap for each in (camera, ALL_CAMERAS) for gap in archive.gaps(each, *limits)),
         missing=tuple(rejudgment.coverage.missing),
         set_back=tuple(rejudgment.coverage.set_back),
     )
+
+
+def _feet(archive: Archive, camera: str, changes: Changes) -> Feet:
+    """Return the places of the objects of all differences. Read the boxes of some differences at a time."""
+    feet, rest = Feet(), iter(changes)
+    while some := [*islice(rest, _CHANGES)]:
+        events = [event for each in some for event in (each.before, each.after) if event is not None]
+        feet.add(some, boxes_of_events(archive, camera, events))
+    return feet
 
 
 def _with_progress(found: Iterable[FoundBlock], progress: Callable[[int], None]) -> Iterator[FoundBlock]:

@@ -21,6 +21,7 @@ from vision.errors import EXIT_OK, ConfigError
 from vision.evaluation.passes import select_camera
 from vision.evaluation.progress import check_stop, show_progress
 from vision.evaluation.whatif.difference import compare
+from vision.evaluation.whatif.feet import Feet
 from vision.evaluation.whatif.rejudge import Box, Judgment, Place, boxes_of_tracks
 from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.reader import ArchivedEvent
@@ -133,13 +134,15 @@ def _compare(
     """Run both pipelines on each video, print the difference, and write the requested files. Return the exit code."""
     before, after = (_judge(config, videos, stop) for config in configs)
     camera = configs[1].cameras[0].id
+    difference, feet = compare(camera, before.events, after.events, same_tracks=False), Feet()
+    feet.add(difference.changes, after.boxes)
     report = CameraReport(
         camera=camera,
         section=configs[1].analytics.get(camera, CameraAnalytics()),
         before=len(before.events),
         judgment=after.judgment,
-        difference=compare(camera, before.events, after.events, same_tracks=False),
-        boxes=after.boxes,
+        difference=difference,
+        feet=feet,
     )
     until_us = max((event.at_us for event in (*before.events, *after.events)), default=videos[0].start_us)
     publish_report(WhatIf(name, videos[0].start_us, until_us, (report,)), Console(), files)

@@ -1,0 +1,100 @@
+"""`Changes` keeps the differences of one camera in little memory, because a day can have hundreds of thousands."""
+
+from __future__ import annotations
+
+import heapq
+import pickle
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from vision.outputs.archive.reader import ArchivedEvent
+
+Kind: TypeAlias = Literal["gained", "lost", "moved", "changed"]
+
+_BLOCK: Final = 10_000  # number of differences in a compressed block
+_LEVEL: Final = 1  # of zlib: fast
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference. `before` is None for a gained event, and `after` is None for a lost event."""
+
+    camera: str
+    kind: Kind
+    before: ArchivedEvent | None
+    after: ArchivedEvent | None
+
+    @property
+    def shown(self) -> ArchivedEvent:
+        """The new event; the lost event if there is no new event."""
+        found = self.before if self.after is None else self.after
+        assert found is not None
+        return found
+
+
+def _at_us(change: Change) -> int:
+    return change.shown.at_us
+
+
+class _Block(NamedTuple):
+    first_us: int  # time of the first difference, in microseconds since 1970 (UTC)
+    content: bytes
+
+    def changes(self) -> list[Change]:
+        found: list[Change] = pickle.loads(zlib.decompress(self.content))
+        return found
+
+
+class Changes:
+    """Differences of one camera. An iteration yields the oldest first; at the same time, the first that was added.
+
+    Most differences are compressed. An iteration decompresses few of them at the same time.
+    """
+
+    def __init__(self, changes: Iterable[Change] = ()) -> None:
+        self._blocks: list[_Block] = []
+        self._newest: list[Change] = []  # not compressed yet
+        self._numbers: Counter[Kind] = Counter()
+        self.add(changes)
+
+    def add(self, changes: Iterable[Change]) -> None:
+        """Add differences, in any order."""
+        number = len(self._newest)
+        self._newest += changes
+        self._numbers.update(change.kind for change in self._newest[number:])
+        if len(self._newest) >= _BLOCK:
+            self._newest.sort(key=_at_us)
+            for start in range(0, len(self._newest), _BLOCK):
+                block = self._newest[start : start + _BLOCK]
+                self._blocks.append(_Block(_at_us(block[0]), zlib.compress(pickle.dumps(block), _LEVEL)))
+            self._newest = []
+
+    def numbers(self) -> Mapping[Kind, int]:
+        """Return the number of differences of each kind."""
+        return {kind: self._numbers[kind] for kind in ("gained", "lost", "moved", "changed")}
+
+    def __len__(self) -> int:
+        return self._numbers.total()
+
+    def __iter__(self) -> Iterator[Change]:
+        waiting = sorted(enumerate(self._blocks), key=lambda each: each[1].first_us, reverse=True)
+        newest = iter(sorted(self._newest, key=_at_us))
+        # Time and number of the block for the next difference of each decompressed block.
+        heads: list[tuple[int, int, Change, Iterator[Change]]] = []
+        _push(heads, len(self._blocks), newest)
+        while heads or waiting:
+            while waiting and (not heads or waiting[-1][1].first_us <= heads[0][0]):
+                number, block = waiting.pop()
+                _push(heads, number, iter(block.changes()))
+            _, number, change, rest = heapq.heappop(heads)
+            yield change
+            _push(heads, number, rest)
+
+
+def _push(heads: list[tuple[int, int, Change, Iterator[Change]]], number: int, rest: Iterator[Change]) -> None:
+    change = next(rest, None)
+    if change is not None:
+        heapq.heappush(heads, (_at_us(change), number, change, rest))
