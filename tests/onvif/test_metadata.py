@@ -1,4 +1,4 @@
-"""Metadata documents are valid by the published schema, and have the content of the messages."""
+"""Metadata documents are valid according to the published schema, and have the content of the messages."""
 
 from __future__ import annotations
 

@@ -350,9 +350,7 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
 def agreement(found: Sequence[Detections], wanted: Sequence[Detections], least: float = 0.3) -> dict[str, float]:
     """Return the fraction of boxes in `wanted` that `found` contains, too, and the largest difference of scores.
 
-    Boxes match at an IoU threshold of 0.98.
-
-    Only boxes with a score of at least `least` count.
+    Boxes match at an IoU threshold of 0.98. Only boxes with a score of at least `least` count.
     """
     total = matched = 0
     difference = 0.0

@@ -93,7 +93,7 @@ def pins(name: str, place: Mapping[str, str]) -> tuple[dict[str, str], set[str]]
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_lock_agrees_with_the_requirements(name: str) -> None:
-    """If this fails, `make lock` writes the files again."""
+    """If this test fails, run `make lock`, which writes the files again."""
     lock = LOCK.LOCKED[name]
     for place in (environment(*machine) for machine in MACHINES[name]):
         versions, direct = pins(name, place)

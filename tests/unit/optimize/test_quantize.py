@@ -32,7 +32,7 @@ def quantized(made: onnx.ModelProto, folder: Path, layers: set[str] | None = Non
 
 
 def dequantized_inputs(graph: Graph) -> dict[str, list[str]]:
-    """Return the tensors before the quantization of the inputs of each node, by the name of the node."""
+    """Return, by the name of each node, the tensors from which the inputs of the node are quantized."""
     producers = graph.producers()
     found: dict[str, list[str]] = {}
     for each in graph.model.graph.node:

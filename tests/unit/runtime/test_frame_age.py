@@ -182,7 +182,7 @@ def test_result_that_is_too_old_at_its_turn_is_dropped(at: str) -> None:
 
 
 def test_time_in_the_detector_does_not_make_a_result_too_old() -> None:
-    """A detector that takes longer than the limit can therefore still publish its results."""
+    """A program whose detector takes longer than the limit still publishes its results."""
     site = Site(names="a")
     site.infer("a", busy_ms=300)
     site.run()

@@ -56,7 +56,7 @@ class Pace:
 
 
 def _rate(packets: Sequence[PacketHeader], interval_ns: int) -> float:
-    """Return the rate of the presentation times relative to the arrival times; 1 if it is plausible.
+    """Return the rate of the presentation times relative to the arrival times; 1 if the times are plausible.
 
     Packets also arrive at a wrong rate if the machine or the network is overloaded. Therefore, the rate of the
     presentation times counts as wrong only if all parts of the packets arrive at a similar rate.

@@ -1,4 +1,4 @@
-"""Delivery to NATS JetStream, which ignores repetitions of a message for some time, because they have the same id."""
+"""Delivery to NATS JetStream. Each message has an id, by which JetStream ignores repetitions for some time."""
 
 from __future__ import annotations
 

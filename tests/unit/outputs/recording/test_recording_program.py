@@ -51,7 +51,7 @@ VISION = [sys.executable, "-m", "vision.cli.main"]
 
 @cache
 def crossing_frames() -> tuple[bytes, ...]:
-    """Return 100 coded frames; in the first 40, a rectangle moves from left to right. Every 10th is a key frame."""
+    """Return 100 coded frames. A rectangle moves to the right in the first 40. Every 10th frame is a key frame."""
     encoder = av.CodecContext.create("libx264", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 160, 120, "yuv420p", Fraction(1, 10)
