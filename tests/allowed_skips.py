@@ -20,9 +20,13 @@ ALLOWED = (
     # CI runs as root, or in a sandbox without the right to make network namespaces.
     (r"tests/unit/capture/", r"this user may read everything"),
     (r"tests/unit/state/test_private_files\.py", r"only root"),
-    (r"tests/unit/(runtime/test_start|state/test_(free_space|scratch)|optimize/test_bad_input)\.py", r"only root"),
+    (
+        r"tests/unit/(runtime/test_start|state/test_(free_space|scratch|failing_disk)|optimize/test_bad_input)\.py",
+        r"only root",
+    ),
     (r"tests/systemd/", r"only root|no overlay|a service cannot see|does not permit (mounts|containers)"),
     (r"tests/messages/test_power_cut\.py", r"network"),
+    (r"tests/messages/test_read_only_disk\.py", r"only root"),
     # Features that only one variant of TensorRT has; ./test runs the engine tests with both variants.
     (
         r"tests/unit/engine/",

@@ -23,6 +23,7 @@ from vision.state.run_record import RunRecord
 
 _DELIVERS: Final = ("streaming", "ended")
 _LOST_INTERVAL_NS: Final = 60_000_000_000  # minimum time between two events that report lost events
+_STORES: Final = ("journal", "archive", "snapshots")  # each has a counter `<name>.stopped`
 _RECOVERED: Final = 1.2  # multiple of the limit from which the disk counts as free again
 _DEFAULT_PATIENCE: Final = ReportAfter()
 
@@ -68,6 +69,7 @@ class NodeEvents:
         self._outages: dict[str, _Outage] = {}
         self._low: set[str] = set()
         self._recording_stopped = False
+        self._stopped: set[str] = set()  # names of `_STORES`
         self._lost = 0
         self._lost_at_ns: int | None = None
         self._started = False
@@ -118,6 +120,7 @@ class NodeEvents:
         for folder, disk in self.disks().items():
             yield from self._of_disk(folder, disk, report)
         yield from self._of_recording(report)
+        yield from self._of_stores(report)
         lost, now_ns = report.counters.get("journal.lost", 0), report.at_monotonic_ns
         is_due = self._lost_at_ns is None or now_ns >= self._lost_at_ns + _LOST_INTERVAL_NS
         if lost > self._lost and is_due:
@@ -131,6 +134,16 @@ class NodeEvents:
         elif not stopped and self._recording_stopped:
             yield _event("recording_resumed", report, NODE, 0, {})
         self._recording_stopped = stopped > 0
+
+    def _of_stores(self, report: NodeReport) -> Iterator[EventMessage]:
+        for name in _STORES:
+            is_stopped = report.counters.get(f"{name}.stopped", 0) > 0
+            if is_stopped and name not in self._stopped:
+                self._stopped.add(name)
+                yield _event("storage_stopped", report, NODE, 0, {"of": name})
+            elif not is_stopped and name in self._stopped:
+                self._stopped.remove(name)
+                yield _event("storage_resumed", report, NODE, 0, {"of": name})
 
     def _after(self) -> dict[str, str]:
         """Record that this run has started. Return the data of the event `started` about the end of the last run."""

@@ -48,6 +48,7 @@ from vision.detect.proposal import spec_of_file
 from vision.errors import Closed, ModelError, VisionError
 from vision.language.process import LanguageProcess
 from vision.messaging import codec
+from vision.messaging.control_protocol import own_folder
 from vision.messaging.curve import KeyFolder
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher
@@ -252,7 +253,8 @@ def _open_archive(
         return
     client = None if keys is None else keys.internal_client()
     replay = publisher.replay_address is not None
-    resources.enter_context(ArchiveProcess(config, publisher.internal_address, replay=replay, keys=client))
+    process = ArchiveProcess(config, publisher.internal_address, replay=replay, keys=client)
+    publisher.add_counters(resources.enter_context(process).counters)
 
 
 def _open_metadata(
@@ -345,7 +347,9 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
     """
     if config.state_dir is None:
         return None
-    state = StateDatabase(Path(config.state_dir), max_events=config.publish.max_events, boot=codec.boot_id())
+    state = StateDatabase(
+        Path(config.state_dir), max_events=config.publish.max_events, boot=codec.boot_id(), marks=own_folder()
+    )
     resources.enter_context(closing(state))
     resources.enter_context(state.run)
     return state

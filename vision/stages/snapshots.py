@@ -89,11 +89,15 @@ class SnapshotStage:
         return structs.replace(result, events=tuple(events))
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of written, skipped, and failed snapshots, and the number of files in the folder."""
+        """Return the numbers of written, skipped, and failed snapshots, and the number of files in the folder.
+
+        ``snapshots.stopped`` is 1 while snapshots cannot be written.
+        """
         return {
             "snapshots.written": self._folder.written,
             "snapshots.skipped": self._worker.skipped,
             "snapshots.failed": self._folder.failed,
+            "snapshots.stopped": int(self._folder.is_failing),
             "snapshots.files": len(self._folder.sizes),
         }
 
@@ -123,7 +127,7 @@ class _SnapshotFolder:
         self.written = self.failed = 0
         self._nbytes = sum(self.sizes.values())
         self._max_files, self._max_bytes = config.max_files, config.max_mb * 1_000_000
-        self._failing = False
+        self.is_failing = False
         self._space = FreeSpace(self.path)
         self._prune()
 
@@ -142,13 +146,13 @@ class _SnapshotFolder:
             with contextlib.suppress(OSError):
                 partial.unlink()
             self.failed += 1
-            if not self._failing:
+            if not self.is_failing:
                 log.error("cannot write snapshots to %s: %s", self.path, error.strerror)
-            self._failing = True
+            self.is_failing = True
             return
-        if self._failing:
+        if self.is_failing:
             log.info("snapshots are written to %s again", self.path)
-        self._failing = False
+        self.is_failing = False
         self.written += 1
         self._nbytes += len(content) - self.sizes.pop(name, 0)
         self.sizes[name] = len(content)

@@ -3,8 +3,8 @@
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk. The system keeps this
 data even if the process is killed. `BackgroundSync` forces the log to disk only about once per second, because doing so
 for every event would wear out a memory card and delay results. Therefore, a power failure can lose the last second. The
-numbers of lost events are not used again: after a power failure, the program skips `NUMBERS_SKIPPED` numbers. The same
-transaction stores events and the counters that these events changed.
+numbers of lost events are not used again: after a power failure or a failure of the disk, the program skips
+`NUMBERS_SKIPPED` numbers. The same transaction stores events and the counters that these events changed.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
@@ -33,8 +33,10 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from vision.errors import Closed, ConfigError, Unavailable, from_os_error
+from vision.state.background_sync import PAGE_BYTES, BackgroundSync
 from vision.state.counters import CameraCounters, CounterRow, counter_checksum
 from vision.state.events import NUMBERS_SKIPPED, EventLog, event_checksum
+from vision.state.loss_mark import LossMark
 from vision.state.placement import Placement
 from vision.state.private_files import Held, Unwritable, locked, open_restricted, sync_folder
 from vision.state.run_record import RUNS, RunRecord
@@ -46,10 +48,6 @@ Statement: TypeAlias = tuple[str, Sequence[Sequence[Any]]]
 
 _FILE: Final = "state.db"
 _VERSION: Final = 1  # version of the schema
-_CHECKPOINT_COMMITS: Final = 1000  # checkpoints are rare, because the commit after each one waits for the disk
-_PAGE_BYTES: Final = 1024
-_LARGEST_LOG_BYTES: Final = 64 * 2**20
-_STOP_S: Final = 4.0  # longest time to force the last commits to disk
 _SCHEMA: Final = f"""
 BEGIN;
 CREATE TABLE session (journal TEXT NOT NULL, boot TEXT NOT NULL, clean INTEGER NOT NULL, newest INTEGER NOT NULL);
@@ -81,6 +79,7 @@ class StateDatabase:
         events: log of the numbered events.
         run: record of this run, and of the end of the last run.
         placement: check that the database file is still at its path.
+        is_failing: True if the last transaction failed, for example because the disk is full or read-only.
         defers_counters: if True, counters wait in memory for the transaction that stores the next events.
     """
 
@@ -93,6 +92,7 @@ class StateDatabase:
         boot: str = "",
         sync_s: float = 1.0,
         sync: Callable[[int], None] = os.fsync,
+        marks: Path | None = None,
     ) -> None:
         """Open the database in `folder`. Create the folder and the database if necessary.
 
@@ -104,6 +104,7 @@ class StateDatabase:
             boot: identifier of the machine's current boot. An empty text means that it is unknown.
             sync_s: maximum time in seconds until a commit is forced to disk.
             sync: function that forces the file of a descriptor to disk.
+            marks: folder for the `LossMark` of the database, usually in memory.
 
         Raises:
             ConfigError: the folder is not writable, or contains a database from a newer version of the program.
@@ -113,7 +114,7 @@ class StateDatabase:
         self.notice: str | None = None
         self._write_lock = threading.Lock()
         self.defers_counters = False
-        self._failing = self._closed = False
+        self.is_failing = self._closed = False
         self._counters: dict[str, CameraCounters] = {}
         self._pending: dict[tuple[str, str, str], int] = {}  # counters that wait for the events that changed them
         with contextlib.ExitStack() as opened:
@@ -125,16 +126,10 @@ class StateDatabase:
                 self._writer = self._open()
                 opened.callback(self._writer.close)
                 self.events = EventLog(self, max_events=max_events, max_bytes=max_bytes)
-                self._start_session(boot)
+                mark = LossMark(folder, marks)
+                self._start_session(boot, is_lossy=mark.is_set())
                 self.run = RunRecord(self, boot)
-                wal = os.open(folder / f"{_FILE}-wal", os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, wal)
-                connections = [opened.enter_context(contextlib.closing(self.connect())) for _ in range(2)]
-                connections[0].execute("PRAGMA synchronous = NORMAL")
-                self._sync = BackgroundSync(
-                    self.events, *connections, force=partial(sync, wal), interval_s=sync_s, write_lock=self._write_lock
-                )
-                opened.callback(self._sync.stop)
+                self._sync = self._start_sync(opened, sync, sync_s, mark)
                 sync_folder(folder)
                 self.placement = Placement(folder / _FILE)
             except Held as error:
@@ -206,7 +201,7 @@ class StateDatabase:
         """Return a new connection to the database. The caller closes it. Raise `sqlite3.Error` if this fails."""
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # small pages, so that an event writes less data
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # small pages, so that an event writes less data
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")  # `BackgroundSync` forces the log to disk
             connection.execute("PRAGMA wal_autocheckpoint = 0")  # a checkpoint would make the writer wait for the disk
@@ -241,14 +236,14 @@ class StateDatabase:
                 if counters:
                     self._pending.clear()
             except (OSError, sqlite3.Error) as error:
-                if not self._failing:
+                if not self.is_failing:
                     text = "cannot write to %s: %s; until this works, events have no number, and counts stay in memory"
                     log.error(text, self.folder, error)
-                self._failing = True
+                self.is_failing = True
                 return False
-            if self._failing:
+            if self.is_failing:
                 log.info("state is written to %s again", self.folder)
-            self._failing = False
+            self.is_failing = False
             self._sync.request(urgent=urgent)
         return True
 
@@ -295,12 +290,34 @@ class StateDatabase:
             raise
         return connection
 
-    def _start_session(self, boot: str) -> None:
-        """Record that a session is running. Skip event numbers if a power failure may have ended the last session."""
+    def _start_session(self, boot: str, *, is_lossy: bool) -> None:
+        """Record that a session is running. Skip event numbers if the last events may be lost.
+
+        This is the case if a power failure may have ended the last session, or if `is_lossy` is True.
+        """
         ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
-        if not clean and (not boot or boot != last_boot):
+        if is_lossy or (not clean and (not boot or boot != last_boot)):
             self.events.newest += NUMBERS_SKIPPED
         self._commit([("UPDATE session SET boot = ?, clean = 0, newest = ?", [(boot, self.events.newest)])])
+
+    def _start_sync(
+        self, opened: contextlib.ExitStack, sync: Callable[[int], None], sync_s: float, mark: LossMark
+    ) -> BackgroundSync:
+        """Start the thread that forces commits to disk. `opened` ends it, and then closes what it uses."""
+        wal = os.open(self.folder / f"{_FILE}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, wal)
+        connections = [opened.enter_context(contextlib.closing(self.connect())) for _ in range(2)]
+        connections[0].execute("PRAGMA synchronous = NORMAL")
+        background = BackgroundSync(
+            self.events,
+            *connections,
+            force=partial(sync, wal),
+            interval_s=sync_s,
+            write_lock=self._write_lock,
+            mark=mark,
+        )
+        opened.callback(background.stop)
+        return background
 
     def _set_aside(self, damage: Exception) -> None:
         for older in self.folder.glob("damaged-*"):
@@ -326,113 +343,6 @@ def open_for_reading(folder: Path) -> sqlite3.Connection:
 def counter_statement(rows: Sequence[CounterRow]) -> Statement:
     """Return the statement that stores `rows`, each with its checksum."""
     return "INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)", [(*row, counter_checksum(*row)) for row in rows]
-
-
-class BackgroundSync:
-    """Thread that forces the write-ahead log to disk, and regularly moves the log's content into the database.
-
-    The writer never forces anything to disk, because its connection has `synchronous = OFF`. This is safe only if the
-    writer never overwrites the log from its start: a power failure could then mix old and new content. Therefore, this
-    thread empties the log when all its content is in the database. While the thread moves content, the connection `pin`
-    reads from the log, which prevents the writer from overwriting the log.
-    """
-
-    def __init__(
-        self,
-        events: EventLog,
-        connection: sqlite3.Connection,
-        pin: sqlite3.Connection,
-        *,
-        force: Callable[[], None],
-        interval_s: float,
-        write_lock: threading.Lock,
-    ) -> None:
-        """Force the log to disk with `force`, then start the thread. Only this thread uses `connection` and `pin`.
-
-        The thread forces commits to disk within `interval_s` seconds, and reports forced events to `events`. While the
-        thread holds `write_lock`, `StateDatabase.write` makes no commit.
-        """
-        self._force = force
-        self._events = events
-        self._connection = connection
-        self._pin = pin
-        self._interval_s = interval_s
-        self._write_lock = write_lock
-        self._commits = 0  # commits since the log was last emptied
-        self._failing = False
-        self._requested, self._hurry, self._ending = threading.Event(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="state", daemon=True)
-        connection.execute("PRAGMA busy_timeout = 0")  # while it holds the lock, the thread must not wait for a reader
-        self._force()
-        self._thread.start()
-
-    def request(self, *, urgent: bool = False) -> None:
-        """Make the thread force the latest commit to disk within the interval, or at once if `urgent`. Do not wait."""
-        self._commits += 1
-        if urgent:
-            self._hurry.set()
-        self._requested.set()
-
-    def stop(self, timeout_s: float = _STOP_S) -> bool:
-        """Force everything to disk, and end the thread. Idempotent.
-
-        Return False if the thread has not ended after `timeout_s` seconds. The thread then continues in the background.
-        """
-        self._ending.set()
-        self._hurry.set()
-        self._requested.set()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        while not self._ending.is_set():
-            self._requested.wait()
-            self._hurry.wait(self._interval_s)
-            self._requested.clear()
-            if self._ending.is_set():
-                break
-            self._hurry.clear()
-            self._sync()
-        with contextlib.suppress(OSError, sqlite3.Error):
-            self._force()
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-    def _sync(self) -> None:
-        unsynced = self._events.unsynced
-        try:
-            self._force()
-            self._events.synced(unsynced)
-            if self._commits >= _CHECKPOINT_COMMITS:
-                self._checkpoint()
-            self._failing = False
-        except (OSError, sqlite3.Error) as error:
-            if not self._failing:
-                log.error("cannot force state to disk: %s", error)
-            self._failing = True
-            self._requested.set()
-
-    def _checkpoint(self) -> None:
-        """Move the pages of the log into the database. Empty the log if there was no commit in the meantime.
-
-        If frequent commits prevent this until the log reaches 64 MiB, let commits wait while the log is emptied.
-        """
-        commits = self._commits
-        self._pin.execute("BEGIN")
-        try:
-            self._pin.execute("SELECT clean FROM session").fetchall()
-            _, pages, moved = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        except BaseException:
-            self._pin.execute("ROLLBACK")
-            raise
-        with self._write_lock:
-            self._pin.execute("ROLLBACK")
-            is_empty = pages == moved and commits == self._commits
-            if not is_empty and pages * _PAGE_BYTES < _LARGEST_LOG_BYTES:
-                return
-            busy, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not busy:
-                self._commits = 0
-        self._force()
 
 
 _left_open: list[contextlib.ExitStack] = []  # databases that `close` left to their threads

@@ -176,8 +176,9 @@ class EventLog:
         self._database.defers_counters = True
 
     def counters(self) -> dict[str, int]:
-        """Return the counters ``journal.kept`` and ``journal.lost``, the numbers of stored and of lost events."""
-        return {"journal.kept": self._count, "journal.lost": self.lost}
+        """Return the numbers of stored and of lost events, and ``journal.stopped``: 1 while events cannot be stored."""
+        stopped = int(self._database.is_failing)
+        return {"journal.kept": self._count, "journal.lost": self.lost, "journal.stopped": stopped}
 
     # --- for the database ---------------------------------------------------------------------------------------------
 

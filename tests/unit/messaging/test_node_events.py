@@ -162,6 +162,14 @@ def test_recording_that_stops_is_reported_once_and_again_when_it_resumes() -> No
     ]
 
 
+@pytest.mark.parametrize("name", ["journal", "archive", "snapshots"])
+def test_storage_that_stops_is_reported_once_and_again_when_it_resumes(name: str) -> None:
+    events = NodeEvents(NodeEventSettings())
+    program(events, 0)
+    found = [program(events, at_s, **{f"{name}_stopped": stopped}) for at_s, stopped in enumerate((0, 1, 2, 0, 0))]
+    assert found == [[], [("storage_stopped", {"of": name})], [], [("storage_resumed", {"of": name})], []]
+
+
 def test_low_disk_is_reported_once_and_again_when_it_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Disk:
         f_frsize = 1_000_000

@@ -65,7 +65,7 @@ def test_events_are_read_in_order(tmp_path: Path) -> None:
         assert numbers(events) == [1, 2, 3]
         assert numbers(events, since=2) == [3]
         assert numbers(events, since=3) == []
-        assert events.counters() == {"journal.kept": 3, "journal.lost": 0}
+        assert events.counters() == {"journal.kept": 3, "journal.lost": 0, "journal.stopped": 0}
 
 
 def test_pages_are_limited_by_number_and_size(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_disk_that_cannot_be_synced_is_logged_once(tmp_path: Path, caplog: pytes
         wait_until(lambda: len(failures) > 3, "it was tried again")
         assert numbers(state.events) == [1]
         broken.clear()
-    assert len(log_args(caplog, "vision.state.database", logging.ERROR)) == 1
+    assert len(log_args(caplog, "vision.state.background_sync", logging.ERROR)) == 1
 
 
 def test_full_disk_is_logged_once_and_writing_resumes_with_free_space(
@@ -341,7 +341,7 @@ def test_full_disk_is_logged_once_and_writing_resumes_with_free_space(
             assert [state.events.append([payload(11)]) for _ in range(5)] == [False] * 5
             assert state.events.newest == 10
         assert len(log_args(caplog, "vision.state.database", logging.ERROR)) == 1
-        assert state.events.counters() == {"journal.kept": 10, "journal.lost": 5}
+        assert state.events.counters() == {"journal.kept": 10, "journal.lost": 5, "journal.stopped": 1}
         caplog.set_level("INFO")
         fill(state.events, 2)
         assert len(log_args(caplog, "vision.state.database", logging.INFO)) == 1

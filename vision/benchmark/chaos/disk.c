@@ -1,6 +1,7 @@
-/* Library for LD_PRELOAD. While a file controls it, writing below a folder fails as on a full disk, or forcing data to
- * disk takes long. VISION_CHAOS_FOLDER names the folder; VISION_CHAOS_DISK names the file, which holds two integers: 1
- * for a full disk, and the milliseconds by which a slow disk delays fsync. */
+/* Library for LD_PRELOAD. While a file controls it, writing below a folder fails as on a full or read-only disk, or
+ * forcing data to disk takes long. VISION_CHAOS_FOLDER names the folder; VISION_CHAOS_DISK names the file, which holds
+ * two integers: the errno of each write (0 if writes succeed), and the milliseconds by which a slow disk delays fsync.
+ * With EROFS, fsync fails too. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -40,12 +41,18 @@ static int is_below(int fd)
     return length > (ssize_t)folder_length && memcmp(path, folder, folder_length) == 0;
 }
 
-static int is_full(int fd)
+static int fails(int fd)
 {
     int saved = errno;
-    int full = control != NULL && control[0] && is_below(fd);
-    errno = full ? ENOSPC : saved;
-    return full;
+    int error = control != NULL ? control[0] : 0;
+    int failing = error && is_below(fd);
+    errno = failing ? error : saved;
+    return failing;
+}
+
+static int is_read_only(int fd)
+{
+    return control != NULL && control[0] == EROFS && fails(fd);
 }
 
 static void delay(int fd)
@@ -58,39 +65,39 @@ static void delay(int fd)
 
 ssize_t write(int fd, const void *data, size_t size)
 {
-    return is_full(fd) ? -1 : NEXT(ssize_t, "write", int, const void *, size_t)(fd, data, size);
+    return fails(fd) ? -1 : NEXT(ssize_t, "write", int, const void *, size_t)(fd, data, size);
 }
 ssize_t writev(int fd, const struct iovec *parts, int count)
 {
-    return is_full(fd) ? -1 : NEXT(ssize_t, "writev", int, const struct iovec *, int)(fd, parts, count);
+    return fails(fd) ? -1 : NEXT(ssize_t, "writev", int, const struct iovec *, int)(fd, parts, count);
 }
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at)
 {
-    return is_full(fd) ? -1 : NEXT(ssize_t, "pwrite", int, const void *, size_t, off_t)(fd, data, size, at);
+    return fails(fd) ? -1 : NEXT(ssize_t, "pwrite", int, const void *, size_t, off_t)(fd, data, size, at);
 }
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at)
 {
-    return is_full(fd) ? -1 : NEXT(ssize_t, "pwrite64", int, const void *, size_t, off64_t)(fd, data, size, at);
+    return fails(fd) ? -1 : NEXT(ssize_t, "pwrite64", int, const void *, size_t, off64_t)(fd, data, size, at);
 }
 int ftruncate(int fd, off_t size)
 {
-    return is_full(fd) ? -1 : NEXT(int, "ftruncate", int, off_t)(fd, size);
+    return fails(fd) ? -1 : NEXT(int, "ftruncate", int, off_t)(fd, size);
 }
 int ftruncate64(int fd, off64_t size)
 {
-    return is_full(fd) ? -1 : NEXT(int, "ftruncate64", int, off64_t)(fd, size);
+    return fails(fd) ? -1 : NEXT(int, "ftruncate64", int, off64_t)(fd, size);
 }
 int posix_fallocate(int fd, off_t at, off_t size)
 {
-    return is_full(fd) ? ENOSPC : NEXT(int, "posix_fallocate", int, off_t, off_t)(fd, at, size);
+    return fails(fd) ? errno : NEXT(int, "posix_fallocate", int, off_t, off_t)(fd, at, size);
 }
 int fsync(int fd)
 {
     delay(fd);
-    return NEXT(int, "fsync", int)(fd);
+    return is_read_only(fd) ? -1 : NEXT(int, "fsync", int)(fd);
 }
 int fdatasync(int fd)
 {
     delay(fd);
-    return NEXT(int, "fdatasync", int)(fd);
+    return is_read_only(fd) ? -1 : NEXT(int, "fdatasync", int)(fd);
 }

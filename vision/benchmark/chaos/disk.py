@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 _SOURCE: Final = Path(__file__).with_name("disk.c")
-_FORM: Final = struct.Struct("ii")  # 1 if the disk is full, and the delay of fsync in ms
+_FORM: Final = struct.Struct("ii")  # the errno of each write, or 0, and the delay of fsync in ms
 _SLOW_MS: Final = 2000  # delay of fsync on a slow disk
 _COMPILE_S: Final = 60  # timeout of the compiler
 
@@ -20,7 +21,7 @@ class Disk:
     """Control of disk faults in one folder, which affect only processes that are started with `environment`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
-        """Compile the library into the folder `work`. The disk works normally until `set_full` or `set_slow` is called.
+        """Compile the library into the folder `work`. The disk works normally until a fault is set.
 
         Raises:
             OSError: there is no C compiler, or the library cannot be written.
@@ -40,11 +41,19 @@ class Disk:
             "VISION_CHAOS_DISK": str(control),
             "VISION_CHAOS_FOLDER": f"{folder.resolve()}/",
         }
-        self._full = self._slow = False
+        self._errno, self._slow = 0, False
 
     def set_full(self, full: bool) -> None:
         """Let all writes below the folder fail with ENOSPC if `full` is True. Otherwise, let them succeed."""
-        self._full = full
+        self._errno = errno.ENOSPC if full else 0
+        self._write()
+
+    def set_read_only(self, read_only: bool) -> None:
+        """Let writes and fsync below the folder fail with EROFS if `read_only` is True. Otherwise, let them succeed.
+
+        Creating a file still succeeds.
+        """
+        self._errno = errno.EROFS if read_only else 0
         self._write()
 
     def set_slow(self, slow: bool) -> None:
@@ -53,11 +62,11 @@ class Disk:
         self._write()
 
     def close(self) -> None:
-        """End both faults of the disk. Idempotent."""
+        """End all faults of the disk. Idempotent."""
         if not self._control.closed:
-            self._full = self._slow = False
+            self._errno, self._slow = 0, False
             self._write()
             self._control.close()
 
     def _write(self) -> None:
-        _FORM.pack_into(self._control, 0, self._full, _SLOW_MS * self._slow)
+        _FORM.pack_into(self._control, 0, self._errno, _SLOW_MS * self._slow)

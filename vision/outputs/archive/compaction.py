@@ -23,6 +23,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vision.errors import VisionError
 from vision.outputs.archive.live import connect
 from vision.outputs.archive.live_rows import TIME_COLUMN, read_live
 from vision.outputs.archive.tables import (
@@ -211,4 +212,7 @@ def main() -> None:
     os.nice(10)
     options = json.loads(sys.argv[-1])
     limits = {"keep_days": options["keep_days"], "max_mb": options["max_mb"]}
-    compact(Path(options["folder"]), time.time_ns() // 1000, **limits)
+    try:
+        compact(Path(options["folder"]), time.time_ns() // 1000, **limits)
+    except (OSError, VisionError, sqlite3.Error) as error:  # for example, the disk is full or read-only
+        sys.exit(f"the archive cannot be compacted: {error}")

@@ -14,6 +14,7 @@ from vision.config.archive import ArchiveConfig
 from vision.errors import ConfigError, from_os_error
 from vision.messaging.curve import KeyPair
 from vision.messaging.helper_process import HelperProcess
+from vision.outputs.archive.reports import LOSES, READY, STORES_AGAIN
 from vision.version import pip_hint
 
 log = logging.getLogger(__name__)
@@ -63,20 +64,30 @@ class ArchiveProcess:
         # In isolated mode, no file in the current folder can replace a module.
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
         self._ready = threading.Event()
-        self._process = HelperProcess("archive", program, options, on_line=self._take)
+        self._is_stopped = False
+        self._process = HelperProcess("archive", program, options, on_line=self._take, on_end=self._stopped)
         self._process.start()
         if not self._ready.wait(_READY_S):
             log.warning("archive: the process does not respond, so the first frames can be missing")
 
     def _take(self, line: str) -> None:
-        if line.strip() == "ready":
+        text = line.strip()
+        if text == READY:
             self._ready.set()
-        else:
-            log.warning("%s", line.strip())
+            self._is_stopped = False
+            return
+        if text.startswith(LOSES):
+            self._is_stopped = True
+        elif text == STORES_AGAIN:
+            self._is_stopped = False
+        log.warning("%s", text)
+
+    def _stopped(self) -> None:
+        self._is_stopped = True
 
     def counters(self) -> dict[str, int]:
-        """Return the counter ``archive.restarts``, the number of restarts of the process."""
-        return {"archive.restarts": self._process.restarts}
+        """Return the number of restarts of the process, and ``archive.stopped``: 1 while messages cannot be stored."""
+        return {"archive.restarts": self._process.restarts, "archive.stopped": int(self._is_stopped)}
 
     def close(self) -> None:
         """End the process. Idempotent."""

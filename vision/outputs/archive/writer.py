@@ -26,6 +26,7 @@ from vision.messaging.gap_recovery import Gap
 from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage
 from vision.messaging.times import utc_ns
 from vision.outputs.archive.live import LIVE_NAME, LiveDatabase
+from vision.outputs.archive.reports import LOSES, READY, STORES_AGAIN
 from vision.state.free_space import FreeSpace
 from vision.state.private_files import Held, locked
 
@@ -122,11 +123,11 @@ class ArchiveWriter:
             for camera, (first, last) in pending.items():
                 self._lost[camera] = self._lost.get(camera, (first, last))[0], last
             if not self._failing:
-                _tell(f"the archive loses messages: {error}")
+                _tell(f"{LOSES}: {error}")
             self._failing = True
             return
         if self._failing:
-            _tell("the archive stores messages again")
+            _tell(STORES_AGAIN)
         self._lost, self._failing = {}, False
 
     def close(self) -> None:
@@ -169,7 +170,7 @@ def write(options: Mapping[str, Any]) -> None:
         opened = live.stat()
         with subscription:
             _receive(subscription, writer, 0.3)  # gives the connection time to be made
-            _tell("ready")
+            _tell(READY)
             while not stop.is_set():
                 end_s = time.monotonic() + COMMIT_S
                 while (left_s := end_s - time.monotonic()) > 0 and not stop.is_set():
@@ -202,6 +203,7 @@ class Compaction:
             json.dumps({name: options[name] for name in ("folder", "keep_days", "max_mb")}),
         ]
         self._process: subprocess.Popen[bytes] | None = None
+        self._failing = False  # True after a failure, until a compaction succeeds
         self._due_s = time.monotonic()
 
     def start_if_due(self) -> None:
@@ -209,8 +211,11 @@ class Compaction:
         if self._process is not None and self._process.poll() is None:
             return
         if self._process is not None and self._process.returncode:
-            _tell(f"the compaction of the archive failed ({self._process.returncode}), and is repeated")
-            self._process = None
+            if not self._failing:
+                _tell(f"the compaction of the archive failed ({self._process.returncode}), and is repeated")
+            self._failing, self._process = True, None
+        elif self._process is not None:
+            self._failing, self._process = False, None
         if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + _COMPACT_S
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -26,6 +26,8 @@ KINDS: Final = {
     "recording_resumed": "recording resumed",
     "disk_low": "disk low",
     "disk_free": "disk free",
+    "storage_stopped": "storage stopped",
+    "storage_resumed": "storage resumed",
     "events_lost": "events lost",
     "gpu_unused": "GPU unused",
     "started": "program started",

@@ -86,6 +86,9 @@ CASES = {
     "EventsLost": Case(
         9, {'vision_counter{name="journal.lost"}': "0x4 7x4"}, {'vision_counter{name="journal.lost"}': "7x9"}
     ),
+    "StorageStopped": Case(
+        9, {'vision_counter{name="archive.stopped"}': "0x4 1x9"}, {'vision_counter{name="archive.stopped"}': "1 0x9"}
+    ),
     "SinkDown": Case(20, {f"vision_sink_connected{SINK}": "0x20"}, {f"vision_sink_connected{SINK}": "0x9 1 0x9"}),
     "SinkLosesMessages": Case(
         9, {f"vision_sink_lost_total{SINK}": "0x4 3x4"}, {f"vision_sink_lost_total{SINK}": "3x9"}

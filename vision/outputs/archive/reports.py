@@ -1,0 +1,9 @@
+"""Lines that the process of the archive prints for the program."""
+
+from __future__ import annotations
+
+from typing import Final
+
+READY: Final = "ready"
+LOSES: Final = "the archive loses messages"
+STORES_AGAIN: Final = "the archive stores messages again"
