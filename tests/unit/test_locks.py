@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests.paths import ROOT
@@ -37,6 +38,8 @@ MACHINES = {
     "jetpack6": [("3.10", "aarch64")],
     "jetpack7": [("3.12", "aarch64")],
 }
+JETSONS = {"jetpack6": 35, "jetpack7": 39}
+"""For each lock file of a Jetson, the minor version of its glibc, which limits the wheels that it can use."""
 
 
 def tool(name: str) -> ModuleType:
@@ -129,6 +132,36 @@ def test_pip_installs_the_locked_packages_with_their_hashes() -> None:
     here = {name: str(value) for name, value in default_environment().items()}
     expected, _ = pins("service", here)
     assert {canonicalize_name(name): version for name, version in chosen.items()} == expected
+
+
+def options_of_a_jetson(name: str) -> list[str]:
+    """Return the options with which pip chooses packages for a Jetson on any machine."""
+    python = MACHINES[name][0][0].replace(".", "")
+    platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(JETSONS[name], 16, -1)]
+    return [
+        *("--only-binary=:all:", "--implementation=cp", f"--python-version={python}"),
+        *(f"--abi={abi}" for abi in (f"cp{python}", "abi3", "none")),
+        *(f"--platform={platform}" for platform in (*platforms, "manylinux2014_aarch64", "linux_aarch64")),
+        # pip would compare these two with the Python and the machine that run the test. The test compares them itself.
+        *("--ignore-requires-python", "--no-deps"),
+    ]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", JETSONS)
+def test_pip_finds_the_locked_packages_for_a_jetson(name: str, tmp_path: Path) -> None:
+    lock = ROOT / "locks" / f"{name}.txt"
+    done = pip_install(*options_of_a_jetson(name), "--target", tmp_path, "--report", "-", "--requirement", lock)
+    assert done.returncode == 0, done.stderr[-2000:]
+    place = environment(*MACHINES[name][0])
+    chosen = [each["metadata"] for each in json.loads(done.stdout)["install"]]
+    versions, _ = pins(name, place)
+    assert {canonicalize_name(each["name"]): each["version"] for each in chosen} == versions
+    for each in chosen:
+        assert SpecifierSet(each.get("requires_python") or "").contains(place["python_full_version"]), each["name"]
+        for needed in map(Requirement, each.get("requires_dist", ())):
+            if needed.marker is None or needed.marker.evaluate({**place, "extra": ""}):
+                assert needed.specifier.contains(versions[canonicalize_name(needed.name)], prereleases=True), needed
 
 
 @pytest.mark.integration
