@@ -352,7 +352,7 @@ def test_network_stream_matches_ffmpeg(
 
 
 def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
-    """In contrast, frames of a file are returned one or more calls later."""
+    """If the frames came from a file, they would be returned one or more calls later."""
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
     print("\nlive: frames in the decoder after each packet")
     held = {live: held_back(path, live=live) for live in (True, False)}

@@ -346,7 +346,7 @@ def test_file_that_cannot_be_written_is_not_saved_but_applied(site: Site) -> Non
 
 
 def still(site: Site) -> int:
-    """Return the largest value of the upper half of the next image of a camera."""
+    """Return the largest pixel value in the upper half of a camera's next image."""
     with urlopen(f"{site.program.url}/api/still/gate", timeout=PATIENCE_S) as response:
         image = cv2.imdecode(np.frombuffer(response.read(), np.uint8), cv2.IMREAD_COLOR)
     assert image is not None

@@ -222,7 +222,7 @@ def _without(seconds: float) -> Observed:
 
 
 def faults(plan: FaultPlan, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Run the cameras without and with questions in pairs. Pass the figures to `keep` after each pair."""
+    """Run the cameras in pairs of runs, without and with questions. Pass the figures to `keep` after each pair."""
     chance = random.Random(7)
     kinds = sorted([*FAULTS, "killed", "stopped"])
     chosen = [chance.choice(kinds) for _ in range(plan.number)]

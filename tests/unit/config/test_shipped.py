@@ -236,7 +236,7 @@ def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
 
 
 def comment_above(lines: list[str], line: int) -> list[str]:
-    """Return the comment that ends just above a line counted from 1."""
+    """Return the comment that ends directly above the line with the number `line`, counted from 1."""
     comment: list[str] = []
     for text in reversed(lines[: line - 1]):
         if not text.lstrip().startswith("#"):

@@ -46,7 +46,7 @@ def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0
 
 
 def rows(decoded: Candidates) -> list[tuple[float, ...]]:
-    """Return class, score, and box of each candidate, rounded for the comparison."""
+    """Return the class, the score, and the box of each candidate, rounded for the comparison."""
     return [
         (int(class_id), round(float(score), 4), *(round(float(side), 3) for side in box))
         for class_id, score, box in zip(decoded.class_ids, decoded.scores, decoded.boxes_xyxy, strict=True)

@@ -314,7 +314,7 @@ def test_precision_that_contradicts_the_model_is_refused() -> None:
 
 
 def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) -> None:
-    """TensorRT-RTX before 1.7 parses int8 convolutions, but lacks kernels for them. Its later versions have them."""
+    """TensorRT-RTX before 1.7 parses int8 convolutions, but lacks kernels for them. Later versions have kernels."""
     if not library.find_library().version.startswith(("1.4", "1.6")):
         assert build(quantized(), plan("int8", 4)).plan
         return

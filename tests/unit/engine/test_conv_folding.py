@@ -66,7 +66,7 @@ def network(
     opset: int = 20,
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """Build images -> Conv "narrow" -> a -> activation -> z -> joined -> y."""
+    """Return the model images -> Conv "narrow" -> a -> activation -> z -> joined -> y."""
     rng = np.random.default_rng(0)
     inputs, outputs = channels
     kernel_shape = (outputs, inputs // group, *kernel)

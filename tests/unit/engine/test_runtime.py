@@ -554,7 +554,7 @@ def test_open_shape_has_no_size() -> None:
 
 
 def test_every_type_of_the_library_has_a_name_or_is_refused() -> None:
-    """In contrast, ``trt.nptype`` raises an error for bf16, fp8, fp4, and int4."""
+    """``trt.nptype`` is not sufficient, because it raises an error for bf16, fp8, fp4, and int4."""
     names = set(trt.DataType.__members__)
     assert {dtype_name(name) for name in names - {"E8M0"}} <= {
         "float32", "float16", "bfloat16", "fp8", "fp4", "int64", "int32", "int8", "int4", "uint8", "bool",

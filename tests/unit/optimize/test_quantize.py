@@ -103,7 +103,7 @@ def test_addition_of_a_constant_is_not_quantized(tmp_path: Path) -> None:
 
 
 def dense(operator: str, **attributes: Any) -> onnx.ModelProto:
-    """Return images (batch, 6) -> Gemm or MatMul with weights of 4 output channels."""
+    """Return the model images (batch, 6) -> `operator` (Gemm or MatMul) with 4 output channels."""
     shape = (4, 6) if attributes.get("transB") else (6, 4)
     return model([node(operator, ["images", "w"], "output", **attributes)], {"w": random(*shape)}, shape=("batch", 6))
 

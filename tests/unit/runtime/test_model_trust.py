@@ -46,7 +46,7 @@ def refusal(path: Path) -> ModelError:
 
 
 def carry_out(error: ModelError) -> None:
-    """Run the first command of the hint."""
+    """Run the first command in the hint of an error."""
     subprocess.run(shlex.split(error.hint.split("`")[1]), check=True)
 
 

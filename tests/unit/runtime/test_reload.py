@@ -209,7 +209,7 @@ LEFT_HALF = {"units": "fraction", "masks": [[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]
 
 
 def brightness(site: Site, name: str) -> int:
-    """Return the largest value of the left half of the next snapshot of a camera."""
+    """Return the largest pixel value in the left half of a camera's next snapshot."""
     since = rfc3339(time.time_ns())
 
     def found() -> list[Path]:
