@@ -87,7 +87,7 @@ class _Painter:
         numbers = range(rows.start, rows.stop)
         colors = [self._color if row in hits else FALSE_COLOR for row in numbers]
         labels = [self._label(row, row in hits, frame) for row in numbers]
-        overlay.objects(scene.found.boxes_xyxy[rows].astype(np.float32), labels, colors)
+        overlay.objects(scene.found.boxes_xyxy[rows].astype(np.float32), labels, colors, scene.shapes.get(frame))
 
     def _label(self, row: int, is_hit: bool, frame: int) -> str:
         if not self._scene.tracked:

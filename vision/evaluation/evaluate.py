@@ -22,7 +22,7 @@ from vision.evaluation.count_errors import add_clip, check_accuracy_file, count_
 from vision.evaluation.crossings import LineScore, lines_of_class, score_lines
 from vision.evaluation.detection import score_detections
 from vision.evaluation.mot import read_truth, write_boxes
-from vision.evaluation.passes import Findings, Scene, Subject, boxes_of_class
+from vision.evaluation.passes import Findings, Scene, Subject, boxes_of_class, shapes_of_class
 from vision.evaluation.plots import plot_detection, plot_objects, plot_tracks, require_matplotlib
 from vision.evaluation.progress import check_stop, show_progress
 from vision.evaluation.report import Evaluation, print_evaluation, write_json
@@ -161,7 +161,8 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
         notes=tuple(_notes(subject, findings)),
         seconds=seconds,
     )
-    return evaluation, Scene(subject, published, partners, findings.tracked, tuple(findings.events))
+    shapes = shapes_of_class(findings.objects, subject.class_id)
+    return evaluation, Scene(subject, published, partners, findings.tracked, tuple(findings.events), shapes)
 
 
 def _notes(subject: Subject, findings: Findings) -> Iterator[str]:

@@ -8,7 +8,7 @@ score of at least `LOWEST_SCORE`, which average precision needs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -29,7 +29,7 @@ from vision.errors import ConfigError, SourceError, redact
 from vision.evaluation.mot import Boxes, Truth
 from vision.runtime.builder import Build, RunOptions
 from vision.stages.stage import Report
-from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Tracks
+from vision.types import Detections, Event, Frame, FrameBuffer, FrameMeta, PixelFormat, Result, Shapes, Tracks
 
 LOWEST_SCORE: Final = 0.05
 """Minimum score of the detections that count for average precision, unless the configured threshold is lower."""
@@ -79,6 +79,7 @@ class Scene:
     partners: NDArray[np.int64]  # result of `match_frames`
     tracked: bool  # True if the pipeline has a tracker
     events: tuple[tuple[int, Event], ...]  # events with their frame numbers from 1
+    shapes: Mapping[int, Shapes] = field(default_factory=dict)  # of the objects in `found`, by frame number
 
 
 @dataclass(slots=True)
@@ -282,3 +283,12 @@ def boxes_of_class(found: Sequence[tuple[int, Detections | Tracks]], class_id: i
         np.concatenate([result.scores for result in results]).astype(np.float64),
     )
     return boxes.rows(np.concatenate([result.class_ids for result in results]) == class_id)
+
+
+def shapes_of_class(found: Sequence[tuple[int, Detections | Tracks]], class_id: int) -> dict[int, Shapes]:
+    """Return the shapes of the objects of one class, in the order of `boxes_of_class`, by frame number."""
+    return {
+        frame: result.shapes.take(np.flatnonzero(result.class_ids == class_id))
+        for frame, result in found
+        if result.shapes is not None
+    }

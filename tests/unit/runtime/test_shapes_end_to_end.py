@@ -22,7 +22,8 @@ SIZE = (320, 120)  # as wide as the frames of the tests of the detector
 FRAMES = 6
 
 
-def run(folder: Path, name: str, *, pipeline: str, masks: str, offline: tuple[str, ...]) -> list[DetectionsMessage]:
+def site(folder: Path, name: str, *, pipeline: str, masks: str) -> Path:
+    """Write a model, gray images, and a configuration. Return the path of the configuration."""
     shaped = SHAPED[name]
     model, images = folder / "model", folder / "images"
     model.mkdir()
@@ -40,10 +41,19 @@ def run(folder: Path, name: str, *, pipeline: str, masks: str, offline: tuple[st
         "publish": {"bind": f"ipc://{folder}/out", "masks": masks},
     }
     (folder / "camera.yaml").write_text(yaml.safe_dump(config))
-    record = folder / "recording.jsonl"
-    command = [sys.executable, "-m", "vision", "run", str(folder / "camera.yaml"), "--offline", "--record", str(record)]
-    done = subprocess.run([*command, *offline], capture_output=True, text=True, check=False, timeout=60)
+    return folder / "camera.yaml"
+
+
+def vision(*arguments: str) -> None:
+    """Run a command of `vision`, which must succeed."""
+    command = [sys.executable, "-m", "vision", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def run(folder: Path, name: str, *, pipeline: str, masks: str, offline: tuple[str, ...]) -> list[DetectionsMessage]:
+    config, record = site(folder, name, pipeline=pipeline, masks=masks), folder / "recording.jsonl"
+    vision("run", str(config), "--offline", "--record", str(record), *offline)
     return list(read_recording(record))
 
 
@@ -64,6 +74,26 @@ def test_keypoints_survive_tracking(tmp_path: Path) -> None:
         assert points is not None
         np.testing.assert_allclose(np.array(points)[:, :2], np.clip(wanted[row], 0, SIZE), atol=0.06)
     assert is_drawn(str(tmp_path / "gate.mp4"), *wanted[0, 0].round().astype(int))
+
+
+@pytest.mark.parametrize("name", ["pose, yolov8", "obb, yolov8", "segment, yolov8"])
+def test_video_of_an_evaluation_shows_the_shapes_of_the_class(name: str, tmp_path: Path) -> None:
+    config, video, truth = (
+        site(tmp_path, name, pipeline="detect", masks="rle"),
+        tmp_path / "out.mp4",
+        tmp_path / "gt.txt",
+    )
+    truth.write_text("".join(f"{frame},1,10,10,20,20,1\n" for frame in range(1, FRAMES + 1)))
+    vision("eval", str(config), "--truth", str(truth), "--class", "car", "--video", str(video))
+    shaped = SHAPED[name]
+    if shaped.keypoints is not None:
+        at = shaped.keypoints[0, 16, :2]
+    elif shaped.rotated is not None:
+        x, y, length, _, angle = shaped.rotated[0]
+        at = np.array([x + length / 2 * np.cos(angle), y + length / 2 * np.sin(angle)])  # the middle of a short side
+    else:
+        at = np.array([66.0, 50.0])  # within the ellipse, far from the box
+    assert is_drawn(str(video), *to_source(at, SIZE).round().astype(int))
 
 
 def is_drawn(video: str, x: int, y: int) -> bool:
