@@ -35,15 +35,17 @@ def change(at_us: int, number: int) -> Change:
 def test_differences_are_ordered_like_a_stable_sort(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_BLOCK", 7)
     rng = np.random.default_rng(number)
-    expected, found, start = list[Change](), Changes(), 0
+    expected, found, first, start = list[Change](), Changes(), Changes(most=5), 0
     while start < number:
         size = int(rng.integers(1, 20))
         some = [change(int(at), len(expected) + at) for at in rng.integers(start, start + 40, size)]
         expected += some
         found.add(some)
+        first.add(some)
         start += size
     expected.sort(key=lambda each: each.shown.at_us)
     assert [*found] == expected == [*pickle.loads(pickle.dumps(found))]
+    assert [*first] == expected[:5] and first.numbers() == found.numbers()
     assert len(found) == len(expected) == found.numbers()["lost"]
 
 

@@ -7,10 +7,12 @@ import pickle
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from vision.outputs.archive.reader import ArchivedEvent
+from vision.types import Event
 
 Kind: TypeAlias = Literal["gained", "lost", "moved", "changed"]
 
@@ -39,13 +41,27 @@ def _at_us(change: Change) -> int:
     return change.shown.at_us
 
 
+# Python stores tuples several times faster than data classes.
+_values_of: Final = attrgetter(*(each.name for each in fields(Event)))
+
+
+def _values(archived: ArchivedEvent | None) -> tuple[Any, ...] | None:
+    if archived is None:
+        return None
+    return _values_of(archived.event), archived.instance, archived.epoch, archived.frame, archived.at_us
+
+
+def _event(values: tuple[Any, ...] | None) -> ArchivedEvent | None:
+    return None if values is None else ArchivedEvent(Event(*values[0]), *values[1:])
+
+
 class _Block(NamedTuple):
     first_us: int  # time of the first difference, in microseconds since 1970 (UTC)
     content: bytes
 
     def changes(self) -> list[Change]:
-        found: list[Change] = pickle.loads(zlib.decompress(self.content))
-        return found
+        values = pickle.loads(zlib.decompress(self.content))
+        return [Change(camera, kind, _event(before), _event(after)) for camera, kind, before, after in values]
 
 
 class Changes:
@@ -54,7 +70,12 @@ class Changes:
     Most differences are compressed. An iteration decompresses few of them at the same time.
     """
 
-    def __init__(self, changes: Iterable[Change] = ()) -> None:
+    def __init__(self, changes: Iterable[Change] = (), *, most: int | None = None) -> None:
+        """Keep `changes`, and those that are added later.
+
+        If `most` is not None, an iteration yields only the first `most` differences. `numbers` counts all of them.
+        """
+        self._most = most
         self._blocks: list[_Block] = []
         self._newest: list[Change] = []  # not compressed yet
         self._numbers: Counter[Kind] = Counter()
@@ -65,11 +86,14 @@ class Changes:
         number = len(self._newest)
         self._newest += changes
         self._numbers.update(change.kind for change in self._newest[number:])
-        if len(self._newest) >= _BLOCK:
+        if self._most is not None:
+            self._newest = heapq.nsmallest(self._most, self._newest, key=_at_us)
+        elif len(self._newest) >= _BLOCK:
             self._newest.sort(key=_at_us)
             for start in range(0, len(self._newest), _BLOCK):
                 block = self._newest[start : start + _BLOCK]
-                self._blocks.append(_Block(_at_us(block[0]), zlib.compress(pickle.dumps(block), _LEVEL)))
+                values = [(each.camera, each.kind, _values(each.before), _values(each.after)) for each in block]
+                self._blocks.append(_Block(_at_us(block[0]), zlib.compress(pickle.dumps(values), _LEVEL)))
             self._newest = []
 
     def numbers(self) -> Mapping[Kind, int]:

@@ -43,17 +43,18 @@ class Comparison:
     ignored, because this end does not follow from the tracks.
     """
 
-    def __init__(self, camera: str, *, same_tracks: bool = True) -> None:
+    def __init__(self, camera: str, *, same_tracks: bool = True, most: int | None = None) -> None:
         """Start a comparison.
 
         Args:
             camera: name of the camera.
             same_tracks: True if both lists of events have the same track ids. Otherwise, objects and data are not
                 compared.
+            most: number of differences to keep, as in `Changes`; None means all.
         """
         self._camera = camera
         self._same_tracks = same_tracks
-        self._changes = Changes()
+        self._changes = Changes(most=most)
         self._same, self._equal = 0, True
         # Lost and gained events whose partner can be in a later part.
         self._lost: list[_Known] = []

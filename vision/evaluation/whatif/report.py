@@ -30,7 +30,9 @@ from vision.version import version
 
 SCHEMA: Final = "vision.whatif/1"
 _WRITTEN: Final = 1000  # number of parts of a file that are written together
-_SHOWN_ROWS: Final = 40  # maximum number of differences in the table
+SHOWN_ROWS: Final = 40
+"""Maximum number of differences in the table."""
+
 _SHOWN_TIMES: Final = 5  # maximum number of times in each list of notes
 _FILE_WIDTH: Final = 150  # columns of a table that is written to a file
 _LONGEST_VIDEO_US: Final = 24 * 3_600_000_000
@@ -143,11 +145,11 @@ def print_report(report: WhatIf, console: Console) -> None:
     number = sum(len(camera.difference.changes) for camera in report.cameras)
     if number:
         details = Table(*_DETAILS, box=None, pad_edge=False)
-        for change in islice(report.changes(), _SHOWN_ROWS):
+        for change in islice(report.changes(), SHOWN_ROWS):
             details.add_row(*(escape_markup(cell) for cell in _details(change)))
         console.print(details)
-    if number > _SHOWN_ROWS:
-        text = f"and {number - _SHOWN_ROWS} more: `--json FILE` or `--page FILE` contains all differences"
+    if number > SHOWN_ROWS:
+        text = f"and {number - SHOWN_ROWS} more: `--json FILE` or `--page FILE` contains all differences"
         console.print(text, highlight=False)
 
 

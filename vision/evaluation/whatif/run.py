@@ -26,7 +26,7 @@ from vision.evaluation.whatif.feet import Feet
 from vision.evaluation.whatif.finding import FoundBlock, found_by_process, rare_collections
 from vision.evaluation.whatif.judge import Judge
 from vision.evaluation.whatif.rejudge import Rejudgment, boxes_of_events
-from vision.evaluation.whatif.report import CameraReport, Files, WhatIf, publish_report
+from vision.evaluation.whatif.report import SHOWN_ROWS, CameraReport, Files, WhatIf, publish_report
 from vision.outputs.archive.process import require_pyarrow
 from vision.outputs.archive.reader import Archive
 from vision.outputs.archive.writer import ALL_CAMERAS
@@ -66,7 +66,7 @@ class _Task:
     selected: Selected
     since_us: int  # start of the range, in microseconds since 1970 (UTC)
     until_us: int  # end of the range, in microseconds since 1970 (UTC)
-    with_boxes: bool  # True if the report needs the boxes of the objects
+    files: Files  # the files that the report needs
 
 
 def select(selection: Selection) -> Selected:
@@ -98,7 +98,7 @@ def run(selection: Selection, files: Files, stop: threading.Event) -> int:
     require_pyarrow("vision whatif")
     selected = select(selection)
     limits = selection.since_us, min(selection.until_us, time.time_ns() // 1000)
-    reports = _judge_all(_Task(selected, *limits, files.page is not None), stop)
+    reports = _judge_all(_Task(selected, *limits, files), stop)
     report = WhatIf(selection.config, *limits, tuple(reports), _not_judged(selection, selected))
     publish_report(report, Console(), files)
     return EXIT_OK
@@ -179,7 +179,8 @@ def _judge_camera(
     config, class_names, archive = task.selected.config, task.selected.class_names, task.selected.archive
     limits = task.since_us, task.until_us
     rejudgment = Rejudgment(archive, Judge(config, camera, class_names), camera, *limits)
-    before, comparison, search = 0, Comparison(camera), rejudgment.search
+    before, search, needs_all = 0, rejudgment.search, task.files != Files()
+    comparison = Comparison(camera, most=None if needs_all else SHOWN_ROWS)
     is_long = has_spare_core and archive.number_of_tracks(camera, *limits) >= _MANY_ROWS
     with rare_collections(), found_by_process(search) if is_long else nullcontext(search.found()) as found:
         _check_class_ids(archive.class_names(camera, search.since_us, search.until_us), class_names, camera)
@@ -193,7 +194,7 @@ def _judge_camera(
         before=before,
         judgment=rejudgment.judgment,
         difference=difference,
-        feet=_feet(archive, camera, difference.changes) if task.with_boxes else Feet(),
+        feet=_feet(archive, camera, difference.changes) if task.files.page is not None else Feet(),
         gaps=tuple(gap for each in (camera, ALL_CAMERAS) for gap in archive.gaps(each, *limits)),
         missing=tuple(rejudgment.coverage.missing),
         set_back=tuple(rejudgment.coverage.set_back),
