@@ -121,6 +121,27 @@ def test_restrictions_hold(container: Container) -> None:
     container.run(*inside, "touch", "/var/lib/vision/x")
 
 
+def test_service_sees_the_socket_of_csi_cameras_on_a_jetson_only(container: Container) -> None:
+    """On a Jetson, the daemon for CSI cameras has its socket in /tmp."""
+    container.run("touch", "/tmp/argus_socket")
+
+    def is_seen() -> bool:
+        inside = ["nsenter", "-t", str(main_pid(container, "vision@shop")), "-m"]
+        return container.run(*inside, "test", "-e", "/tmp/argus_socket", check=False).returncode == 0
+
+    assert not is_seen()
+    container.write("/etc/nv_tegra_release", "# R36 (release), REVISION: 4.3\n")
+    try:
+        container.run("env", f"PYTHONPATH={ROOT}", PROGRAM, "install-service", "--yes")
+        container.run("systemctl", "restart", "vision@shop")  # returns when the service is ready
+        assert is_seen()
+    finally:
+        container.run("rm", "-r", "/etc/nv_tegra_release", "/etc/systemd/system/vision@.service.d")
+        container.run("systemctl", "daemon-reload")
+        container.run("systemctl", "restart", "vision@shop")
+    assert not is_seen()
+
+
 def test_killed_service_is_started_again(container: Container) -> None:
     before = main_pid(container, "vision@shop")
     container.run("kill", "-KILL", str(before))
