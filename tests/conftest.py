@@ -49,8 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(TIER_OF_FOLDER.get(item.nodeid.split("/")[1], "integration"))
 
 
-LIBRARY_LOOKUPS = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "sh"}
-"""Programs that `ctypes.util.find_library` and `platform` of the standard library start."""
+LIBRARY_LOOKUPS = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "sh", "fc-list"}
+"""Programs that `ctypes.util.find_library`, `platform`, and, on its first use on a machine, matplotlib start."""
 
 
 def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
