@@ -132,6 +132,7 @@ def rewrite(path: Path, change: dict[str, Any]) -> None:
         (lambda plan: plan.with_suffix(".json").write_text("{"), ("JSON",)),
         (lambda plan: plan.with_suffix(".json").write_bytes(b"\xff\xfe"), ("JSON",)),
         (lambda plan: plan.with_suffix(".json").write_text("[]"), ("JSON",)),
+        (lambda plan: plan.with_suffix(".json").write_text('{"x":' + "[" * 100_000), ("JSON",)),
         (lambda plan: rewrite(plan.with_suffix(".json"), {"schema": 99}), ("JSON",)),
         (lambda plan: rewrite(plan.with_suffix(".json"), {"key": None}), ("JSON",)),
         (
