@@ -102,8 +102,9 @@ class Analytics:
     def reconfigure(self, config: CameraAnalytics, forget_s: float, at_ns: int) -> tuple[Event, ...]:
         """Continue with a new configuration. Lines and zones that have not changed continue without any event.
 
-        A line or zone whose name is known keeps its counts. If a zone has changed, the objects in it leave the old zone
-        and enter the new one. Return the events of these exits and entries, and of the ends of dwelling and crowding.
+        A line or zone whose name is in the previous configuration keeps its counts. If a zone has changed, the objects
+        in it leave the old zone and enter the new one. Return the events of these exits and entries, and of the ends of
+        dwelling and crowding.
         """
         self._forget_s = forget_s
         if config == self._config:
@@ -147,7 +148,7 @@ class Analytics:
 
     @property
     def period_s(self) -> int | None:
-        """Start of the period of the counters, in seconds since 1970; None if no period has started yet."""
+        """Start of the period of the counters, in seconds since 1970, or None if no period has started yet."""
         return self._counters.period_s
 
     def counts(self) -> Counts:
@@ -298,7 +299,7 @@ _PLACE: Final = {"lines": ("points", "anchor"), "zones": ("polygon", "holes", "a
 
 
 def _kept(earlier: CameraAnalytics, config: CameraAnalytics, kind: Literal["lines", "zones"]) -> IndexArray:
-    """Return the index in `earlier` of each line or zone of `config`; -1 if it is new, or its place has changed."""
+    """Return, for each line or zone of `config`, its index in `earlier`, or -1 if it is new or has moved."""
     before: Sequence[Shape] = earlier.lines if kind == "lines" else earlier.zones
     now: Sequence[Shape] = config.lines if kind == "lines" else config.zones
     index = {shape.name: number for number, shape in enumerate(before)}
@@ -320,8 +321,8 @@ class _ShapeCounters:
     ) -> None:
         """Create the counters.
 
-        `stored` supplies the initial values, and saves changes. If `stored` is None, each counter starts at the value
-        that `earlier` has for it, or at 0.
+        `stored` supplies the initial values, and saves changes. If `stored` is None, each counter starts at its value
+        in `earlier`, or at 0 if `earlier` has no value for the counter.
         """
         self._stored = stored
         self._lines = {line.name: {"in": 0, "out": 0} for line in config.lines}
@@ -339,7 +340,7 @@ class _ShapeCounters:
 
     @property
     def stored(self) -> CameraCounters | None:
-        """The persistent storage of the counters; None if there is none."""
+        """The persistent storage of the counters, or None if there is none."""
         return self._stored
 
     def add(self, name: str, key: str, class_name: str) -> Mapping[str, int]:
@@ -353,7 +354,7 @@ class _ShapeCounters:
 
     @property
     def period_s(self) -> int | None:
-        """Start of the period of the counts, in seconds since 1970; None if no period has started yet."""
+        """Start of the period of the counts, in seconds since 1970, or None if no period has started yet."""
         return self._period_s
 
     def start_period(self, period_s: int) -> Mapping[str, Mapping[str, int]] | None:

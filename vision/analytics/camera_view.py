@@ -1,7 +1,8 @@
 """`ViewTracker` finds out how a fixed camera has moved since its lines and zones were drawn.
 
 The tracker stores the background of the scene as one or more appearances (day, night, snow), each with points that are
-easy to find again. It compares every image with the appearances, beginning with the last one that fitted:
+easy to find again. It compares every image with the appearances, beginning with the appearance that fitted most
+recently:
 
 1. The pyramidal Lucas-Kanade method (Bouguet, 2001) searches for the points near their expected positions, forward and
    back. RANSAC (Fischler and Bolles, 1981) then fits a similarity: a shift, a rotation, and a zoom.
@@ -97,7 +98,7 @@ class Appearance:
     def of(cls, pixels: Image, view: Similarity, boxes_xyxy: Boxes = _NO_BOXES) -> Appearance:
         """Return the appearance of an image that shows `view`.
 
-        Its points are easy to find again, and lie outside the boxes of objects.
+        The points of the appearance are easy to find in other images, and lie outside the boxes of objects.
         """
         import cv2
 
@@ -143,12 +144,12 @@ class ViewTracker:
     """Tracker of the view of one camera. `update` receives an image about every `INTERVAL_S` seconds.
 
     Attributes:
-        view: similarity from the reference view to the present view, for points in images of `WIDTH_PX` columns.
+        view: similarity from the reference view to the current view, for points in images of `WIDTH_PX` columns.
         state: ``learning`` until the first appearance is stored; ``aligned`` if the last image confirmed `view`;
             ``unsure`` if it did not; ``moved`` or ``covered`` if no image has fitted for `_UNSEEN_S` seconds; ``dark``
             if the background cannot be seen, for example behind a crowd, without light, or at night, when successive
             images differ by noise.
-        appearances: the stored appearances. The last one that fitted comes first.
+        appearances: the stored appearances. The appearance that fitted most recently comes first.
     """
 
     def __init__(self, appearances: list[Appearance] | None = None, view: Similarity | None = None) -> None:
@@ -175,8 +176,8 @@ class ViewTracker:
     def update(self, image: ViewImage, now_s: float) -> None:
         """Compare an image, which was captured at `now_s` (seconds), with the appearances. Update `view` and `state`.
 
-        If the scene looks clearly different, store a new appearance. If the size of the images changes, start again
-        without appearances.
+        If the scene looks clearly different, store a new appearance. If the size of the images changes, restart without
+        appearances.
         """
         if self._updated_s is None or now_s - self._updated_s > _UNSEEN_S:  # for example without a connection
             self._fitted_s = now_s
@@ -285,7 +286,7 @@ class ViewTracker:
             self.state, self._fitted_s = "dark", now_s
 
     def _fit(self, pixels: Image) -> _Fit | None:
-        """Return the view of an image; None if no appearance fits. The appearance that fits becomes the first."""
+        """Return the view of an image, or None if no appearance fits. Move the fitting appearance to the front."""
         others: list[tuple[_Fit, Appearance]] = []
         for appearance in self.appearances:
             fit = _track(appearance, pixels, self.view)
@@ -338,7 +339,7 @@ def in_pixels(view: Similarity, width_px: int) -> Similarity:
 
 
 def moved(section: CameraAnalytics, view: Similarity, width_px: int, height_px: int) -> CameraAnalytics:
-    """Return `section` with all points moved to their positions in the present view, in pixels of the frame."""
+    """Return `section` with all points moved to their positions in the current view, in pixels of the frame."""
     scale = np.array(pixels_per_unit(section.units, width_px, height_px))
     view = in_pixels(view, width_px)
 
@@ -395,7 +396,7 @@ def _is_sure(fit: _Fit) -> bool:
 def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | None:
     """Search for the points of an appearance in an image. `guess` is the expected view of the image.
 
-    Return the fit; None if too few points agree, or if they are too close together.
+    Return the fit, or None if too few points agree or the points are too close together.
     """
     import cv2
 
@@ -460,7 +461,7 @@ def _features(pixels: Image) -> tuple[Points32, NDArray[np.uint8]]:
 
 
 def _match(appearance: Appearance, found: tuple[Points32, NDArray[np.uint8]]) -> Similarity | None:
-    """Return an estimate of the view of an image; None if too few of its features match those of the appearance.
+    """Return an estimate of the view of an image, or None if too few features match features of the appearance.
 
     `found` contains the positions (N, 2) and the descriptors (N, 32) of the features of the image.
     """

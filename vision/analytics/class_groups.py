@@ -63,7 +63,7 @@ def single_boxes(
         scores: scores (N,) of the boxes.
         classes: class ids (N,) of the boxes.
         groups: groups (N,) of these classes.
-        cameras: index of the camera of each box (N,); None if all boxes are of one frame.
+        cameras: index of the camera of each box (N,), or None if all boxes are of one frame.
     """
     kept = np.ones(len(scores), np.bool_)
     members = np.isin(groups, groups[groups != classes]).nonzero()[0]

@@ -132,7 +132,7 @@ def load_clips(path: Path) -> dict[str, Clip]:
 
     Raises:
         ConfigError: the file cannot be read, or is not a valid file from `vision eval --accuracy`.
-        Unavailable: the file cannot be read at present, for example because the disk fails.
+        Unavailable: the file cannot currently be read, for example because the disk fails.
     """
     hint = "write it with `vision eval CONFIG --truth GT.txt --accuracy FILE`"
     try:

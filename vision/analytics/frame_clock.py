@@ -1,7 +1,7 @@
 """`FrameClock` converts capture times, which can go back, to a time that never goes back.
 
-A capture time can go back when a camera is opened again, or when it comes from a custom source. Tracks and stays in
-zones must still expire, and their ages must not decrease.
+A capture time can go back when a camera is reopened, or when it comes from a custom source. Tracks and stays in zones
+must still expire, and their ages must not decrease.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _FRAMES_REMEMBERED: Final = 2.5  # minimum time to keep state, in frame interval
 
 
 class FrameClock:
-    """Clock that counts the seconds since the first frame. If a capture time goes back, it adds the usual interval."""
+    """Clock that counts the seconds since the first frame.
+
+    If a capture time goes back, the clock advances by the usual interval.
+    """
 
     def __init__(self) -> None:
         self.now_s = 0.0  # time of the last frame in seconds

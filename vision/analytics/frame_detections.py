@@ -54,8 +54,8 @@ class FrameDetections:
         Args:
             detections: detections of one frame of each camera.
             config: contains the minimum scores of usable detections and of strong detections.
-            class_groups: groups of classes that the detector confuses; None if there are none.
-            edges: edges of the cameras' frames; None if unknown.
+            class_groups: groups of classes that the detector confuses, or None if there are none.
+            edges: edges of the cameras' frames, or None if unknown.
         """
         camera: IndexArray | None = None
         classes: ClassIds

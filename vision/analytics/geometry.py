@@ -116,7 +116,7 @@ class LineSet:
         return factors, directions.imag * starts.real - directions.real * starts.imag
 
     def distance(self, point: complex, line: int) -> float:
-        """Return the distance in pixels of `point` from the extension of the line; negative on the left of the line."""
+        """Return the distance in pixels of `point` from the extended line. Distances on the left are negative."""
         return ((point - self._starts[line]) * self._along[line].conjugate()).imag / self._lengths[line]
 
     def is_passed(self, before: complex, now: complex, line: int) -> bool:
@@ -203,7 +203,7 @@ class ZoneSet:
         return inside
 
     def distances_to_border(self, points: Points, zones: IndexArray) -> FloatArray:
-        """Return the distance (K,) in pixels of each point (K,) from the border of its zone; never negative.
+        """Return the unsigned distance (K,) in pixels of each point (K,) from the border of its zone.
 
         Sides of a zone that lie on the edge of the frame, or beyond the edge, do not count as border.
         """
@@ -292,7 +292,7 @@ class GroundPlane:
         self._in_front = float(np.sign(matrix[2] @ (u, v, 1.0)))
 
     def to_meters(self, x: float, y: float) -> tuple[float, float]:
-        """Return x and y on the ground, in meters, of a point in the frame; NaN for a point at or above the horizon."""
+        """Return x and y, in meters on the ground, of a point in the frame, or NaN at or above the horizon."""
         right, ahead, depth = self._projected(x, y)
         if depth * self._in_front <= _LEAST_DEPTH:
             return math.nan, math.nan

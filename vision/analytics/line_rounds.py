@@ -1,6 +1,6 @@
 """`LineRounds` finds the crossings in many archived frames. It uses `LineWatch`, as the live analytics do.
 
-Each round judges one detection of every object: the next detection that can change the state of the object. The
+Each round evaluates one detection of every object: the next detection that can change the state of the object. The
 detections of a round can be in different frames.
 """
 
@@ -71,7 +71,7 @@ class LineRounds:
         return first
 
     def _following(self, rows: IndexArray, crossings: list[RecordedCrossing]) -> IndexArray:
-        """Return the next row to judge after each of `rows`, if there is one.
+        """Return the next row to evaluate after each of `rows`, if there is one.
 
         Add the crossings of lost objects to `crossings`.
         """
@@ -129,7 +129,7 @@ class LineRounds:
         table["jitter"][at] = self._objects.jitter_at(rows)[:, 0]
 
     def _judge(self, rows: IndexArray) -> Iterator[RecordedCrossing]:
-        """Judge one row of each of several tracks. Yield the crossings in these rows."""
+        """Evaluate one row of each of several tracks. Yield the crossings in these rows."""
         objects, table, found = self._objects, self._objects.table, self._objects.rows
         at = table.ids.searchsorted(found.track_ids[rows])
         self._place(rows, at)

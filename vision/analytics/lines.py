@@ -100,7 +100,7 @@ class LineWatch:
         """Return the argument `places` of `TrackTable.adopt` for the columns in `columns`.
 
         Args:
-            kept: index of each line among the earlier lines; -1 if the line is new, or has moved.
+            kept: index of each line among the earlier lines, or -1 if the line is new or has moved.
             number: number of earlier lines.
         """
         both = np.concatenate([kept, np.where(kept >= 0, kept + number, -1)])
@@ -114,7 +114,7 @@ class LineWatch:
         At a line that is new or has moved, a path starts at the last position of the object.
 
         Args:
-            earlier: the instance that has detected the crossings until now.
+            earlier: the instance that has detected the crossings until this call.
             table: the track table, with the rows of the earlier table.
             places: the argument `places` of `TrackTable.adopt`.
             known: True for each anchor whose positions are known. The positions of the other anchors are estimates.
@@ -206,7 +206,7 @@ class LineWatch:
         change, the object must stay on the same sides of all lines.
 
         Args:
-            table: the track table, with the present state.
+            table: the track table, with the current state.
             rows: rows (M,) of the objects in the table.
             ahead: the next K detections of the objects.
         """
@@ -298,7 +298,7 @@ class LineWatch:
         """Compare the anchors of whole objects with the anchors of their boxes. `cut` (..., 4) marks the cut-off sides.
 
         Return two masks (..., L). The first mask is True if the object's anchor is certainly farther to the right of a
-        line than the box's anchor. The second mask is True if it is certainly farther to the left.
+        line than the box's anchor. The second mask is True if the object's anchor is certainly farther to the left.
         """
         to_right, to_left = cut @ self._to_right, cut @ self._to_left
         return to_right & ~to_left, to_left & ~to_right
@@ -348,7 +348,7 @@ class ClassFilter:
         return bool(self._allowed[class_id if 0 <= class_id < unnamed else unnamed, shape])
 
     def allowed(self, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray | None:
-        """Return the mask (M, S) of the objects that each line or zone counts; None if no line or zone selects classes.
+        """Return the mask (M, S) of the objects that each line or zone counts, or None if none of them selects classes.
 
         `rows` (M,) are the indices of the objects in `class_ids`.
         """

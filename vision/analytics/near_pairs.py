@@ -110,7 +110,7 @@ def _reach(objects: Near) -> FloatArray:
 
 
 def _together(places: FloatArray, reach: FloatArray) -> NDArray[np.complex64]:
-    """Return place and reach as complex numbers (M, 2), so that one NumPy call reads all four coordinates."""
+    """Return `places` and `reach` as complex numbers (M, 2), so that one NumPy call reads all four coordinates."""
     table = np.empty((len(reach[0]), 4), np.float32)
     table[:, :2], table[:, 2:] = places.T, reach.T
     return table.view(np.complex64)

@@ -1,8 +1,8 @@
 """`ObjectAnalytics` finds the events of single objects in archived frames, many frames together.
 
 The state of an object at lines and zones depends on no other object, and seldom changes. Therefore, `judge` finds all
-detections in which the state can change. It judges the detections of different objects together, although they are in
-different frames.
+detections in which the state can change. It evaluates the detections of different objects together, although they are
+in different frames.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class ObjectAnalytics(Analytics):
         return found
 
     def _motions(self, changes: Sequence[_Change]) -> list[tuple[float, float]]:
-        """Return the speed in km/h and the direction in degrees of the object of each change; NaN if unknown."""
+        """Return, for each change, the speed in km/h and the direction in degrees of its object, or NaN if unknown."""
         values = [(change.row, change.frame, change.frame - (change.kind == _LOST)) for change in changes]
         return self._recorded.motions(*np.array(values, np.intp).reshape(-1, 3).T)
 
@@ -194,7 +194,10 @@ class ObjectAnalytics(Analytics):
     # --- events -------------------------------------------------------------------------------------------------------
 
     def _apply(self, change: _Change, at: int, at_ns: int) -> Iterator[Event]:
-        """Yield the events of a change, and update the state of the object in zones. `at` is its row in the table."""
+        """Yield the events of a change, and update the object's state in zones.
+
+        `at` is the row of the object in the table.
+        """
         _, kind, _, shape, row, direction = change
         objects, table, now_s = self._recorded, self._objects.table, self._objects.clock.now_s
         if kind == _LOST:

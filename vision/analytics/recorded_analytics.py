@@ -1,7 +1,7 @@
-"""`RecordedAnalytics` judges many archived frames together, with the same results as `Analytics`.
+"""`RecordedAnalytics` evaluates many archived frames together, with the same results as `Analytics`.
 
 `ObjectAnalytics` finds the events of single objects. `RecordedAnalytics` adds the counts and the events of crowds.
-Because these depend on all objects, it works in the order of frames.
+Because counts and crowds depend on all objects, `RecordedAnalytics` processes the frames in order.
 """
 
 from __future__ import annotations
@@ -55,26 +55,26 @@ class RecordedAnalytics(Analytics):
             self._await_crowds()
 
     def next_frame(self) -> int | None:
-        """Return the number of the next frame to judge; None if there is none."""
+        """Return the number of the next frame to evaluate, or None if there is none."""
         found = self._found[self._next].frame if self._next < len(self._found) else _END
         frame = min(found, self._frames[0]) if self._frames else found
         return None if frame == _END else frame
 
     def add_frame(self, frame: int) -> None:
-        """Make `next_frame` also return `frame`, which must not be before the present frame."""
+        """Make `next_frame` also return `frame`, which must not be before the current frame."""
         heappush(self._frames, frame)
 
     def seek(self, frame: int) -> None:
-        """Select the frame that the next `update` judges."""
+        """Select the frame that the next call to `update` evaluates."""
         self._at, self._is_awaited = frame, False
         while self._frames and self._frames[0] <= frame:
             heappop(self._frames)
             self._is_awaited = True
 
     def update(self, tracks: Tracks, captured_ns: int) -> tuple[Event, ...]:  # noqa: ARG002 - as in `Analytics`
-        """Judge the frame of the latest `seek`. Return its events. `tracks` is not used.
+        """Evaluate the frame that the latest `seek` selected, and return its events. `tracks` is not used.
 
-        In a frame without a passage of an object, crowding can change only if `add_frame` added the frame.
+        If the frame has no event of an object at a zone, crowding can change only if `add_frame` added the frame.
         """
         first = self._next
         while self._next < len(self._found) and self._found[self._next].frame == self._at:
@@ -107,7 +107,7 @@ class RecordedAnalytics(Analytics):
     def _await_pauses(self, times: FrameTimes) -> None:
         """Make `next_frame` return the first frame after each long pause.
 
-        The observation of crowding starts again at this frame.
+        The observation of crowding restarts at this frame.
         """
         for frame in (np.array(times.steps_s) > times.memory_s(self._forget_s)).nonzero()[0].tolist():
             self.add_frame(frame)

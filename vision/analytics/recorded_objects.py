@@ -118,7 +118,7 @@ class RecordedObjects(TrackedObjects):
     # --- loading ------------------------------------------------------------------------------------------------------
 
     def load(self, tracks: RecordedTracks, forget_s: float) -> None:
-        """Add the next frames, and forget the earlier frames that are not needed any more.
+        """Add the next frames, and forget the frames that are no longer needed.
 
         Args:
             tracks: tracks of the frames.
@@ -141,7 +141,7 @@ class RecordedObjects(TrackedObjects):
         self.table.rows_of(self.rows.track_ids[self.rows.frames >= self.first])
 
     def _trimmed(self) -> RecordedRows:
-        """Forget the frames that are not needed any more. Return the rows of the other frames, sorted by frame."""
+        """Forget the frames that are no longer needed. Return the rows of the remaining frames, sorted by frame."""
         number = len(self.now_s)
         first = bisect_left(self._step_of, self._step - SAMPLES + 1)
         first = min([first, *self.rows.frames[self._last_rows].tolist()])
@@ -219,7 +219,7 @@ class RecordedObjects(TrackedObjects):
     # --- lives and samples --------------------------------------------------------------------------------------------
 
     def new_rows(self) -> tuple[IndexArray, IndexArray]:
-        """Return the rows of the latest `load` in which lives start, and those in which earlier lives continue.
+        """Return the rows of the latest `load` in which lives start, and the rows in which earlier lives continue.
 
         An earlier life continues in the first of its rows since the latest `load`.
         """
@@ -233,7 +233,7 @@ class RecordedObjects(TrackedObjects):
     def first_columns(self, fresh: IndexArray) -> FloatArray:
         """Return the columns (F, ...) of the previous detections of the F objects that appear in the rows `fresh`.
 
-        If an object has no previous detection (`Tracks.previous_xyxy`), use its present detection.
+        If an object has no previous detection (`Tracks.previous_xyxy`), use its current detection.
         """
         before = self._columns_of(self.rows.previous_xyxy[fresh])
         return np.where(np.isnan(before), self.rows.columns[fresh], before)
@@ -253,7 +253,9 @@ class RecordedObjects(TrackedObjects):
         return self._samples.jitter_at(rows, self.lives.of_row[rows])
 
     def motions(self, rows: IndexArray, frames: IndexArray, last_frames: IndexArray) -> list[tuple[float, float]]:
-        """Return the speed in km/h and the direction in degrees of M objects, each at a different time; NaN if unknown.
+        """Return the speed in km/h and the direction in degrees of M objects, each at a different time.
+
+        Unknown values are NaN.
 
         Args:
             rows: last row (M,) of each object up to its time.

@@ -86,7 +86,7 @@ class Steps:
         return times_s[np.maximum(at, 0)]
 
     def ratios_of(self, steps: IndexArray) -> FloatArray:
-        """Return the interval before each of `steps` (...) divided by the previous interval; NaN if unknown."""
+        """Return the interval before each of `steps` (...) divided by the previous interval, or NaN if unknown."""
         ratios, at = np.array([math.nan, *self._ratios]), steps - self.oldest + 1
         return ratios[np.maximum(at, 0)]
 
@@ -154,8 +154,8 @@ class Samples:
             carried: jitter and weight of each life before these samples.
             lives: life of each sample.
             steps: step of each sample.
-            first: jitter that counts until `newest` is known for the first time; NaN if unknown.
-            newest: jitter that each sample adds to the moving average; NaN if unknown.
+            first: jitter that counts until `newest` is known for the first time, or NaN if unknown.
+            newest: jitter that each sample adds to the moving average, or NaN if unknown.
         """
         # Lists of numbers need less time than a list of tuples.
         values, weights, present, value, weight = list[float](), list[float](), -1, 0.0, 0.0
@@ -199,7 +199,7 @@ class Samples:
             lives: lives (M,) of the objects.
             steps: last step (M,) at the time of each velocity.
             now_s: time (M,) of each velocity in seconds.
-            ground: converter from pixels to meters; None if no ground points are configured.
+            ground: converter from pixels to meters, or None if no ground points are configured.
         """
         # The order is that of `TrackedObjects`, which stores step n at index n % SAMPLES, because sums of
         # floating-point numbers depend on the order.
@@ -221,7 +221,7 @@ _KEY: Final = 1 << 40  # larger than the number of a step
 
 
 def _velocities(known: BoolArray, seen_s: FloatArray, points: Points) -> Points:
-    """Return the velocity (M,) of M objects, from K positions of each; NaN if the positions span too little time.
+    """Return the velocity (M,) of M objects, from K positions of each, or NaN if the positions span too little time.
 
     Args:
         known: mask (M, K) of the positions that are known. The other positions are ignored.

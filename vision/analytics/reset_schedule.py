@@ -1,4 +1,4 @@
-"""`ResetSchedule` determines when the counters of a camera start at zero again."""
+"""`ResetSchedule` determines when the counters of a camera are reset to zero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ResetSchedule:
 
     Args:
         times: times of the day as HH:MM. If there are none, no period ever starts.
-        period_s: start of the current period, in seconds since 1970 (UTC); None if there is none yet.
+        period_s: start of the current period, in seconds since 1970 (UTC), or None if there is none yet.
     """
 
     def __init__(self, times: Sequence[str], period_s: int | None = None) -> None:
@@ -24,7 +24,7 @@ class ResetSchedule:
 
     @property
     def next_ns(self) -> int | None:
-        """Capture time before which no period starts, in nanoseconds since 1970 (UTC); None if none ever starts."""
+        """Capture time before which no period starts, in ns since 1970 (UTC), or None if no period ever starts."""
         return self._next_ns
 
     def starts_period(self, utc_ns: int) -> int | None:

@@ -79,7 +79,7 @@ class Pairs:
         return found
 
     def release_misled(self, others: BoolArray, boxes: FloatArray, matches: IndexArray) -> None:
-        """Remove matches with a probably different object, if a weak detection is probably the object itself.
+        """Remove each match that probably shows a different object, if another detection probably shows the right one.
 
         The similarity of such a match is at most `_DOUBTFUL`, and the similarity of one of the detections `others` is
         greater than `_CLEAR`. The IoU of these two detections is less than `_OTHER_IOU`, so they show two objects.
@@ -87,7 +87,7 @@ class Pairs:
         Args:
             others: mask (N,) of detections that are not matched.
             boxes: corners of the detections (N, 4).
-            matches: detection of each track (M,); -1 if there is none. Removed matches are set to -1.
+            matches: detection of each track (M,), or -1 if there is none. Removed matches are set to -1.
         """
         rows, columns = self._tracks, self._detections
         if not len(rows) or self._similarity[0] > _DOUBTFUL:
@@ -152,7 +152,7 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
         columns: detection (K,) of each pair.
         gain: similarity (K,) of each pair above the minimum.
         contested: mask (N,) of the contested detections, which is overwritten.
-        best: array (M,) to which the detection of each competing track is written; -1 if there is none.
+        best: array (M,) to which the detection of each competing track is written, or -1 if there is none.
     """
     competing = np.zeros(len(best), np.bool_)
     number = 0

@@ -64,7 +64,7 @@ def size_step(step_s: float) -> tuple[float, float]:
 
 
 class SizeFilter:
-    """Filter that weighs the detected boxes of M tracks by their size, and lets the tracks follow lasting changes.
+    """Filter that weighs the detected boxes of M tracks by their size, and makes the tracks follow lasting changes.
 
     Each argument is one value for all tracks, or an array (M,) with one value per track.
 
@@ -78,7 +78,7 @@ class SizeFilter:
         self._now_s, self._trend_share, self._growth_variance = now_s, trend_share, growth_variance
 
     def weigh(self, state: FloatArray, at: FloatArray, noise: FloatArray, cut: BoolArray) -> FloatArray:
-        """Return the weight (M,) of each box, from its width and height. Let `state` follow real changes of size.
+        """Return the weight (M,) of each box, from its width and height. Update `state` with real changes of size.
 
         The shape of an object changes slowly. Its width and height change by the same factor when the object approaches
         or leaves. A box that is suddenly narrower, shorter, or wider shows only a part of an object, or two objects, so
@@ -126,7 +126,7 @@ class SizeFilter:
         return belief
 
     def _hide(self, state: FloatArray, at: FloatArray, begins: BoolArray) -> None:
-        """Remember the height of objects whose box became shorter, but kept its upper side and its width.
+        """Remember the height of objects whose box became shorter, but kept its top edge and its width.
 
         Of M objects, consider only those in the mask `begins` (M,).
         """
@@ -150,7 +150,7 @@ class SizeFilter:
     def _adopt_changes(
         self, state: FloatArray, at: FloatArray, changes: FloatArray, cut: BoolArray, belief: FloatArray
     ) -> None:
-        """Let tracks adopt changes of size that last. Set the weight `belief` of the adopted boxes to 1.
+        """Make tracks adopt lasting changes of size. Set the weight `belief` of the adopted boxes to 1.
 
         A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S`, or increases with the next box. In
         this case, the object turns, or a part of it stays hidden. The size of a box that the edge of the frame cuts off

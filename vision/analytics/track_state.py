@@ -114,7 +114,7 @@ def predict(
         state: state (ROWS, M) of all tracks, which is changed.
         of_cameras: `state[FILTER]` of each camera's tracks.
         motions: motion model of each camera.
-        camera: index of each track's camera (M,); None if there is only one camera.
+        camera: index of each track's camera (M,), or None if there is only one camera.
     """
     size2 = np.maximum(state[2], state[3])
     size2 *= size2

@@ -81,7 +81,7 @@ class TrackColumn:
 
         Args:
             earlier: the column (N, E) with E entries for each of N objects.
-            where: for each entry of the result (F,), the index of its entry in `earlier`; -1 for the initial value.
+            where: for each entry of the result (F,), the index of its entry in `earlier`, or -1 for the initial value.
         """
         values, known = self.rows(len(earlier)), where >= 0
         values[:, known] = earlier[:, where[known]]
@@ -120,12 +120,13 @@ class TrackTable(dict[str, NDArray[Any]]):
         return self._ids.searchsorted(track_ids), ~present
 
     def adopt(self, earlier: TrackTable, places: Mapping[str, IndexArray]) -> None:
-        """Replace all rows with those of an earlier table, whose configuration can be different.
+        """Replace all rows with the rows of an earlier table, whose configuration can be different.
 
         Args:
             earlier: the earlier table.
-            places: for each entry of a column, the index of the entry in the earlier column; -1 for a new entry, which
-                gets the initial value. The keys are the names of the columns whose entries differ between the tables.
+            places: for each entry of a column, the index of the entry in the earlier column, or -1 for a new entry,
+                which gets the initial value. The keys are the names of the columns whose entries differ between the
+                tables.
         """
         self._ids = earlier._ids
         for name, column in self._kinds.items():
@@ -233,9 +234,9 @@ class TrackedObjects:
         Args:
             rows: rows (M,) of the objects in the table.
             fresh: mask (M,) of the F new objects.
-            columns: columns (M, ...) of the present boxes, as `_columns_of` returns them.
+            columns: columns (M, ...) of the current boxes, as `_columns_of` returns them.
             previous_xyxy: previous boxes (M, 4) of the objects, NaN where unknown. The first points are the points of
-                the previous box if it is known, and of the present box otherwise.
+                the previous box if it is known, and of the current box otherwise.
 
         Returns:
             `TrackSnapshot.first_distances` (F, 2 L).
@@ -311,7 +312,7 @@ class TrackedObjects:
             self.table.keep(kept)
 
     def motion(self, row: int) -> tuple[float, float]:
-        """Return the speed of an object in km/h and its direction of travel in degrees; NaN if unknown.
+        """Return the speed of an object in km/h and its direction of travel in degrees, or NaN if unknown.
 
         Directions refer to the frame: 0 is up, 90 is right, 180 is down, 270 is left. Without a ground plane, the speed
         is unknown. If an object hardly moves, its direction is unknown.
@@ -325,7 +326,7 @@ class TrackedObjects:
         return motion_of(moves, on_ground, float(self.table["size"][row]))
 
     def _recent(self, row: int) -> tuple[list[float], list[complex]]:
-        """Return the times, in seconds relative to now, and the points of the positions stored in the last second."""
+        """Return the times, in seconds relative to the clock, and the points stored in the last second."""
         now_s, times_s, points = self.clock.now_s, [], []
         for time_s, point in zip(self._sample_times_s, self.table["trail"][row].tolist(), strict=True):
             if time_s >= now_s - WINDOW_S and point == point:  # noqa: PLR0124 - NaN is not equal to itself
@@ -394,8 +395,8 @@ def motion_of(moves: complex, on_ground: complex, size: float) -> tuple[float, f
     """Return the speed in km/h and the direction in degrees, as `TrackedObjects.motion` does.
 
     Args:
-        moves: velocity x + iy in pixels per second; NaN if unknown.
-        on_ground: velocity x + iy on the ground in meters per second; NaN if unknown.
+        moves: velocity x + iy in pixels per second, or NaN if unknown.
+        on_ground: velocity x + iy on the ground in meters per second, or NaN if unknown.
         size: size of the object in pixels.
     """
     heading_deg = math.nan
@@ -405,7 +406,7 @@ def motion_of(moves: complex, on_ground: complex, size: float) -> tuple[float, f
 
 
 def _velocity(times_s: Sequence[float], points: Sequence[complex]) -> complex:
-    """Return the velocity x + iy per second; NaN if the positions span less than `LEAST_SPAN_S`."""
+    """Return the velocity x + iy per second, or NaN if the positions span less than `LEAST_SPAN_S`."""
     if not times_s or max(times_s) - min(times_s) < LEAST_SPAN_S:
         return _UNKNOWN
     return complex(*fitted_velocity(len(times_s), times_s, points))

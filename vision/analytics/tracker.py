@@ -102,10 +102,10 @@ class Tracker:
 
     Args:
         config: scores and times that control the tracks; the defaults if None.
-        frame_size_px: width and height of the frame; None if unknown. The tracker clips published boxes to the frame.
-            Boxes that the edge of the frame cuts off may change their size at any rate.
-        groups: groups of classes that the detector confuses; None if there are none. The class of a track is
-            the class with the most votes in its group.
+        frame_size_px: width and height of the frame, or None if unknown. The tracker clips published boxes to the
+            frame. Boxes that the edge of the frame cuts off may change their size at any rate.
+        groups: groups of classes that the detector confuses, or None if there are none. The class of a track is the
+            class with the most votes in its group.
         track_ids: ids of new tracks. If None, all such trackers of the process share one sequence of ids.
     """
 
@@ -247,7 +247,7 @@ class _TracksTogether:
     # --- association --------------------------------------------------------------------------------------------------
 
     def _associate(self, frame: FrameDetections) -> IndexArray:
-        """Return the index of the detection matched to each track; -1 if there is none."""
+        """Return the index of the detection matched to each track, or -1 if there is none."""
         matches = np.empty(len(self._ids), np.intp)
         matches.fill(-1)
         if not len(matches) or not len(frame.scores):
@@ -418,7 +418,7 @@ class _TracksTogether:
     def _best(self, new: IndexArray, camera: IndexArray | None) -> IndexArray:
         """Return `new` without the detections that would give a camera more than `max_objects` tracks.
 
-        `camera` (N,) contains the index of the camera of each detection; None if there is only one camera.
+        `camera` (N,) contains the index of the camera of each detection, or None if there is only one camera.
         """
         if camera is None or self._camera is None:
             return new[: max(0, self._config.max_objects - len(self._ids))]

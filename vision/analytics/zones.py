@@ -206,7 +206,7 @@ class CrowdDetector:
     def adopt(self, earlier: CrowdDetector, kept: IndexArray) -> None:
         """Continue with the occupancy and the crowding of the zones that `earlier` has already observed.
 
-        `kept` contains, for each zone, its index in `earlier`; -1 if it is a new zone.
+        `kept` contains, for each zone, its index in `earlier`, or -1 if the zone is new.
         """
         for zone, before in enumerate(kept.tolist()):
             if before < 0:
@@ -219,7 +219,8 @@ class CrowdDetector:
     def update(self, now_s: float, *, unobserved: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Update the crowding of each zone. Yield the index of the zone and the data of each event.
 
-        `unobserved` is True after a long gap without frames. Then a change must again last for `crowded_for_s`.
+        `unobserved` is True after a long gap without frames. After such a gap, the measurement of `crowded_for_s`
+        restarts.
         """
         for zone, crowd in self._crowds.items():
             occupants = self.occupants[zone]

@@ -121,17 +121,17 @@ def _ratio(b: float, a: float) -> float:
 
 
 def noise(a: Row, b: Row) -> float:
-    """Return the deviation from 1 that the ratio of two throughputs can have by chance; at least `_SAME_RATE`."""
+    """Return the deviation from 1 that the ratio of two throughputs can have by chance, but at least `_SAME_RATE`."""
     return max(_SAME_RATE, _SURE * math.hypot(a.rate_error or 0.0, b.rate_error or 0.0))
 
 
 def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None, *, by_chance: bool) -> str:
-    """Return the verdict in words, such as "slower, p99 worse"; empty if there is none.
+    """Return the verdict in words, such as "slower, p99 worse", or an empty string if there is none.
 
     Args:
-        rate_ratio: ratio of the throughputs; None if the throughputs are not compared.
+        rate_ratio: ratio of the throughputs, or None if the throughputs are not compared.
         tolerance: the largest deviation from 1 at which the throughputs count as equal.
-        p99_ratio: ratio of the p99 times; None if they are not compared.
+        p99_ratio: ratio of the p99 times, or None if they are not compared.
         by_chance: True if the p99 times can differ by chance, so that `p99_ratio` is ignored.
     """
     words = []

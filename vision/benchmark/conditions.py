@@ -54,7 +54,7 @@ def _text(path: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """Return the standard output of a command; empty if the command is missing, fails, or takes more than 5 s."""
+    """Return the standard output of a command, or an empty string if it is missing, fails, or takes more than 5 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -110,7 +110,7 @@ def _jetson() -> str:
 
 
 def parse_power_mode(text: str) -> str:
-    """Return the power mode in the output of `nvpmodel -q`, such as ``MAXN (0)``; empty if `text` has no mode."""
+    """Return the power mode in the output of `nvpmodel -q`, such as ``MAXN (0)``, or "" if there is no mode."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     name = next((line.partition(":")[2].strip() for line in lines if "Power Mode" in line), "")
     number = next((line for line in lines if line.isdigit()), "")
@@ -177,7 +177,7 @@ _REASONS: Final[Mapping[int, str]] = {
 
 
 def throttle_reasons(bits: int) -> str:
-    """Return the reasons in NVML's bit mask in words, separated by commas; empty if the mask contains no reason."""
+    """Return the reasons in NVML's bit mask in words, separated by commas, or an empty string if there is no reason."""
     return ", ".join(name for bit, name in _REASONS.items() if bits & bit)
 
 
@@ -195,7 +195,7 @@ _GPU_FACTS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def query_gpu() -> dict[str, Any]:
-    """Return the values that NVML reports for the first GPU, by the keys of `_GPU_FACTS`; empty without a GPU."""
+    """Return NVML's values for the first GPU, by the keys of `_GPU_FACTS`, or an empty dict if there is no GPU."""
     facts: dict[str, Any] = {}
     with suppress(nvml.NVMLError):  # no driver, or no GPU
         nvml.nvmlInit()

@@ -31,7 +31,7 @@ def shipped_clip() -> str:
 
 
 def load_frames(source: str, count: int) -> list[Image]:
-    """Load the first `count` frames of a recording or a synthetic camera as BGR; fewer if the source ends earlier.
+    """Load up to `count` frames from the start of a recording or a synthetic camera, and return the frames as BGR.
 
     Raises:
         SourceError: the source cannot be read, or has no frames.

@@ -95,7 +95,7 @@ def _model_name() -> str:
 
 
 def _capability() -> int:
-    """Return the compute capability of the first GPU, such as 90 for 9.0; 0 if there is no GPU."""
+    """Return the compute capability of the first GPU, such as 90 for 9.0, or 0 if there is no GPU."""
     with suppress(nvml.NVMLError):
         nvml.nvmlInit()
         try:

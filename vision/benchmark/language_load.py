@@ -81,7 +81,7 @@ class LanguageLoad:
 
 @contextmanager
 def language_load(config: LanguageServer | None) -> Iterator[LanguageLoad | None]:
-    """Keep a server busy during a `with` block. Yield the load; None if there is no server on this machine."""
+    """Keep a server busy during a `with` block. Yield the load, or None if there is no server on this machine."""
     if config is None or not is_local(config.url):
         yield None
         return

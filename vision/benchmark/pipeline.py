@@ -62,7 +62,7 @@ class CountingSink:
     """Sink that records when each result is published, and forwards results and reports to another sink, if any."""
 
     def __init__(self, behind: Sink | None = None) -> None:
-        """Create the sink. `behind` is the sink to which results and reports are forwarded; None if there is none."""
+        """Create the sink. `behind` receives the forwarded results and reports, or is None."""
         self.published: dict[str, list[Published]] = {}  # by camera
         self.objects = 0  # number of objects in all results
         self._behind = behind

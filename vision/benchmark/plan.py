@@ -311,7 +311,7 @@ def find_capacity(
         fits: function that runs a number of cameras, and returns True if the cameras reach their requested rates.
         tried: number of cameras that a run has already tried.
         tried_fits: True if `tried` cameras fit.
-        max_steps: maximum number of calls of `fits`.
+        max_steps: maximum number of calls to `fits`.
         time_left: function that returns True if another run may start.
     """
     fit, too_many = (tried, None) if tried_fits else (0, tried)
@@ -327,7 +327,7 @@ def find_capacity(
 
 
 def _next(fit: int, too_many: int | None) -> int | None:
-    """Return the number of cameras to try next; None if the search is complete.
+    """Return the number of cameras to try next, or None if the search is complete.
 
     `fit` cameras fit, and `too_many` cameras do not; None means that all tried numbers fit.
     """

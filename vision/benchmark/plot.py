@@ -58,7 +58,7 @@ def draw(bench: Bench, path: Path) -> None:
 
     Raises:
         ConfigError: there is nothing to draw, or the file cannot be written.
-        Unavailable: the file cannot be written at present, for example because the disk is full.
+        Unavailable: the file cannot currently be written, for example because the disk is full.
     """
     from matplotlib.figure import Figure
 

@@ -165,7 +165,7 @@ def _conditions(rows: Sequence[Row]) -> _Cells:
 
 
 def clock_text(rows: Sequence[Row]) -> str:
-    """Return the clocks during the rows as one line, with a range for each value that changed; empty if unknown."""
+    """Return the clocks during the rows as one line, with a range for each changed value, or "" if unknown."""
     clocks = [row.clocks for row in rows]
     reasons = [clock.throttled for clock in clocks if clock.throttled]
     parts = (

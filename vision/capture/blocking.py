@@ -86,7 +86,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return resource
 
     def read(self, timeout_s: float) -> ValueT | None:
-        """Read one value, and return it; None after `timeout_s` or `interrupt`, or if the resource is not open.
+        """Read and return one value. Return None after `timeout_s` or `interrupt`, or if the resource is not open.
 
         After a timeout, the read continues on its thread, and a later call returns the value. If the read raises an
         exception, this method raises the same exception.

@@ -35,7 +35,7 @@ _SENDER_REPORT = 200  # RFC 3550, section 6.4.1
 def utc_minus_running_time(
     report: bytes, rtp_time: int, base_rtp_time: int, base_running_ns: int, clock_rate_hz: int
 ) -> int | None:
-    """Return the UTC time, in ns, at which the running time of a stream was 0; None if the report is not usable.
+    """Return the UTC time, in ns, at which the running time of a stream was 0, or None if the report is not usable.
 
     Args:
         report: an RTCP packet. It is not usable if it does not start with a sender report, or if the report contains

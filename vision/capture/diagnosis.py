@@ -138,7 +138,9 @@ def _ask_rtsp(camera: CameraConfig, probe: RtspProbe, *, late: bool) -> Answer:
 
 
 def _refused_step(camera: CameraConfig, probe: RtspProbe, description: str) -> Answer | None:
-    """Return the cause if the stream contains no video or the camera refuses a step after DESCRIBE, otherwise None.
+    """Return the cause if the stream has no video, or if the camera refuses a step after DESCRIBE.
+
+    Otherwise, return None.
 
     `description` is the SDP document of the stream.
     """

@@ -51,7 +51,7 @@ class FrameTap:
             self._copies.popleft()
 
     def find(self, captured_ns: int) -> _Copy | None:
-        """Return the copy of the frame with this capture time; None if there is none. Thread-safe."""
+        """Return the copy of the frame with this capture time, or None if there is none. Thread-safe."""
         return next((copy for copy in self._copies.copy() if copy.meta.captured_ns == captured_ns), None)
 
 

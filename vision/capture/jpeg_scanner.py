@@ -84,7 +84,7 @@ class JpegScanner:
         self._inside = False
 
     def _find_end(self) -> int | None:
-        """Return the length of the JPEG in bytes; None if more bytes are needed, 0 if it is damaged and was removed."""
+        """Return the length of the JPEG in bytes, None if more bytes are needed, or 0 if it was damaged and removed."""
         data = self._data
         if self._length:
             if len(data) < self._length:
@@ -117,7 +117,7 @@ class JpegScanner:
         return self._restart() if len(data) > _MAX_BYTES else None
 
     def _segment_end(self, kind: int) -> int | None:
-        """Return the end position of the segment at `_at`; None if more bytes of the segment are needed."""
+        """Return the end position of the segment at `_at`, or None if more bytes of the segment are needed."""
         if kind == _FILLER:
             return self._at + 1
         if kind in _WITHOUT_LENGTH:

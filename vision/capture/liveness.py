@@ -41,14 +41,14 @@ class FrameRateEstimator:
         self._arrivals_ns.append(now_ns)
 
     def interval_s(self) -> float | None:
-        """Return the mean time between two frames in seconds; None until six frames have arrived."""
+        """Return the mean time between two frames in seconds, or None until six frames have arrived."""
         arrivals = self._arrivals_ns
         if len(arrivals) <= _MIN_INTERVALS:
             return None
         return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) / 1e9
 
     def fps(self, now_ns: int) -> float:
-        """Return the frame rate in frames/s, which decreases while no frame arrives; 0 before the second frame."""
+        """Return the frame rate in frames/s, or 0 before the second frame. The rate decreases without frames."""
         arrivals = self._arrivals_ns
         if len(arrivals) < 2:
             return 0.0

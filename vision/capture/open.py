@@ -61,11 +61,11 @@ def open_source(
         pixel_formats: formats that the detector accepts, cheapest first.
         nvdec: if True, NVDEC decodes the streams that it supports, into buffers in GPU or host memory. For
             `reader: auto`, `chooses_nvdec` returns this value.
-        tap: receiver of the packets of network cameras and files that FFmpeg reads; None if there is no receiver. If
+        tap: receiver of the packets of network cameras and files that FFmpeg reads, or None if there is no receiver. If
             `tap.recorded` is True, `reader: auto` chooses FFmpeg.
 
     Raises:
-        ConfigError: the library that this camera needs is missing. `require_library` can detect this earlier.
+        ConfigError: the library that this camera needs is missing. `require_library` can check this in advance.
         SourceError: the synthetic address is invalid, or the reader does not support the source, the detector's pixel
             formats, or this machine.
     """
@@ -202,7 +202,7 @@ def _require_pyav() -> None:
 
 @cache
 def missing_pyav() -> str | None:
-    """Return the reason why PyAV is not usable; None if it is usable.
+    """Return the reason why PyAV is not usable, or None if it is usable.
 
     The result is cached, because a failed import is slow.
     """
@@ -237,7 +237,7 @@ def chooses_nvdec(camera: CameraConfig, *, recorded: bool = False) -> bool:
 
     Even if NVDEC is usable, it is not chosen in these cases:
 
-    * GStreamer can read the camera. GStreamer delivers frames earlier, and reports every lost packet.
+    * GStreamer can read the camera. GStreamer delivers frames with less delay, and reports every lost packet.
     * The transport is UDP. NVDEC does not report frames that were damaged by lost packets.
     * A file is looped. Each pass would start with 0.25 s without a frame (measured on an H100).
     """
@@ -258,7 +258,7 @@ def chooses_nvdec(camera: CameraConfig, *, recorded: bool = False) -> bool:
 
 @cache
 def _has_nvdec() -> bool:
-    """Return True if the machine has a graphics card with NVDEC; False on a Jetson. The result is cached."""
+    """Return True if the machine has a graphics card with NVDEC. Return False on a Jetson. Cache the result."""
     try:
         from vision.gpu.cuda import open_device
 
@@ -277,7 +277,7 @@ def _nvdec_decoder(camera: CameraConfig, recording: Path | None, ffmpeg: OpenDec
     """Return a function that opens a decoder with NVDEC.
 
     If NVDEC cannot decode a stream, `ffmpeg` opens the decoder instead, unless `reader: nvdec` is configured.
-    `recording` is the path of the file to decode; None for a live camera.
+    `recording` is the path of the file to decode, or None for a live camera.
 
     Raises:
         SourceError: NVDEC is not usable.

@@ -57,7 +57,7 @@ class KeyFrameGate:
         Args:
             key: True if the frame is a key frame.
             now_ns: current time (monotonic).
-            lag_ns: time for which the frame waited to be read; 0 if something else limits this time, such as
+            lag_ns: time for which the frame waited to be read, or 0 if something else limits this time, such as
                 `vision.capture.read_ahead.Backlog`.
         """
         intact = not self._lost
@@ -101,7 +101,7 @@ class Timeline:
                 del self._frames[next(iter(self._frames))]
 
     def take(self, pts_ns: int | None) -> PacketInfo | None:
-        """Remove and return the properties of a frame, as `take_through` does; None if the time is None or unknown."""
+        """Remove and return the properties of a frame, as `take_through` does, or None if `pts_ns` is unknown."""
         return self.take_through(pts_ns)[0]
 
     def take_through(self, pts_ns: int | None) -> tuple[PacketInfo | None, Sequence[int]]:

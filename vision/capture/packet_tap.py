@@ -32,7 +32,7 @@ class PacketTap:
         self._socket = socket
 
     def connected(self, stream: VideoStream) -> ConnectionTap | None:
-        """Return the tap of a new connection; None if packets of its codec cannot be passed on.
+        """Return the tap of a new connection, or None if packets of its codec cannot be passed on.
 
         If they cannot be passed on and the camera is recorded, log a warning.
         """
@@ -64,7 +64,7 @@ class ConnectionTap:
     def offer(self, packet: Packet[Any], pts_ns: int | None) -> None:
         """Send a packet if a receiver requests the packets of this camera. This call never waits.
 
-        `pts_ns` is the presentation time of the packet; None if the stream does not contain it.
+        `pts_ns` is the presentation time of the packet, or None if the stream does not contain it.
         """
         self._seq += 1
         if not self._socket.is_wanted(self._camera_id):
@@ -84,7 +84,7 @@ class ConnectionTap:
     def captured(self, pts_ns: int | None, captured_ns: int) -> None:
         """Send the capture time of a decoded frame, if a receiver requests the packets of this camera.
 
-        `pts_ns` is the presentation time of the frame; None if the stream does not contain it.
+        `pts_ns` is the presentation time of the frame, or None if the stream does not contain it.
         """
         if pts_ns is not None:
             self._socket.send_time(FrameTime(self._camera_id, self._connection, pts_ns, captured_ns))

@@ -72,7 +72,8 @@ def copy_planes(sources: Iterable[tuple[NDArray[np.uint8], int]], targets: Itera
 def yuv_encoding(*, bt709: bool, full: bool) -> YuvEncoding:
     """Return the name of a color encoding.
 
-    If `bt709`, the matrix is that of BT.709, otherwise that of BT.601. If `full`, the range is full, otherwise limited.
+    If `bt709` is True, the matrix is BT.709; otherwise, it is BT.601. If `full` is True, the range is full; otherwise,
+    it is limited.
     """
     if bt709:
         return "bt709-full" if full else "bt709"
@@ -95,7 +96,7 @@ class Orientation:
 
     @classmethod
     def from_matrix(cls, a: float, b: float, c: float, d: float) -> Orientation | None:
-        """Return the orientation that shows pixel (x, y) at (a x + c y, b x + d y); None if the rotation is oblique."""
+        """Return the orientation that maps (x, y) to (a x + c y, b x + d y), or None if the rotation is oblique."""
         straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
         if crossed <= _STRAIGHT * straight:
             return cls(flip_x=a < 0, flip_y=d < 0)

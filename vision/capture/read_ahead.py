@@ -105,7 +105,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next frame; None after `timeout_s` or `interrupt`.
+        """Return the next frame, or None after `timeout_s` or `interrupt`.
 
         If the next frame is too old, skip to a later key frame, if there is one. If no frame is left after `end`, raise
         the exception that was passed to `end`.
@@ -183,7 +183,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return reading.result()
 
     def take(self, timeout_s: float) -> Arrived[FrameT] | None:
-        """Return the next coded frame; None after `timeout_s` or `interrupt`, or if no connection is open.
+        """Return the next coded frame. Return None after `timeout_s` or `interrupt`, or if no connection is open.
 
         Raises:
             SourceError: the connection failed or ended, and all earlier frames were taken.

@@ -55,7 +55,7 @@ def skip_scaling_lists(bits: Bits, count: int) -> None:
 
 
 def keeps_order(codec: Literal["H264", "H265"], sequence_parameter_set: bytes) -> bool:
-    """Return True if the frames of a stream are displayed in decoding order; False if not, or if unknown.
+    """Return True only if the frames of a stream are known to be displayed in decoding order.
 
     `sequence_parameter_set` is a NAL unit without a start code.
     """
@@ -108,7 +108,7 @@ def _h264_order(unit: bytes) -> bool:
 
 
 def _reordered_in_vui(bits: Bits) -> int | None:
-    """Return max_num_reorder_frames of the video usability information of H.264 (section E.1.1); None if absent."""
+    """Return max_num_reorder_frames of the video usability information of H.264 (section E.1.1), or None if absent."""
     if bits.number(1) and bits.number(8) == _EXTENDED_ASPECT:
         bits.number(32)
     if bits.number(1):  # overscan

@@ -37,7 +37,7 @@ class Reply:
 
     @property
     def status(self) -> str:
-        """The status code, such as "200"; empty if the response is neither RTSP nor HTTP."""
+        """The status code, such as "200", or an empty string if the response is neither RTSP nor HTTP."""
         return self.line.split(" ")[1] if self.line.startswith(("RTSP/", "HTTP/")) and " " in self.line else ""
 
     def values(self, name: str) -> list[str]:
@@ -108,7 +108,7 @@ class RtspProbe:
         return ["Authorization: Digest " + ", ".join(f'{name}="{value}"' for name, value in fields.items())]
 
     def _read(self) -> Reply:
-        """Return the next response; an incomplete or empty one if the camera closes the connection."""
+        """Return the next response, which is incomplete or empty if the camera closes the connection."""
         head = self._until(re.compile(rb"\r?\n\r?\n"))
         first, *lines = head.decode("latin-1").split("\n") if head else [""]
         pairs = (line.partition(":") for line in lines if ":" in line)
@@ -159,7 +159,7 @@ def _md5(text: str) -> str:
 
 
 def _video_url(description: str, target: str) -> str:
-    """Return the URL of the first video track of an SDP document; `target` if the document specifies none."""
+    """Return the URL of the first video track of an SDP document, or `target` if the document specifies no URL."""
     _, _, video = description.partition("m=video")
     control = re.search(r"^a=control:(\S+)", video.partition("\nm=")[0], re.MULTILINE)
     if control is None or control[1] == "*":

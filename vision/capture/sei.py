@@ -20,7 +20,7 @@ _START_CODE: Final = re.compile(b"\x00\x00\x01")
 
 
 def display_orientation(frame: bytes, codec: Literal["H264", "H265"]) -> Orientation | None:
-    """Return the orientation that the start of a coded frame specifies; None if it specifies none or an oblique one.
+    """Return the orientation that the start of a coded frame specifies, or None if it is missing or oblique.
 
     `frame` contains NAL units, each after a start code or after its length.
     """
@@ -71,7 +71,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _orientation(bits: int) -> Orientation | None:
-    """Return the orientation from the first 24 bits of a message; None for an oblique angle.
+    """Return the orientation from the first 24 bits of a message, or None for an oblique angle.
 
     The bits are a cancel flag, a flip in x, a flip in y, a counterclockwise rotation (16 bits), and 5 unused bits.
     """

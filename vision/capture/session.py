@@ -39,14 +39,14 @@ READS: Final = ("grab", "retrieve")
 
 
 class Abandoned(Exception):
-    """A new thread reads the camera, so the present thread must end without using anything that the two share."""
+    """A new thread reads the camera, so the current thread must end without using objects that both threads share."""
 
 
 class SourceCalls:
     """Record of the source call that a camera's thread is making. It also converts the exceptions of the source.
 
     Attributes:
-        current: name and start time (monotonic ns) of the call in progress; None if there is none. Thread-safe.
+        current: name and start time (monotonic ns) of the call in progress, or None if there is none. Thread-safe.
         abandoned: True if another thread has taken over the camera, because a call did not return.
     """
 
@@ -57,12 +57,12 @@ class SourceCalls:
         self.abandoned = False
 
     def in_progress(self) -> str:
-        """Return the call in progress, such as ``in grab for 2.0 s``; empty if there is none. Thread-safe."""
+        """Return the call in progress, such as ``in grab for 2.0 s``, or "" if there is none. Thread-safe."""
         call = self.current
         return f"in {call[0]} for {(self._clock() - call[1]) / 1e9:.1f} s" if call is not None else ""
 
     def calling(self, name: str) -> _Call:
-        """Return a context manager for one call of the source's method `name`.
+        """Return a context manager for one call to the source's method `name`.
 
         The context manager records the call, and converts its exceptions.
 
@@ -81,7 +81,7 @@ class SourceCalls:
         self.current = name, self._clock()
 
     def end(self, name: str, error: BaseException | None) -> None:
-        """Record the end of a call. `error` is its exception; None if it succeeded. `calling` lists the errors."""
+        """Record the end of a call. `error` is its exception, or None if it succeeded. `calling` lists the errors."""
         self.current = None
         if error is None:
             if self.abandoned:
@@ -255,7 +255,7 @@ class Session:
             log.warning("camera %s: %s; %s (code corrupt)", self._camera.camera_id, failure.text, failure.hint)
 
     def _retrieve(self, *, resized: bool = False) -> FrameBuffer | None:
-        """Copy the grabbed frame into a buffer of the sink. Return the buffer; None if the program is stopping.
+        """Copy the grabbed frame into a buffer of the sink. Return the buffer, or None if the program is stopping.
 
         If `resized`, the size has already changed for this frame, so another change raises `SourceError`.
         """
@@ -277,7 +277,7 @@ class Session:
         return self._retrieve(resized=True)
 
     def _next_buffer(self) -> FrameBuffer | None:
-        """Wait until the sink has a free buffer, and return the buffer; None if the program is stopping."""
+        """Wait until the sink has a free buffer, and return the buffer, or None if the program is stopping."""
         camera = self._camera
         while not camera.stopping.is_set():
             buffer = camera.sink.write_buffer(_MAX_CALL_S)
@@ -287,7 +287,7 @@ class Session:
         return None
 
     def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
-        """Return the reason why the camera counts as frozen; empty if it does not. Also update the camera's status."""
+        """Return the reason why the camera counts as frozen, or an empty string. Also update the camera's status."""
         if not self._live:
             return ""
         detector = self._camera.frozen_frames

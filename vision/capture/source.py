@@ -84,7 +84,9 @@ class Source(Protocol):
         """
 
     def grab(self, timeout_s: float) -> Grab | None:
-        """Advance to the next frame, and return it; None if none arrived within `timeout_s`, or after `interrupt`.
+        """Advance to the next frame, and return the frame.
+
+        Return None after `timeout_s` without a frame, or after `interrupt`.
 
         Raises:
             EndOfStream: a finite source has no more frames.
@@ -121,7 +123,7 @@ class FrameSink(Protocol):
         """
 
     def write_buffer(self, timeout_s: float) -> FrameBuffer | None:
-        """Return the buffer for the next frame; None if a lossless sink has no free buffer within `timeout_s`.
+        """Return the buffer for the next frame, or None if a lossless sink has no free buffer within `timeout_s`.
 
         Raises:
             Closed: the program is stopping.
@@ -141,7 +143,7 @@ class FrameSink(Protocol):
 
 
 def plausible_fps(rate: SupportsFloat | None) -> float | None:
-    """Return `rate` in frames/s; None if it is unknown or above 1000.
+    """Return `rate` in frames/s, or None if it is unknown or above 1000.
 
     Some streams report their time base, which is a larger number, instead of their frame rate.
     """

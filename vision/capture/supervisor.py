@@ -109,15 +109,15 @@ class CameraSupervisor:
 
     @property
     def failure(self) -> str:
-        """The reason why a source without retries has failed; empty if it has not failed, or if it is retried."""
+        """The reason why a source without retries has failed, or an empty string if it has not failed or is retried."""
         return self._final
 
     def blocked_in(self) -> str:
-        """Return a text with the source call in progress and its duration; empty if there is none."""
+        """Return a text with the source call in progress and its duration, or an empty string if there is none."""
         return self._parts.calls.in_progress()
 
     def call(self) -> tuple[str, int] | None:
-        """Return the source call in progress, and its start time (monotonic ns); None if there is none.
+        """Return the source call in progress, and its start time (monotonic ns), or None if there is none.
 
         This method takes no lock.
         """
@@ -129,9 +129,9 @@ class CameraSupervisor:
         return self._policy
 
     def abandon(self) -> None:
-        """Make the present thread of `run` end when its source call returns. A new thread can call `run` immediately.
+        """Make the thread that executes `run` end when its current source call returns.
 
-        The frame buffers that the call writes to must not be used again.
+        A new thread can call `run` immediately. Never reuse the frame buffers to which the source call writes.
         """
         call, old = self.blocked_in(), self._parts
         self._source = None
@@ -189,7 +189,7 @@ class CameraSupervisor:
             pass
 
     def _connect_and_stream(self, parts: CameraParts) -> Failure | None:
-        """Run one connection until it ends. Return its failure; None if the camera must not reconnect."""
+        """Run one connection until it ends. Return its failure, or None if the camera must not reconnect."""
         connected = False
         try:
             parts.status.enter("connecting")

@@ -57,7 +57,7 @@ def ffmpeg_options(tls: str) -> Mapping[str, str]:
 
 
 def _system_bundle() -> str | None:
-    """Return the path of the file with the system's certificates; None if there is none at a known path."""
+    """Return the path of the file with the system's certificates, or None if there is none at a known path."""
     import ssl
 
     paths = (ssl.get_default_verify_paths().cafile, *_SYSTEM_BUNDLES)

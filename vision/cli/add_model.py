@@ -90,7 +90,7 @@ def _write(file: Path, folder: Path, proposal: Proposal) -> None:
 
     Raises:
         ConfigError: the folder contains a model.yaml, or cannot be written.
-        Unavailable: the folder cannot be written at present, for example because the disk is full.
+        Unavailable: the folder cannot currently be written, for example because the disk is full.
     """
     if (folder / SPEC_NAME).exists():
         raise ConfigError(
@@ -141,7 +141,7 @@ def _labels(spec: ModelSpec, objects: Detections) -> list[str]:
 
 
 def _draw(path: Path, frame: NDArray[np.uint8], objects: Detections, labels: Sequence[str]) -> tuple[Path | None, str]:
-    """Draw the objects on the frame, and write the image to `path`. Return the path and an empty text.
+    """Draw the objects on the frame, and write the image to `path`. Return the path and an empty string.
 
     If OpenCV is missing, return None and the command that installs OpenCV.
 

@@ -333,7 +333,7 @@ def _library() -> Library | None:
 
 
 def print_engines_as_json(entries: Sequence[Entry], gpu: Gpu | None, _console: Console) -> None:
-    """Print the engines of the cache as JSON to standard output. `gpu` is the GPU of this machine; None if unknown."""
+    """Print the engines in the cache as JSON to standard output. `gpu` is this machine's GPU, or None if unknown."""
     library = _library()
     engines = [
         {
@@ -351,7 +351,7 @@ def print_engines_as_json(entries: Sequence[Entry], gpu: Gpu | None, _console: C
 
 
 def print_engines(entries: Sequence[Entry], gpu: Gpu | None, console: Console) -> None:
-    """Print the engines of the cache as a table. `gpu` is the GPU of this machine; None if unknown."""
+    """Print the engines of the cache as a table. `gpu` is this machine's GPU, or None if unknown."""
     if not entries:
         console.print("no engines in the cache")
         return

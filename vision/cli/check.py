@@ -148,7 +148,7 @@ def _faults_at(
 ) -> Iterator[None]:
     """Add the location of a key to the errors that the body of the `with` block raises.
 
-    Raise errors of the types `of` that have no `faults` again, with the file, the line, and the key. Pass on other
+    Re-raise errors of the types `of` that have no `faults`, with the file, the line, and the key added. Pass on other
     errors unchanged.
 
     Args:

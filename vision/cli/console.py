@@ -43,7 +43,7 @@ def error_console() -> Console:
 
 
 def terminal() -> Console | None:
-    """Return the console on standard error; None if standard error is not a terminal."""
+    """Return the console on standard error, or None if standard error is not a terminal."""
     console = error_console()
     return console if console.is_terminal else None
 

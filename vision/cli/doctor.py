@@ -119,7 +119,7 @@ def print_findings(findings: Iterable[Finding], console: Console) -> None:
 
 
 def _output(*line: str) -> str | None:
-    """Return the standard output of a command; None if the command is not installed, fails, or takes over 5 s."""
+    """Return the standard output of a command, or None if the command is not installed, fails, or takes over 5 s."""
     if shutil.which(line[0]) is None:
         return None
     try:

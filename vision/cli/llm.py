@@ -60,7 +60,7 @@ def _server(text: str, model: str | None, key: str | None) -> LanguageServer:
     Args:
         text: the URL, or the name or path of a configuration.
         model: name of the model; None means the first model of the server.
-        key: environment variable that contains the key of the server; None if there is no key.
+        key: environment variable that contains the key of the server, or None if there is no key.
 
     Raises:
         typer.BadParameter: the URL is invalid, or an option is not valid with a configuration.

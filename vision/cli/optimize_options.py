@@ -48,9 +48,9 @@ def make_task(
     Args:
         context: context of the command, whose parameters contain the other shared options.
         model: name or folder of the model; None means the model of the configuration.
-        config: configuration whose cameras supply the frames; None if there is none.
+        config: configuration whose cameras supply the frames, or None if there is none.
         ending: ending of the name of the default output folder, such as ``-int8``.
-        labels: the labeled video, and the file of its labels; None if they are not given.
+        labels: the labeled video, and the file of its labels, or None if they are not given.
 
     Raises:
         ConfigError: a package is missing, or the configuration is invalid.

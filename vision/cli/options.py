@@ -226,7 +226,7 @@ def write_text(text: str, path: Path) -> None:
 
     Raises:
         ConfigError: the file cannot be written.
-        Unavailable: the file cannot be written at present, for example because the disk is full.
+        Unavailable: the file cannot currently be written, for example because the disk is full.
     """
     if str(path) == "-":
         print(text)

@@ -96,8 +96,8 @@ def run(
 def _exit_without_descriptors() -> Iterator[None]:
     """If the program runs out of file descriptors, print the error, and end the process without closing its sockets.
 
-    Other processes connect again while the program closes its sockets. Without a free descriptor, libzmq would then
-    abort the process. All events are already stored, so this loses no more than a kill of the process.
+    Other processes reconnect while the program closes its sockets. Without a free descriptor, libzmq would then abort
+    the process. All events are already stored, so this loses no more than a kill of the process.
     """
     try:
         yield

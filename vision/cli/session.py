@@ -132,7 +132,7 @@ def _run_guarded(body: Callable[[], int], log_level: str) -> int:
 
 
 def _code_of(error: OSError) -> int:
-    """Print an error of the operating system, and return the exit code. Raise unexpected errors again."""
+    """Print an error of the operating system, and return the exit code. Re-raise unexpected errors."""
     if error.errno in _EXHAUSTED:
         failure = from_os_error("the program failed", error)
         print(f"vision: {failure}", file=sys.stderr)

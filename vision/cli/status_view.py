@@ -165,12 +165,12 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
 
 
 def _latency(camera: CameraReport) -> LatencyPercentiles | None:
-    """Return the latency since the last report; None if it is unknown, or if the camera has ended."""
+    """Return the latency since the last report, or None if it is unknown or the camera has ended."""
     return camera.latency_ms if camera.state != "ended" else None
 
 
 def describe_outage(camera: CameraReport) -> str:
-    """Return the state, the next attempt, and the error of a camera; empty if it streams, or if no error is known."""
+    """Return the state, the next attempt, and the error of a camera, or "" if it streams or has no known error."""
     if camera.state == "streaming" or not camera.last_error:
         return ""
     retry = "" if camera.next_retry_in_s is None else f", retry in {camera.next_retry_in_s:.0f} s"
@@ -194,7 +194,7 @@ def status_line(camera: CameraReport, counts: CountsReport | None = None) -> str
 
 
 def format_counts(counts: CountsReport | None) -> str:
-    """Return the counts of a camera as text, such as ``door 7 in 2 out, queue 3``; empty if `counts` is None."""
+    """Return the counts of a camera as text, such as ``door 7 in 2 out, queue 3``, or "" if `counts` is None."""
     if counts is None:
         return ""
     lines = [f"{name} {line.in_} in {line.out} out" for name, line in counts.lines.items()]

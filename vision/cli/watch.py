@@ -105,7 +105,7 @@ class Board:
         self._cameras: dict[str, _Camera] = {}
 
     def add(self, item: Item, now_ns: int, now_utc_ns: int) -> None:
-        """Add a message or a report of the subscription. `now_ns` (monotonic) and `now_utc_ns` are the present time."""
+        """Add a message or a report of the subscription. `now_ns` (monotonic) and `now_utc_ns` are the current time."""
         if isinstance(item, Gap):
             self._camera(item.topic.partition("/")[2]).lost += item.lost if item.topic.startswith("detections/") else 0
             return

@@ -1,4 +1,4 @@
-"""The command `vision whatif`, which judges archived tracks or stored video with a different configuration."""
+"""The command `vision whatif`, which evaluates archived tracks or stored video with a different configuration."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def whatif(
 
 
 def _check_range(since: int | None, until: int | None) -> tuple[int, int]:
-    """Return the start and the end of the range, in microseconds since 1970 (UTC). The default end is the present.
+    """Return the start and the end of the range, in microseconds since 1970 (UTC). The default end is the current time.
 
     Raises:
         typer.BadParameter: the start is missing, or is not before the end.

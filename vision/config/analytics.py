@@ -219,7 +219,7 @@ def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
-    """Return the 0-based indices of the first two sides that meet at more than their common corner; None if none do.
+    """Return the 0-based indices of the first two sides that meet at more than their common corner, or None.
 
     The side of index `n` starts at corner `n`.
     """

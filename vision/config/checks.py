@@ -307,7 +307,10 @@ def _rule_conflicts(rule: Section, analytics: Section) -> Iterator[Conflict]:
 
 
 def _misfit(condition: Condition, place: str, key: str, shape: Section) -> tuple[str, str] | None:
-    """Return a code and a message if a line or zone never reports a rule's event, or only too late; None if it fits."""
+    """Return a code and a message if a line or zone never reports a rule's event, or reports the event too late.
+
+    Otherwise, return None.
+    """
     kind, where = condition.kind, f"{condition.name} in {place}"
     kinds = KINDS_OF_LINES if key == "lines" else KINDS_OF_ZONES
     if kind not in kinds:
@@ -349,7 +352,7 @@ def _pipeline_conflicts(config: Section) -> Iterator[Conflict]:
 
 
 def _event_kinds(config: Section) -> tuple[str, ...] | None:
-    """Return the kinds of events of the pipeline; None if they are not known."""
+    """Return the kinds of events of the pipeline, or None if they are not known."""
     kinds = {"count": (*KINDS_OF_LINES, *KINDS_OF_ZONES, RULE)} | dict.fromkeys(_WITHOUT_ANALYTICS, ())
     return kinds.get(str(pipeline_name(config)))
 

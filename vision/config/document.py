@@ -47,7 +47,7 @@ class Node:
         return self.value
 
     def child(self, part: int | str) -> Node | None:
-        """Return the entry of a list or mapping at index or key `part`; None if there is none."""
+        """Return the entry of a list or mapping at index or key `part`, or None if there is none."""
         if isinstance(self.value, dict):
             return self.value.get(part) if isinstance(part, str) else None
         if isinstance(self.value, tuple) and isinstance(part, int) and part < len(self.value):
@@ -71,14 +71,14 @@ class Document:
         return data
 
     def node(self, loc: Loc) -> Node | None:
-        """Return the node at `loc`; None if there is none."""
+        """Return the node at `loc`, or None if there is none."""
         node: Node | None = self.root
         for part in loc:
             node = node.child(part) if node is not None else None
         return node
 
     def place(self, loc: Loc) -> Place:
-        """Return the place of the key or list entry at `loc`; if it is missing, that of its nearest parent."""
+        """Return the place of the key or list entry at `loc`, or the place of its nearest parent if it is missing."""
         if not loc:
             return self.root.place
         *above, last = loc
@@ -139,7 +139,7 @@ def _line(fault: Fault, lines: Sequence[str]) -> str:
 def _position(fault: Fault, lines: Sequence[str]) -> str:
     """Return ``:LINE`` or ``:LINE:COLUMN`` of a fault; the column is omitted at the first key of a line.
 
-    Return an empty text if the line is not known.
+    Return an empty string if the line is not known.
     """
     if not fault.line:
         return ""
@@ -148,7 +148,7 @@ def _position(fault: Fault, lines: Sequence[str]) -> str:
 
 
 def _excerpt(fault: Fault, lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the line of a fault and a line with a caret; empty if the line is blank or may contain a secret."""
+    """Return the line of a fault and a line with a caret, or an empty string if the line is blank or may be secret."""
     line = _line(fault, lines)
     start = max(0, fault.column - _EXCERPT_CHARACTERS // 2) if len(line) > _EXCERPT_CHARACTERS else 0
     shown = "".join(c if c.isprintable() else " " for c in line[start : start + _EXCERPT_CHARACTERS])

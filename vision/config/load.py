@@ -44,7 +44,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> AppConfig:
 
     Raises:
         ConfigError: the file cannot be read, or has faults. The error lists every fault.
-        Unavailable: the file cannot be read at present, for example because the disk fails.
+        Unavailable: the file cannot currently be read, for example because the disk fails.
     """
     whole = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
     config = _validate_config(read_document(path, environ))

@@ -119,12 +119,12 @@ def read_model_header(path: Path, name: str = "") -> OnnxHeader:
     """Check that a file is a complete ONNX file with its weights, and return its header.
 
     Args:
-        name: name of the model, for the start of error messages; empty if the model has no name yet.
+        name: name of the model, for the start of error messages, or an empty string if the model has no name yet.
 
     Raises:
         ModelError: the file is missing, unreadable, empty, truncated, or in a different format, or a file with its
             weights is missing.
-        Unavailable: the file cannot be read at present, for example because the disk fails.
+        Unavailable: the file cannot currently be read, for example because the disk fails.
     """
     label = f"{name}: " if name else ""
     if exists(path) and not (is_file(path) or is_dir(path)):  # reading /dev/zero or a FIFO would never end
@@ -172,7 +172,7 @@ def _content_error(path: Path, label: str, start: bytes, error: NotOnnx) -> Mode
 
 
 def _named_content(start: bytes) -> tuple[str, str, str] | None:
-    """Identify a file by its first bytes. Return its kind, a hint, and an error code; None if the kind is unknown."""
+    """Identify a file by its first bytes. Return its kind, a hint, and an error code, or None if it is unknown."""
     for offset, magic, format_ in _MAGIC:
         if start.startswith(magic, offset):
             return (*_FORMATS[format_], "model-format")

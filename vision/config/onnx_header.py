@@ -156,7 +156,7 @@ def _text(value: memoryview) -> str:
 
 
 def _pair(message: memoryview) -> tuple[str, str]:
-    """Return the key and the value of a StringStringEntryProto; an empty text if one is missing."""
+    """Return the key and the value of a StringStringEntryProto. A missing part becomes an empty string."""
     texts = {number: _text(value) for number, value in _fields(message) if not isinstance(value, int)}
     return texts.get(_FIRST, ""), texts.get(_SECOND, "")
 
@@ -205,7 +205,7 @@ def _tensor_type(message: memoryview) -> tuple[str, list[int | str | None]]:
 
 
 def _axis(message: memoryview) -> int | str | None:
-    """Return the size of an axis. If the axis is dynamic, return its name; None if it has no name."""
+    """Return the size of an axis. If the axis is dynamic, return its name, or None if it has no name."""
     for number, value in _fields(message):
         if number == _FIRST and isinstance(value, int):
             return value

@@ -52,7 +52,7 @@ class RecordingConfig(ConfigSection):
 
 
 def recorded_cameras(recording: RecordingConfig | None, camera_ids: Sequence[str]) -> list[str]:
-    """Return the ids in `camera_ids` whose cameras are recorded; none if `recording` is None."""
+    """Return the ids in `camera_ids` whose cameras are recorded. If `recording` is None, no camera is recorded."""
     if recording is None:
         return []
     return [name for name in camera_ids if recording.cameras is None or name in recording.cameras]

@@ -66,7 +66,7 @@ def duration_s(text: str) -> float:
 
 
 def _advice_for_duration(text: str) -> str:
-    """Return advice for an invalid duration: the probably intended duration or the valid units; empty if unclear."""
+    """Return advice for an invalid duration: the probably intended duration, the valid units, or an empty string."""
     match = re.fullmatch(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?) ?(?P<unit>[a-z]*)", text.lower())
     if match is None:
         return ""

@@ -128,7 +128,7 @@ def _open_to_read(path: str | Path, flags: int) -> int:
 
 
 def _read(descriptor: int, nbytes: int) -> bytes:
-    """Return at most `nbytes` bytes; none at the end. Raise `Closed` if the program is stopped during a wait."""
+    """Read at most `nbytes` bytes. Return b"" at the end. Raise `Closed` if the program is stopped during a wait."""
     while True:
         try:
             return os.read(descriptor, nbytes)

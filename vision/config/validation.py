@@ -161,7 +161,7 @@ def _pattern(context: ErrorContext) -> str:
 
 
 def _meant(loc: Loc, properties: Mapping[str, object]) -> str | None:
-    """Return the valid key that is probably meant by an unknown key; None if there is none."""
+    """Return the valid key that is probably meant by an unknown key, or None if there is none."""
     path = key_path(loc)
     key = RENAMED.get(path) or SYNONYMS.get(path)
     return key if key in properties else nearest(str(loc[-1]), properties)
@@ -192,7 +192,7 @@ def _unknown(context: ErrorContext) -> str:
 def _too_short(context: ErrorContext) -> str:
     """Describe a list that is too short.
 
-    Return an empty text if the list has enough entries in the file, because the invalid ones are reported separately.
+    Return an empty string if the list has enough entries in the file, because the invalid ones are reported separately.
     """
     entries = context.value
     return "" if isinstance(entries, tuple) and len(entries) >= context.details["min_length"] else _expected(context)

@@ -31,19 +31,19 @@ class InvalidValue(ValueError):
 
 
 def with_advice(text: str, advice: str) -> str:
-    """Return ``text (advice)``; only `text` if `advice` is empty."""
+    """Return ``text (advice)``, or only `text` if `advice` is empty."""
     return f"{text} ({advice})" if advice else text
 
 
 def nearest(word: str, valid: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the valid name that is most similar to `word`; None if no similarity reaches `cutoff` (from 0 to 1)."""
+    """Return the valid name that is most similar to `word`, or None if no similarity reaches `cutoff` (from 0 to 1)."""
     folded = {name.lower(): name for name in valid}
     matches = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=cutoff)
     return folded[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """Return a question such as ``did you mean 'tcp'?``; an empty text if no valid name is similar to `word`."""
+    """Return a question such as ``did you mean 'tcp'?``, or an empty string if no valid name is similar to `word`."""
     name = nearest(word, valid)
     return f"did you mean {quoted(name)}?" if name is not None else ""
 
@@ -51,7 +51,7 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 def did_you_mean_file(path: Path) -> str:
     """Return a question such as ``did you mean 'walk.mp4'?`` for a missing file.
 
-    Return an empty text if the file exists, its folder cannot be read, or no name in the folder is similar.
+    Return an empty string if the file exists, its folder cannot be read, or no name in the folder is similar.
     """
     try:
         return "" if path.exists() else did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
@@ -70,7 +70,7 @@ _CLASS_SYNONYMS: Final = {
 
 
 def did_you_mean_class(word: str, class_names: Iterable[str]) -> str:
-    """Return a question such as ``did you mean 'person'?``; an empty text if the model has no similar class."""
+    """Return a question such as ``did you mean 'person'?``, or an empty string if the model has no similar class."""
     names = list(class_names)
     for name, synonyms in _CLASS_SYNONYMS.items():
         if word.lower() in synonyms:

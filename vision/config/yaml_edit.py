@@ -76,7 +76,7 @@ class _Edits:
         self._edits: list[tuple[int, int, str]] = []  # start, end, and replacement
 
     def changed(self, before: Any, wanted: Any, whole: Loc = ()) -> str:
-        """Return the text, changed so that its content is `wanted`. Its present content is `before`.
+        """Return the text, changed so that its content is `wanted`. Its current content is `before`.
 
         If `whole` is not empty, replace the value at this place as a whole. Comments in it are lost.
         """

@@ -55,7 +55,7 @@ def read_document(path: Path, environ: Mapping[str, str] | None = None) -> Docum
 
     Raises:
         ConfigError: the file cannot be read, is too large or not UTF-8, or `parse_document` refuses its text.
-        Unavailable: the file cannot be read at present, for example because the disk fails.
+        Unavailable: the file cannot currently be read, for example because the disk fails.
     """
     return parse_document(_read(path), str(path), environ)
 
@@ -385,7 +385,7 @@ def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[Span],
 
 
 def _problems(match: re.Match[str], environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the code and the message of the problem with a reference; empty if there is none."""
+    """Return the code and the message of the problem with a reference, or an empty list if there is none."""
     if match["broken"]:
         message = "'${' starts an environment variable: expected ${NAME}, or $${ for the two characters themselves"
         return [("invalid-variable", message)]

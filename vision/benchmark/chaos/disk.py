@@ -44,12 +44,12 @@ class Disk:
         self._errno, self._slow = 0, False
 
     def set_full(self, full: bool) -> None:
-        """Let all writes below the folder fail with ENOSPC if `full` is True. Otherwise, let them succeed."""
+        """Make all writes below the folder fail with ENOSPC if `full` is True. Otherwise, end this fault."""
         self._errno = errno.ENOSPC if full else 0
         self._write()
 
     def set_read_only(self, read_only: bool) -> None:
-        """Let writes and fsync below the folder fail with EROFS if `read_only` is True. Otherwise, let them succeed.
+        """Make writes and fsync below the folder fail with EROFS if `read_only` is True. Otherwise, end this fault.
 
         Creating a file still succeeds.
         """
@@ -57,7 +57,7 @@ class Disk:
         self._write()
 
     def set_slow(self, slow: bool) -> None:
-        """Let fsync and fdatasync take 2 s longer if `slow` is True. Otherwise, let them take their normal time."""
+        """Make fsync and fdatasync take 2 s longer if `slow` is True. Otherwise, end this fault."""
         self._slow = slow
         self._write()
 

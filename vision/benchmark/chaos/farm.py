@@ -37,7 +37,7 @@ class Farm:
     """The running cameras, whose faults can be switched on and off."""
 
     def __init__(self, zoo: Zoo, cameras: Sequence[FarmCamera], control: Path) -> None:
-        """Encode the clips, and start the cameras. `control` is the folder of the files that let calls hang."""
+        """Encode the clips, and start the cameras. `control` is the folder of the files that make calls hang."""
         self._zoo = zoo
         self._ids = [camera.camera_id for camera in cameras]
         self._control = control
@@ -105,7 +105,7 @@ def _disturb(disturbance: Disturbance, kind: Kind, *, on: bool) -> None:
 def running_farm(cameras: Sequence[FarmCamera], control: Path) -> Iterator[Farm]:
     """Yield a farm with running cameras, and stop them at the end of the `with` block.
 
-    `control` is the folder of the files that let calls hang.
+    `control` is the folder of the files that make calls hang.
     """
     with running_zoo() as zoo:
         yield Farm(zoo, cameras, control)

@@ -26,7 +26,7 @@ End = Callable[[], None]
 
 
 class LeftOut(Exception):
-    """Error that a fault cannot be started at present. The argument is the reason."""
+    """Error which states that a fault cannot currently be started. The argument is the reason."""
 
 
 class Injector:
@@ -40,9 +40,9 @@ class Injector:
         Args:
             farm: the cameras.
             program: the program under test.
-            disk: faults of the disk; None if they are not possible.
+            disk: faults of the disk, or None if they are not possible.
             address: `publish.bind` of the program.
-            control: folder of the files that let calls hang.
+            control: folder of the files that make calls hang.
             record: the record, to which every fault is added.
         """
         self._farm = farm

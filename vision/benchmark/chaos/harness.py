@@ -1,4 +1,4 @@
-"""Faults inside the program under test: hanging calls of a camera's source or of the detector.
+"""Faults inside the program under test: calls to a camera's source or to the detector that hang.
 
 `write_pipeline` writes a pipeline file for `vision run`. The file loads the configured pipeline with these faults. Each
 fault has a file, and lasts as long as this file exists.
@@ -34,12 +34,12 @@ _T = TypeVar("_T")
 
 
 def stuck_file(folder: Path, camera_id: str) -> Path:
-    """Return the path of a file. While the file exists, calls of `grab` of the camera's source do not return."""
+    """Return the path of a file. While the file exists, calls to `grab` of the camera's source do not return."""
     return folder / f"stuck-{camera_id}"
 
 
 def hang_file(folder: Path) -> Path:
-    """Return the path of a file. While the file exists, calls of the detector's `wait` do not return."""
+    """Return the path of a file. While the file exists, calls to the detector's `wait` do not return."""
     return folder / "detector-hangs"
 
 
@@ -104,7 +104,7 @@ def _hanging(call: Callable[_P, _T], file: Path) -> Callable[_P, _T]:
 
 
 def _end_with(parent: int) -> None:
-    """Let Linux kill this process when its parent ends. Kill it now if its parent is not the process `parent`."""
+    """Make Linux kill this process when its parent ends. Kill it immediately if `parent` is not its parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)

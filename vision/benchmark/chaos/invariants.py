@@ -173,9 +173,9 @@ def check_ages(record: Record) -> Verdict:
 
 
 def check_resources(record: Record) -> Verdict:
-    """Check that the memory, threads, and descriptors of each process grow at most by their limits.
+    """Check that the memory, threads, and descriptors of each process grow by no more than their limits.
 
-    Judge only processes that ran for at least 60 s after their warm-up. A spare process that becomes a worker counts as
+    Check only processes that ran for at least 60 s after their warm-up. A spare process that becomes a worker counts as
     a different process.
     """
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""The program under test: `vision run` in a separate process, which is started again when it ends."""
+"""The program under test: `vision run` in a separate process, which is restarted when it ends."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Program:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the program; None while it does not run."""
+        """Process id of the program, or None while it does not run."""
         return None if self._process is None else self._process.pid
 
     @property

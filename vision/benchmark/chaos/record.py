@@ -89,7 +89,7 @@ class Injected:
 
     @property
     def camera(self) -> str | None:
-        """The id of the affected camera; None if the fault affects no single camera."""
+        """The id of the affected camera, or None if the fault affects no single camera."""
         return None if self.fault.camera is None else self.target
 
 

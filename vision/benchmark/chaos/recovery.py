@@ -7,7 +7,7 @@ A camera must be back within 2 s after the end of the fault. In these cases, the
 * If the fault ended a process, twice the time of the first start of the program is added, because the cameras and other
   faults compete with the new process.
 
-If another fault that affects the camera begins within the allowed time, the time starts again at the end of this fault.
+If another fault that affects the camera begins within the allowed time, the time restarts at the end of this fault.
 """
 
 from __future__ import annotations

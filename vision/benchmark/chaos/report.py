@@ -110,7 +110,7 @@ def _percentiles(values_ms: Any) -> dict[str, float] | None:
 
 
 def _slowest(number: int, recoveries: Sequence[Recovery]) -> float | None:
-    """Return the time in seconds from the end of fault `number` until the last camera was back; None if unknown."""
+    """Return the time in seconds from the end of fault `number` until the last camera was back, or None if unknown."""
     taken = [each.took_s for each in recoveries if each.fault.fault.number == number]
     known = [took_s for took_s in taken if took_s is not None]
     return round(max(known), 2) if known and len(known) == len(taken) else None

@@ -20,7 +20,7 @@ class Verdict:
 
 
 def judge(name: str, problems: Iterable[str], text: str, *, is_judged: bool = True) -> Verdict:
-    """Return the verdict of a check: "broken" if there are problems, otherwise "held", or "not judged".
+    """Return the verdict of a check: "broken" if there are problems, otherwise "held" or "not judged".
 
     Args:
         name: name of the check.

@@ -87,7 +87,7 @@ def open_container(address: str, **options: Any) -> InputContainer:
 
 
 def best_video(container: InputContainer) -> VideoStream | None:
-    """Return the video stream that FFmpeg's command would choose; None if there is none.
+    """Return the video stream that FFmpeg's command would choose, or None if there is none.
 
     A cover image is chosen only if the container has no other video stream.
     """
@@ -101,19 +101,22 @@ def has_no_times(container: InputContainer) -> bool:
 
 
 def frame_rate(container: InputContainer, stream: VideoStream) -> float | None:
-    """Return the frame rate that the container or the coded video specifies, in frames/s; None if neither does."""
+    """Return the frame rate that the container or the coded video specifies, in frames/s, or None if neither does."""
     if has_no_times(container):
         return plausible_fps(stream.codec_context.framerate)
     return plausible_fps(stream.average_rate or stream.codec_context.framerate)
 
 
 def time_ns(timed: Packet[Any] | VideoFrame) -> int | None:
-    """Return the presentation time of a packet or a frame in ns; None if it has none."""
+    """Return the presentation time of a packet or a frame in ns, or None if the time is missing."""
     return _in_ns(timed.pts, timed.time_base)
 
 
 def decoding_time_ns(packet: Packet[Any]) -> int | None:
-    """Return the decoding time of a packet in ns, or else its presentation time; None if both are missing."""
+    """Return the decoding time of a packet in ns.
+
+    If the packet has no decoding time, return its presentation time, or None if both are missing.
+    """
     return _in_ns(packet.pts if packet.dts is None else packet.dts, packet.time_base)
 
 
@@ -171,7 +174,7 @@ class FrameWriter:
         return orientation.shown_size(frame.height, frame.width)
 
     def write(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
-        """Copy `frame` into `out`, whose shape must be that which `vision.types.frame_shape` returns.
+        """Copy `frame` into `out`, whose shape must equal the result of `vision.types.frame_shape`.
 
         Raises:
             SizeChanged: the frame needs a buffer of a different shape.

@@ -205,7 +205,7 @@ class ContainerConnection:
 
 
 def _duration_ns(container: InputContainer, stream: VideoStream) -> int | None:
-    """Return the duration of a video in ns; None if it is unknown."""
+    """Return the duration of a video in ns, or None if it is unknown."""
     if stream.duration is not None and stream.time_base is not None:
         return int(stream.duration * stream.time_base * 1_000_000_000)
     return None if container.duration is None else container.duration * 1000

@@ -58,7 +58,7 @@ class PacketDecoder(Protocol):
     def describe(self, image: Any, fps: float | None) -> StreamInfo:
         """Return the properties of the frames that `write` delivers for this stream. Call this method before `write`.
 
-        `image` is the first decoded frame. `fps` is the frame rate to return; None if unknown.
+        `image` is the first decoded frame. `fps` is the frame rate to return, or None if unknown.
 
         Raises:
             SourceError: the detector accepts none of the possible formats.

@@ -162,8 +162,8 @@ class _Timeline:
     def end_pass(self, damage: str) -> None:
         """End a pass. The next pass starts one frame interval after the last frame.
 
-        `damage` describes the damage that the pass has found; empty if there is none. Log it only after the first
-        damaged pass.
+        `damage` describes the damage that the pass has found, or is empty. Log the damage only after the first damaged
+        pass.
         """
         if damage and not self._damage:
             self._damage = damage
@@ -216,7 +216,7 @@ class _Pass:
 
     @property
     def damage(self) -> str:
-        """Text that describes the damage to the file; empty if none was found.
+        """Text that describes the damage to the file, or an empty string if no damage was found.
 
         A file that is shorter than its header states does not count as damaged.
         """

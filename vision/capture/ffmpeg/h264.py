@@ -35,7 +35,7 @@ class FrameGapFinder:
     """Finder of gaps between the frames of one stream. The frames must be passed in decoding order."""
 
     def __init__(self, parameter_sets: bytes | None) -> None:
-        """Create the finder. `parameter_sets` precede the first frame, in Annex B format; None if there are none."""
+        """Create the finder. `parameter_sets` is the Annex B data before the first frame, or None if there is none."""
         self._parameters: _Parameters | None = None
         self._last: int | None = None  # number of the last reference frame
         self.before(parameter_sets or b"")
@@ -45,7 +45,7 @@ class FrameGapFinder:
         self._last = None
 
     def before(self, frame: bytes | memoryview) -> bool:
-        """Return True if reference frames are missing between the previous frame and `frame`; False if unknown."""
+        """Return True if reference frames are known to be missing between the previous frame and `frame`."""
         head = bytes(frame[:_HEAD_BYTES])
         for start in _START_CODE.finditer(head):
             unit = head[start.end() :]

@@ -177,7 +177,7 @@ class JpegConnection:
 
     @property
     def fps(self) -> float | None:
-        """The number of requests per second; None if the camera determines the frame rate."""
+        """The number of requests per second, or None if the camera determines the frame rate."""
         return 1 / self._interval_s if self._is_snapshot else None
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[bytes, bool]]:

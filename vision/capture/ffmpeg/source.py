@@ -143,7 +143,7 @@ class FFmpegSource:
         self._reader.close()
 
     def _next(self, timeout_s: float) -> _Frame | None:
-        """Return the next decoded frame; None if `timeout_s` passed or `interrupt` was called.
+        """Return the next decoded frame, or None if `timeout_s` passed or `interrupt` was called.
 
         Raises:
             SourceError: the connection failed or ended, and all earlier frames were returned.
@@ -222,7 +222,7 @@ class _Stream:
         return self._gap_finder.before(memoryview(packet))
 
     def flush(self) -> list[_Frame]:
-        """Return the frames that the decoder still holds at the end of the stream; empty if called again."""
+        """Return the frames that the decoder still holds at the end of the stream. Later calls return an empty list."""
         if self._flushed:
             return []
         self._flushed = True

@@ -129,7 +129,7 @@ def _hash_is_address(structure: Any) -> bool:
 
 @functools.cache
 def installed(factory: str) -> frozenset[str] | None:
-    """Return the names of the properties of the element `factory`; None if the element is not installed.
+    """Return the names of the properties of the element `factory`, or None if the element is not installed.
 
     The result is empty if the element is installed, but cannot be created.
     """

@@ -76,7 +76,7 @@ class DecodedFrames:
             self._changed.notify()
 
     def get(self, timeout_s: float) -> DecodedFrame | None:
-        """Remove and return the oldest frame; None if there is none within `timeout_s`. Count the missing frames."""
+        """Remove and return the oldest frame, or return None after `timeout_s`. Count the missing frames."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames, timeout_s)
             frame = self._frames.popleft() if self._frames else None
@@ -137,7 +137,10 @@ class PacketMonitor:
         self._gate.lost()
 
     def _arrived_ns(self, pts_ns: int, now_ns: int) -> int:
-        """Return the arrival time (monotonic ns) of a frame from its presentation time; `now_ns` if implausible."""
+        """Compute the arrival time (monotonic ns) of a frame from its presentation time.
+
+        If the result is not plausible, return `now_ns`.
+        """
         arrived_ns = self._base_ns + pts_ns
         return arrived_ns if 0 <= now_ns - arrived_ns < _MAX_AGE_NS else now_ns
 

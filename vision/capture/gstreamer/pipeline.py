@@ -157,7 +157,7 @@ def decoder(codec: Codec, registry: Registry, *, in_order: bool = False) -> list
 def known_order(codec: Codec, field: Callable[[str], str | None]) -> bool:
     """Return True if the caps of RTP packets show that the stream contains no reordered frames.
 
-    `field` returns the value of a field of the caps; None if the field is absent.
+    `field` returns the value of a field of the caps, or None if the field is absent.
     """
     if codec == "JPEG":
         return True
@@ -225,7 +225,7 @@ def usb_request(camera: CameraConfig, media_type: Literal["video/x-raw", "image/
 def usb_chain(
     camera: CameraConfig, formats: Sequence[PixelFormat], registry: Registry, *, offers_raw: bool
 ) -> list[Element]:
-    """Return the elements for a V4L2 camera. If `offers_raw` is True, request raw frames; otherwise, JPEGs."""
+    """Return the elements for a V4L2 camera. If `offers_raw` is True, request raw frames. Otherwise, request JPEGs."""
     request = usb_request(camera, "video/x-raw" if offers_raw else "image/jpeg")
     source = [Element("v4l2src", {"device": camera.source}), Element("capsfilter", {"caps": request})]
     if offers_raw:
@@ -234,7 +234,7 @@ def usb_chain(
 
 
 def size_and_rate(width_px: int | None, height_px: int | None, fps: float | None) -> str:
-    """Return the part of caps that requests the configured size and rate; empty if none is configured."""
+    """Return the part of caps that requests the configured size and rate, or an empty string if none is configured."""
     text = f",width={width_px}" if width_px else ""
     text += f",height={height_px}" if height_px else ""
     if fps:
@@ -262,7 +262,7 @@ def unavailable(address: SourceAddress, registry: Registry) -> str | None:
 
 
 def missing(factories: Sequence[str], registry: Registry) -> str | None:
-    """Return a text that names the missing elements of `factories`, and their packages; None if none is missing."""
+    """Return a text that names the missing elements of `factories`, and their packages, or None if none is missing."""
     absent = [name for name in factories if name != "capsfilter" and registry(name) is None]
     if not absent:
         return None

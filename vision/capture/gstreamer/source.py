@@ -259,7 +259,7 @@ class Player:
         self._undo.clear()
 
     def pull(self, timeout_s: float) -> DecodedFrame | None:
-        """Return the next decoded frame; None if `timeout_s` passed or the source was interrupted.
+        """Return the next decoded frame, or None if `timeout_s` passed or the source was interrupted.
 
         Raises:
             SourceError: the pipeline failed, or the camera ended the stream, and no earlier frame waits.

@@ -3,7 +3,7 @@
 This is the only module that calls PyNvVideoCodec. The source code of PyNvVideoCodec shows the following behavior, which
 is not documented:
 
-* Frames are in a pool, which the next call of `decode` overwrites.
+* Frames are in a pool, which the next call to `decode` overwrites.
 * Copies on the given CUDA stream fill the pool, so copies from the pool must use the same stream.
 * If the frame size changes, frames are scaled to the first size, so each session decodes only one size.
 * Damaged frames are concealed, and not reported.

@@ -25,7 +25,7 @@ _MAX_IDLE_S: Final = 60.0
 class IdleSessions:
     """Store of up to four idle sessions. Thread-safe.
 
-    Each call of `give` closes the sessions that have been idle for more than a minute.
+    Each call to `give` closes the sessions that have been idle for more than a minute.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

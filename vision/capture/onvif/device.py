@@ -60,11 +60,11 @@ class Device:
 
 
 async def query(device: Device, client: SoapClient) -> None:
-    """Ask a device for its model, its profiles, and their streams. Store the answers in `device`.
+    """Ask a device for its model, its profiles, and their streams. Store the responses in `device`.
 
     Raises:
         SourceError: the device does not answer, refuses a request, returns an invalid response, or has no profile with
-            video. The earlier answers are stored nevertheless.
+            video. All responses received before the error are stored nevertheless.
     """
     assert device.address is not None
     try:
@@ -127,7 +127,7 @@ async def _media_from_capabilities(address: str, client: SoapClient) -> str:
 def on_same_host(service: str, device: str) -> str:
     """Return the address `service`. If it contains a different host or a user, use the host and port of `device`.
 
-    Both arguments are URLs. If one is invalid, return an empty text.
+    Both arguments are URLs. If either URL is invalid, return an empty string.
 
     A device behind a router names its address in the network behind the router, which this machine cannot reach. A
     hostile device can name a host that only this machine can reach.
@@ -205,7 +205,7 @@ def _profiles(response: Element, path: str, name: str, configuration: str) -> It
 
 
 def _number(text: str) -> float | None:
-    """Return the number in a text; None if the text is not a number from 0 to 100,000."""
+    """Return the number in a text, or None if the text is not a number from 0 to 100,000."""
     with contextlib.suppress(ValueError):
         value = float(text)
         return value if 0 <= value <= 100_000 else None

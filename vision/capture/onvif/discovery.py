@@ -1,4 +1,4 @@
-"""WS-Discovery: search for ONVIF devices with UDP datagrams (probes), and the answers of the devices."""
+"""WS-Discovery: search for ONVIF devices with UDP datagrams (probes), and the responses of the devices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PROBE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of one device to a probe."""
+    """The response of one device to a probe."""
 
     host: str
     """The IP address that sent the answer."""
@@ -59,7 +59,7 @@ class Answer:
 
 
 class _Probing(asyncio.DatagramProtocol):
-    """Protocol of asyncio that sends probes from one socket, and collects the answers to them."""
+    """Protocol of asyncio that sends probes from one socket, and collects the responses."""
 
     def __init__(self, answers: dict[tuple[str, str | None], Answer]) -> None:
         self._answers = answers
@@ -78,7 +78,7 @@ class _Probing(asyncio.DatagramProtocol):
             self._transport.sendto(_PROBE.format(number=number, types=types).encode(), (host, PORT))
 
     def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
-        """Store each device of an answer. Ignore datagrams that do not answer a probe of this socket."""
+        """Store each device in a response. Ignore datagrams that do not respond to a probe of this socket."""
         with contextlib.suppress(SourceError):
             for answer in _answers(parse_document(data), sender[0], self._numbers):
                 if len(self._answers) < MOST_DEVICES:
@@ -119,7 +119,7 @@ def _name(scopes: str) -> str:
 
 
 async def search(timeout_s: float) -> list[Answer]:
-    """Send probes by multicast on each network interface. Return the answers that arrive within `timeout_s` seconds."""
+    """Send probes by multicast on each network interface. Return the responses received within `timeout_s` seconds."""
     hosts = [
         address.address
         for addresses in psutil.net_if_addrs().values()
@@ -130,9 +130,9 @@ async def search(timeout_s: float) -> list[Answer]:
 
 
 async def ask_hosts(hosts: Sequence[str], timeout_s: float) -> list[Answer]:
-    """Send probes to each of the IP addresses `hosts`. Return the answers that arrive within `timeout_s` seconds.
+    """Send probes to each of the IP addresses `hosts`. Return the responses that arrive within `timeout_s` seconds.
 
-    Return earlier if all hosts have answered.
+    If all hosts respond before this time is over, return immediately.
     """
     answers = await _collect(timeout_s, [(_socket, "", host) for host in hosts], expected=len(set(hosts)))
     return [answer for answer in answers if answer.host in hosts]
@@ -141,7 +141,7 @@ async def ask_hosts(hosts: Sequence[str], timeout_s: float) -> list[Answer]:
 async def _collect(
     timeout_s: float, probes: Sequence[tuple[Callable[[str], socket.socket], str, str]], expected: int | None = None
 ) -> list[Answer]:
-    """Send the probes. Return the answers after `timeout_s` seconds, or as soon as `expected` hosts have answered.
+    """Send the probes. Return the responses after `timeout_s` seconds, or as soon as `expected` hosts have responded.
 
     Each entry of `probes` contains the function that creates a socket, its argument, and the host to send probes to.
     """

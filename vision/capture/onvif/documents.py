@@ -55,7 +55,7 @@ def _is_deep(root: Element) -> bool:
 
 
 def find_text(element: Element, path: str) -> str:
-    """Return the text of the first element at `path`, as `printable` returns it; empty if there is no such element."""
+    """Return the text of the first element at `path`, as `printable` returns it, or "" if there is no such element."""
     return printable(element.findtext(path, "", NAMESPACES))
 
 
@@ -66,7 +66,7 @@ def printable(text: str) -> str:
 
 
 def split_address(address: str) -> SplitResult | None:
-    """Return the parts of a URL; None if the URL must not be used.
+    """Return the parts of a URL, or None if the URL must not be used.
 
     A URL must not be used if it has no scheme or no host, is invalid, has more than 1024 characters, or contains spaces
     or unprintable characters.

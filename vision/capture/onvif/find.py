@@ -52,9 +52,9 @@ def find_devices(targets: Sequence[Target], timeout_s: float, account: Account |
     If a device does not answer completely, the reasons are in `Device.problems`.
 
     Args:
-        targets: devices to ask; if empty, ask all devices that answer a multicast.
-        timeout_s: time in seconds for the answers to the search, and then for all answers of one device.
-        account: account on the devices; None if there is none.
+        targets: devices to ask; if empty, ask all devices that respond to a multicast.
+        timeout_s: time in seconds to wait for responses to the search, and to wait for all responses of one device.
+        account: account on the devices, or None if there is none.
 
     Raises:
         SourceError: a host in `targets` is neither a name that can be resolved nor an IPv4 address.
@@ -75,7 +75,7 @@ async def _find_devices(targets: Sequence[Target], timeout_s: float, account: Ac
 async def _ask(
     device: Device, account: Account | None, timeout_s: float, context: ssl.SSLContext, slots: asyncio.Semaphore
 ) -> None:
-    """Ask a device, and store its answers in `device`. If an answer is missing, add the reason to `device.problems`."""
+    """Query a device, and store its responses in `device`. Add reasons for missing responses to `device.problems`."""
     # Many devices close the connection after a response without announcing it. Another request over it would fail.
     limits = httpx.Limits(max_keepalive_connections=0)
     async with slots, httpx.AsyncClient(verify=context, trust_env=False, timeout=timeout_s, limits=limits) as http:

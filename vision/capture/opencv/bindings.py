@@ -46,6 +46,6 @@ def describe(capture: Capture) -> StreamInfo:
 
 
 def position_ns(capture: Capture) -> int | None:
-    """Return the presentation time of the last grabbed frame in ns; None if it is 0 or not plausible."""
+    """Return the presentation time of the last grabbed frame in ns, or None if it is 0 or not plausible."""
     position_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
     return int(position_ms * 1e6) if math.isfinite(position_ms) and 0 < abs(position_ms) < _MAX_POSITION_MS else None

@@ -107,7 +107,7 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def read_image(file: Path) -> NDArray[np.uint8] | None:
-    """Read an image, and return it as (H, W, 3) uint8 bgr; None if it is truncated or cannot be read."""
+    """Read an image, and return it as (H, W, 3) uint8 bgr, or None if it is truncated or cannot be read."""
     try:
         data = read_input(file)
         if is_truncated_jpeg(data):  # OpenCV would fill it up with gray

@@ -83,7 +83,7 @@ class Scene:
 
     @staticmethod
     def most_objects(height_px: int, width_px: int) -> int:
-        """Return the maximum number of objects in a frame of this size; 0 if the frame is too narrow or too low."""
+        """Return the maximum number of objects in a frame of this size, or 0 if the frame is too narrow or too low."""
         return height_px // _LANE_PX if width_px >= _LANE_PX else 0
 
     @cached_property

@@ -38,7 +38,7 @@ def paint_number(luma: NDArray[np.uint8], number: int) -> None:
 
 
 def read_number(luma: NDArray[np.uint8]) -> int | None:
-    """Return the number in the plane `luma`, uint8 (H, W); None if the frame is damaged or contains no number."""
+    """Return the number in the plane `luma`, uint8 (H, W), or None if the frame is damaged or contains no number."""
     height_px, width_px = luma.shape
     code = 0
     for bit in range(_ROWS * _COLUMNS):

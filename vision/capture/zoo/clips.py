@@ -40,7 +40,10 @@ _X265: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CodedFrame:
-    """One coded frame. For H.264 and H.265, `units` are its slices without start codes; otherwise, the whole frame."""
+    """One coded frame.
+
+    For H.264 and H.265, `units` contains the slices without start codes. Otherwise, `units` contains the whole frame.
+    """
 
     number: int  # the number that its pixels show, and its position in display order
     key: bool

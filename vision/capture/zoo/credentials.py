@@ -27,7 +27,7 @@ class Gate:
         self._realm = _QUOTED_REALM if auth == "digest-quotes" else _REALM
 
     def challenges(self, method: str, headers: Mapping[str, str]) -> list[str]:
-        """Return the values of the `WWW-Authenticate` headers for the response; empty if the request is allowed.
+        """Return the values of the `WWW-Authenticate` headers for the response, or [] if the request is allowed.
 
         `method` is the method of the request. The names of `headers` must be in lower case.
         """

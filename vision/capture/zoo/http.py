@@ -238,7 +238,7 @@ class HlsChannel:
         return "\n".join(lines) + "\n"
 
     def segment(self, path: str) -> bytes | None:
-        """Return the segment at a path; None if it does not exist."""
+        """Return the segment at a path, or None if it does not exist."""
         index = path.rpartition("/")[2].removesuffix(".ts")
         return self._segments[int(index)] if index.isdigit() and int(index) < len(self._segments) else None
 

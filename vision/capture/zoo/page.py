@@ -108,7 +108,7 @@ def _table(personas: Iterable[Persona], readers: tuple[Reader, ...]) -> Iterator
 
 
 def _condition(limit: Limit) -> str:
-    """Return the options that select the faults of a limit, as text; empty if the limit applies to every fault."""
+    """Return the options that select the faults of a limit, as text, or "" if the limit applies to every fault."""
     if not limit.faults or len(limit.faults) == len(FAULTS):
         return ""
     return f" and {' or '.join(f'`--fault {fault}`' for fault in limit.faults)}"

@@ -37,7 +37,7 @@ PASSWORD: Final = "secret"
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A further track of a camera, described by its lines in the SDP document (`media`)."""
+    """An additional track of a camera, described by its lines in the SDP document (`media`)."""
 
     media: str
     before_video: bool = True
@@ -145,7 +145,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limitation of a reader, although the reader plays the camera. `text` describes the limitation.
+    """A limitation of a reader that plays the camera. `text` describes the limitation.
 
     During the faults in `faults`, the reader does not count all missing frames.
     """

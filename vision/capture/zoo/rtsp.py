@@ -62,7 +62,7 @@ REPORT: Final = "report"
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """Return the next request or RTCP report; None at the end of the connection.
+    """Return the next request or RTCP report, or None at the end of the connection.
 
     If the client sends something else, such as TLS, the method of the returned request is empty.
 

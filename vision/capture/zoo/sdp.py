@@ -25,7 +25,7 @@ def describe(stream: RtspStream, url: str, line_end: str) -> bytes:
 
 
 def base_of(stream: RtspStream, url: str) -> str | None:
-    """Return the value of the header `Content-Base`; None if the camera sends no such header."""
+    """Return the value of the header `Content-Base`, or None if the camera sends no such header."""
     return {"right": f"{url}/", "missing": None, "wrong-host": f"{_INNER}/", "no-slash": url}[stream.content_base]
 
 

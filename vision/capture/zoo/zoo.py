@@ -26,7 +26,7 @@ _STOP_S: Final = 5.0
 
 
 def missing(persona: Persona) -> str | None:
-    """Return the reason why this machine cannot encode the video of a camera; None if it can.
+    """Return the reason why this machine cannot encode the video of a camera, or None if it can.
 
     For HTTP cameras, always return None.
     """
@@ -109,7 +109,7 @@ def running_zoo() -> Iterator[Zoo]:
 
 
 def selected(names: Iterable[str]) -> list[Persona]:
-    """Return the personas with these names; all personas if `names` is empty.
+    """Return the personas with these names, or all personas if `names` is empty.
 
     Raises:
         VisionError: a name is unknown.
