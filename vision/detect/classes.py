@@ -103,5 +103,8 @@ class UnnamedClasses:
             )
 
     def counters(self) -> Mapping[str, int]:
-        """Return a counter with the number of all unnamed boxes, for status messages; empty if there were none."""
+        """Return a dict with the number of all unnamed boxes, for status messages.
+
+        The dict is empty if there were none.
+        """
         return {"detector.unnamed_classes": self._count} if self._count else {}

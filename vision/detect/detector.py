@@ -50,7 +50,7 @@ class GpuSpec:
 
 @dataclass(frozen=True, slots=True)
 class DetectorSpec:
-    """Properties of an open detector, which do not change."""
+    """Properties of an open detector. They do not change."""
 
     name: str
     """Back-end, device, and precision as text, such as ``onnxruntime cpu fp32``, for status messages."""
@@ -172,10 +172,11 @@ class SharesFrames(Protocol):
     def exported_buffers(
         self, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
     ) -> tuple[bytes, list[FrameBuffer]] | None:
-        """Allocate GPU memory that another process can open. Return a handle of it, and `count` buffers in it.
+        """Allocate GPU memory that another process can open.
 
-        Return None if the memory of this GPU cannot be exported to another process. In the other process,
-        `vision.gpu.memory.open_exported` opens the handle, and returns the same buffers.
+        Return a handle to the memory, and `count` buffers in the memory. Return None if the memory of this GPU cannot
+        be exported to another process. In the other process, `vision.gpu.memory.open_exported` opens the handle, and
+        returns the same buffers.
 
         Raises:
             Closed: the detector is closed.

@@ -22,7 +22,8 @@ _PROBE_TIMEOUT_S: Final = 60.0
 def reason_for_cpu(missing: DeviceMissing, section: str) -> str:
     """Return the reason why the program runs on the CPU although this machine has an NVIDIA GPU.
 
-    The text is empty if this machine has no NVIDIA GPU, or if `CUDA_VISIBLE_DEVICES` hides all GPUs from this process.
+    Return an empty string if this machine has no NVIDIA GPU, or if `CUDA_VISIBLE_DEVICES` hides all GPUs from this
+    process.
 
     Args:
         missing: error that the attempt to use the GPU raised.
@@ -58,7 +59,7 @@ def driver_answers() -> bool:
 def has_nvidia_gpu(root: Path | None = None) -> bool:
     """Return True if this machine has an NVIDIA GPU, integrated or discrete, even if its driver is not loaded.
 
-    `root` replaces `MACHINE`.
+    `root` is the folder that contains ``dev``, ``proc``, and ``sys``. None means `MACHINE`.
     """
     root = root or MACHINE
     if any((root / "dev" / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu")):

@@ -45,9 +45,10 @@ class ModelMetadata:
 
     @property
     def head_task(self) -> str | None:
-        """The value of `head.task` in model.yaml that corresponds to `task`; ``detect`` if `task` is None.
+        """The value of `head.task` in model.yaml that corresponds to `task`.
 
-        None if there is no such value, for example for a classifier.
+        If `task` is None, the value is ``detect``. The result is None if no value corresponds to `task`, for example
+        for a classifier.
         """
         task = "detect" if self.task is None or self.task in _DETECTION else self.task
         return task if task in get_args(HeadSpec.model_fields["task"].annotation) else None
@@ -80,7 +81,7 @@ def read_metadata(header: OnnxHeader) -> ModelMetadata:
 
 
 def _literal(text: str) -> Any:
-    """Return the value of a Python literal or of JSON; the text itself if it is neither."""
+    """Parse `text` as a Python literal or as JSON, and return the value. If `text` is neither, return `text` itself."""
     for parse in (ast.literal_eval, json.loads):
         try:
             return parse(text)
@@ -90,14 +91,19 @@ def _literal(text: str) -> Any:
 
 
 def _integers(value: object) -> list[int]:
-    """Return `value`, a number or a list or tuple of numbers, as a list; empty if a part is not a positive integer."""
+    """Return `value`, which is a number, or a list or tuple of numbers, as a list.
+
+    Return an empty list if `value` contains anything except positive integers.
+    """
     parts = value if isinstance(value, (list, tuple)) else [value]
     numbers = [int(part) for part in parts if isinstance(part, (int, float)) and part > 0 and part == int(part)]
     return numbers if len(numbers) == len(parts) else []
 
 
 def _names(value: object, text: str) -> tuple[str, ...] | None:
-    """Return class names in the order of their ids; None if there are no names, or if an id or a name is missing.
+    """Return class names in the order of their ids.
+
+    Return None if there are no names, or if an id or a name is missing.
 
     Args:
         value: mapping from ids to names, or sequence of names, or text that separates names by line ends or commas.
@@ -195,7 +201,10 @@ def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    """Return names in lower case, with spaces as separators. Replace older names of COCO classes as in `_OLD_NAMES`."""
+    """Return names in lower case, with spaces as separators.
+
+    Replace old names of COCO classes with the current names.
+    """
     plain = [re.sub(r"[\s_-]+", " ", name.strip().casefold()) for name in names]
     return [_OLD_NAMES.get(name, name) for name in plain]
 
@@ -208,7 +217,7 @@ _OLD_NAMES: Final[Mapping[str, str]] = {
 
 
 def is_coco80(names: Sequence[str]) -> bool:
-    """Return True if `names` are those of `COCO80` in the same order, apart from case, separators, and older names."""
+    """Return True if `names` are those of `COCO80` in the same order, apart from case, separators, and old names."""
     return _folded(names) == list(COCO80)
 
 

@@ -39,7 +39,7 @@ def open_detector(
 ) -> Detector:
     """Open the detector for the model in `folder` with the configured back-end.
 
-    The back-end ``auto`` means TensorRT if the library and a GPU are present, and otherwise ONNX Runtime. In the second
+    The back-end ``auto`` means TensorRT if TensorRT and a GPU are present, and otherwise ONNX Runtime. In the second
     case, the reason is logged. If this machine has a GPU, `DetectorSpec.gpu_unused` also contains the reason. TensorRT
     can take minutes to build an engine. Another thread can set `stop` to cancel the call.
 
@@ -47,7 +47,7 @@ def open_detector(
         Closed: `stop` was set.
         ConfigError: `detect.classes` names a class that the model does not have, or the back-end is ``fake`` and OpenCV
             is not installed.
-        ModelError: the file, or a plugin library, is missing, damaged, or not the one that the spec describes.
+        ModelError: the ONNX file or a plugin library is missing or damaged, or does not match the spec.
         Untrusted: other users can replace a plugin library.
         DeviceMissing: the configured back-end is not available.
         DeviceNotReady: this machine has a GPU, but its driver does not answer. ``auto`` also raises this error.
@@ -118,7 +118,7 @@ def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | No
 
 
 def _check_files(folder: Path, spec: ModelSpec) -> None:
-    """Check that the file is complete, and that its metadata does not contradict the spec. Check plugin libraries.
+    """Check that the ONNX file is complete, and that its metadata does not contradict the spec. Check plugin libraries.
 
     Call this function before a GPU is opened, because an error in a file does not depend on the GPU.
 
@@ -178,9 +178,10 @@ def _tensorrt_module(name: str) -> ModuleType:
 
 
 def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig, *, gpu_unused: str = "") -> Detector:
-    """Open the detector on the CPU. It ignores `detect.max_batch`, for the reason given in `OnnxRuntimeDetector`.
+    """Open the detector on the CPU.
 
-    For `gpu_unused`, see `DetectorSpec`.
+    The detector ignores `detect.max_batch`, for the reason given in `OnnxRuntimeDetector`. For `gpu_unused`, see
+    `DetectorSpec`.
     """
     refuse_plugins(spec)
     ids = class_ids(class_names(spec), detect.classes, spec.name)

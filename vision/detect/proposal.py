@@ -166,7 +166,7 @@ def _spec(
 
 
 def _frame_size(header: OnnxHeader) -> tuple[int, int] | None:
-    """Return the width and height of the input for frames; None if the file does not fix both.
+    """Return the width and height of the input for frames, or None if the file does not fix both.
 
     Raises:
         ModelError: the file has no input for frames.
@@ -185,7 +185,7 @@ def _frame_size(header: OnnxHeader) -> tuple[int, int] | None:
 
 
 def _head_of_shapes(header: OnnxHeader, metadata: ModelMetadata) -> HeadSpec | None:
-    """Return the head that fits the declared output shapes of a model from Ultralytics; None if no head fits."""
+    """Return the head that fits the declared output shapes of a model from Ultralytics. Return None if no head fits."""
     names = metadata.names or ()
     shapes = {
         tensor.name: tuple(axis if isinstance(axis, int) else None for axis in tensor.shape)
@@ -223,11 +223,12 @@ def propose(path: Path, licence: str | None = None) -> Proposal:
     """Run an ONNX file on the sample with ONNX Runtime, and return a proposal for its model.yaml.
 
     Args:
-        licence: license of the weights. None means the license in the metadata; if there is none, ``unknown``.
+        licence: license of the weights. None means the license in the metadata, or ``unknown`` if the metadata contains
+            no license.
 
     Raises:
-        ModelError: the file is not a complete ONNX file, does not detect objects, or cannot be run; or no head fits
-            its outputs.
+        ModelError: the file is not a complete ONNX file, does not detect objects, or cannot be run; or no head fits its
+            outputs.
         DeviceMissing: ONNX Runtime is not installed.
         Unavailable: the file cannot be read at present, for example because the disk fails.
     """

@@ -167,7 +167,7 @@ class Overlay:
             boxes_xyxy: (N, 4) in pixels. If `shapes` has rotated boxes, those are drawn instead.
             labels: text of each object.
             colors: color of each object.
-            shapes: masks, keypoints, and rotated boxes of the objects; None if the model has none of them.
+            shapes: masks, keypoints, and rotated boxes of the objects. None means that there are none.
         """
         rows = [row for row in zip(boxes_xyxy, labels, colors, strict=True) if np.isfinite(row[0]).all()][::-1]
         rotated = None if shapes is None else shapes.rotated_boxes
@@ -226,7 +226,7 @@ class Overlay:
     def dashed_box(self, box_xyxy: NDArray[np.float32], color: Color, label: str = "") -> None:
         """Draw a box with a dashed outline and a label, for example for an object that the detector missed.
 
-        `box_xyxy` (4,) contains the left, upper, right, and lower edge in pixels.
+        `box_xyxy` (4,) contains the left, top, right, and bottom edges in pixels.
         """
         x1, y1, x2, y2 = self._corners(box_xyxy)
         self._dashes(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64), color)
@@ -242,7 +242,7 @@ class Overlay:
             cv2.line(self.frame, fixed[at - 1], fixed[at], faded, self.stroke_px, cv2.LINE_AA, _SHIFT)
 
     def banner(self, words: str, right: str = "") -> None:
-        """Draw a dark strip along the upper edge of the frame, with text on the left and on the right."""
+        """Draw a dark strip along the top edge of the frame, with text on the left and on the right."""
         pad = self.letters_px
         bottom = min(self.height_px, 3 * self.letters_px)
         strip = self.frame[:bottom]

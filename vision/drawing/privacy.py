@@ -27,7 +27,7 @@ _WHOLE: Final = 32  # cells along the longer side of a frame whose objects are u
 
 
 class PrivacyFilter:
-    """Filter that hides what the section `privacy` of a configuration names.
+    """Filter that hides the areas and objects that the section `privacy` of a configuration names.
 
     The methods change images, (H, W, 3) uint8 BGR.
     """
@@ -49,7 +49,7 @@ class PrivacyFilter:
     ) -> None:
         """Fill the masks of a camera with black in `image`, which is a part of a frame.
 
-        `size_px` is the width and height of the frame. `corner` is the x and y of the upper left corner of the part.
+        `size_px` is the width and height of the frame. `corner` is the x and y of the top left corner of the part.
         """
         section = self._sections.get(camera_id)
         if section is None or not section.masks:
@@ -96,7 +96,10 @@ class PrivacyFilter:
 
 
 def hide_without_objects(sections: Mapping[str, CameraPrivacy]) -> Hide | None:
-    """Return the function that applies `sections` to images whose objects are unknown; None if `sections` is empty."""
+    """Return the function that applies `sections` to images whose objects are unknown.
+
+    Return None if `sections` is empty.
+    """
     return PrivacyFilter(sections).hide_without_objects if sections else None
 
 

@@ -153,7 +153,7 @@ class _Build:
     def _refuse_untested(self) -> None:
         """Raise `ModelError` for fp8 and int8 if TensorRT-RTX does not list the GPU's compute capability.
 
-        For fp32 and tf32, only log a warning. With the unlisted compute capability 9.0, the results of all four
+        For fp32 and tf32, only log a warning. With the unlisted compute capability 9.0, the results of these four
         precisions were wrong.
         """
         capabilities = supported_capabilities()
@@ -352,7 +352,7 @@ def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.I
 
 
 def timings_of(config: trt.IBuilderConfig) -> bytes | None:
-    """Return the timing cache of a build, for use by the next build; None if the library keeps none."""
+    """Return the timing cache of a build, for use by the next build. Return None if the library has no timing cache."""
     cache = or_none(config.get_timing_cache())
     return bytes(memoryview(cache.serialize())) if cache is not None else None
 
@@ -386,7 +386,10 @@ def is_damage(error: Any) -> bool:
 
 
 def free_memory() -> str:
-    """Return the free and total memory of the GPU as text for the end of a message; an empty text if no GPU works."""
+    """Return the free and total memory of the GPU as text for the end of a message.
+
+    Return an empty string if no GPU works.
+    """
     try:
         from vision.gpu.cuda import memory_info
 
@@ -442,7 +445,7 @@ _CHOSEN: Final = "picked sparse implementation for layers:"
 
 
 def sparse_layers(notes: Sequence[str]) -> SparseLayers | None:
-    """Return the layers that the notes of a build name; None if the library reported nothing about sparsity."""
+    """Return the layers that the notes of a build name. Return None if the library reported nothing about sparsity."""
 
     def named(words: str) -> tuple[str, ...]:
         lists = [note.partition(words)[2] for note in notes if words in note]
@@ -454,7 +457,7 @@ def sparse_layers(notes: Sequence[str]) -> SparseLayers | None:
 
 
 def bytes_in(log: LogLines, what: str) -> int | None:
-    """Return the largest size in bytes that the log reports for `what`; None if the log reports none."""
+    """Return the largest size in bytes that the log reports for `what`, or None if the log reports no size."""
     pattern = re.compile(re.escape(what) + r": (\d+)")
     matches = (pattern.search(line.text) for line in log.lines)
     return max((int(match[1]) for match in matches if match), default=None)

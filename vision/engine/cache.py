@@ -77,7 +77,10 @@ class EngineKey:
         return sha256_of(json.dumps(self.as_json(), sort_keys=True).encode())[:20]
 
     def differences(self, other: Mapping[str, Any]) -> str:
-        """Return the differences from `other`, a result of `as_json`, as text; an empty text if the keys are equal."""
+        """Return the differences from `other`, a result of `as_json`, as text.
+
+        Return an empty string if the keys are equal.
+        """
         theirs, mine = _flat(other), _flat(self.as_json())
         return ", ".join(
             f"{name} {theirs.get(name)!r} instead of {mine.get(name)!r}"
@@ -140,7 +143,10 @@ class Entry:
 
     @property
     def unused_s(self) -> float:
-        """Time in seconds since the engine was last loaded or built; 0 if its file no longer exists."""
+        """Time in seconds since the engine was last loaded or built.
+
+        It is 0 if the file of the engine no longer exists.
+        """
         return max(0.0, _age_s(self.path))
 
 
@@ -155,7 +161,7 @@ class Loaded:
 
 
 class EngineCache:
-    """Folder of built engines; `default_folder` if `folder` is None.
+    """Folder of built engines. If `folder` is None, the folder is `default_folder`.
 
     The constructor raises `ModelError` if the folder cannot be created or is not private, and `Unavailable` if it
     cannot be created at present, for example because the disk is full.
@@ -175,7 +181,7 @@ class EngineCache:
         return self.folder / f"{model}-{precision}-b{max_batch}-sm{major}{minor}-{key.digest()}.engine"
 
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
-        """Return the plan and an empty text, or None and the reason why no plan can be used.
+        """Return the plan and an empty string, or None and the reason why no plan can be used.
 
         If there is a plan, record the time of its use.
 
@@ -295,7 +301,7 @@ class EngineCache:
         return self.folder / f"{place}.timing"
 
     def _timing_cache(self, key: EngineKey) -> bytes | None:
-        """Return the stored timing cache; None if there is none. Raise `Untrusted` as `read_private` does."""
+        """Return the stored timing cache, or None if there is none. Raise `Untrusted` as `read_private` does."""
         with contextlib.suppress(FileNotFoundError):
             return read_private(self._timing_path(key))
         return None
@@ -387,7 +393,7 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def _age_s(path: Path) -> float:
-    """Return the time in seconds since the file was last written; 0 if it no longer exists."""
+    """Return the time in seconds since the file was last written, or 0 if it no longer exists."""
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime
     return 0.0
@@ -435,9 +441,9 @@ def _faulty(path: Path, fault: str) -> Entry:
 
 
 def foreign(key: Mapping[str, Any], library: Library | None, gpu: Gpu | None) -> str:
-    """Return the reason why an engine with this key cannot run on `library` and `gpu`; an empty text if it can run.
+    """Return the reason why an engine with this key cannot run on `library` and `gpu`.
 
-    If `library` or `gpu` is None, any library or GPU is accepted.
+    Return an empty string if the engine can run. If `library` or `gpu` is None, any library or GPU is accepted.
     """
     if library is not None and (key.get("flavour"), key.get("version")) != (library.flavour, library.version):
         return f"built with {key.get('flavour')} {key.get('version')}, but this machine has {library}"

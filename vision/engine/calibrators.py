@@ -41,7 +41,7 @@ _LEVELS: Final = 127
 
 
 def require_calibrators() -> None:
-    """Raise `ModelError` if the library has no calibrators, and `DeviceMissing` if there is no library."""
+    """Raise `ModelError` if the installed TensorRT has no calibrators, and `DeviceMissing` if TensorRT is missing."""
     library = find_library()
     if not hasattr(trt.IBuilderConfig, "int8_calibrator"):
         raise ModelError(
@@ -74,7 +74,10 @@ class Calibrator:
         return 1
 
     def get_batch(self, names: Sequence[str]) -> list[int] | None:
-        """Return the device addresses of the inputs `names` of the next batch; None at the end, or after an error."""
+        """Return the device addresses of the inputs `names` of the next batch.
+
+        Return None after the last batch, or after an error.
+        """
         try:
             batch = next(self._batches, None)
             if batch is None:
@@ -147,7 +150,7 @@ def find_scales(model: bytes, spec: ModelSpec, kind: CalibratorKind, batches: It
 
 
 def device_memory(first: Batch, resources: ExitStack) -> Upload:
-    """Allocate GPU memory for batches of the shapes of `first`; `resources` frees it.
+    """Allocate GPU memory for batches with the shapes of `first`. `resources` frees the memory.
 
     Return a function that copies a batch to this memory, and returns the address of each input by name.
     """

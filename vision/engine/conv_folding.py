@@ -145,7 +145,7 @@ class _Fold:
 
 
 def _fold_of(node: ir.Node, shapes: _Shapes) -> _Fold | None:
-    """Return the parameters for folding a node; None if folding is impossible or saves no time."""
+    """Return the parameters for folding a node, or None if folding is impossible or saves no time."""
     if node.op_type != "Conv" or node.domain or not _is_plain(node):
         return None
     parameters = [_constant(value) for value in node.inputs[1:] if value is not None]
@@ -174,7 +174,10 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _constant(value: ir.Value) -> NDArray[np.float32] | None:
-    """Return the value of a float32 constant; None for other tensors, inputs with default values, and external data."""
+    """Return the value of a float32 constant.
+
+    Return None for other tensors, inputs with default values, and external data.
+    """
     import onnx_ir as ir
 
     tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)

@@ -109,7 +109,8 @@ def find_library(names: tuple[str, ...] = MODULES) -> Library:
     """Find the TensorRT library: the first module of `names` that can be imported. The result is cached.
 
     Raises:
-        DeviceMissing: no module can be imported, or none is TensorRT. The message contains the reason for each module.
+        DeviceMissing: no module can be imported, or no imported module is TensorRT. The message contains the reason for
+            each module.
     """
     tried: list[str] = []
     for name in names:
@@ -262,7 +263,10 @@ def or_none(result: _T) -> _T | None:
 
 
 def member_of(enumeration: str, name: str) -> Any:
-    """Return the member `name` of an enumeration of `trt`; None if the library lacks the member or the enumeration."""
+    """Return the member `name` of an enumeration of `trt`.
+
+    Return None if the library lacks the member or the enumeration.
+    """
     return getattr(getattr(trt, enumeration, None), name, None)
 
 
@@ -286,7 +290,10 @@ def network_flags(*, strongly_typed: bool) -> int:
 
 
 def supported_capabilities() -> tuple[tuple[int, int], ...]:
-    """Return the compute capabilities that the library lists, in ascending order; empty if it has no such list."""
+    """Return the compute capabilities that the library lists, in ascending order.
+
+    Return an empty tuple if the library has no such list.
+    """
     names: Mapping[str, object] = getattr(getattr(trt, "ComputeCapability", None), "__members__", {})
     numbers = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
     return tuple((number // 10, number % 10) for number in numbers)

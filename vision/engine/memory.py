@@ -63,7 +63,10 @@ class _Segment:
     free: list[tuple[int, int]]
 
     def take(self, size: int, alignment: int) -> int | None:
-        """Reserve `size` bytes in the smallest gap, aligned to `alignment`. Return the offset; None if no gap fits."""
+        """Reserve `size` bytes in the smallest gap, aligned to `alignment`.
+
+        Return the offset, or None if no gap fits.
+        """
         best: tuple[int, int, int] | None = None  # size of the gap, index of the gap, offset
         for index, (start, length) in enumerate(self.free):
             offset = -(-(self.address + start) // alignment) * alignment - self.address
@@ -121,7 +124,7 @@ class MemoryPool:
         self.last_failure = ""  # text with the requested and the free size; callers clear it before they call TensorRT
 
     def allocate(self, size: int, alignment: int = 0, stream: int = 0) -> int:
-        """Allocate `size` bytes for work on `stream`. Return the address; 0 if the size is 0 or memory is lacking.
+        """Allocate `size` bytes for work on `stream`. Return the address, or 0 if the size is 0 or memory is lacking.
 
         `alignment` is a power of two. 0 means no requirement. Every address is aligned to at least 256 bytes.
         """
@@ -132,7 +135,10 @@ class MemoryPool:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Lock the pool during a `with` block. Then free the memory that finalizers returned during the block."""
+        """Lock the pool during a `with` block.
+
+        At the end of the block, free the memory that finalizers returned during the block.
+        """
         with self._lock:
             self._inside = True
             try:
@@ -190,8 +196,8 @@ class MemoryPool:
     def deallocate(self, address: int, stream: int | None = None) -> bool:
         """Free the memory at `address`. Return False if no memory from `allocate` is in use there.
 
-        `stream` is the stream that used the memory last; None if unknown. If a finalizer calls `deallocate` during
-        another call in the same thread, the memory is freed at the end of that call.
+        `stream` is the stream that used the memory last. It is None if this stream is unknown. If a finalizer calls
+        `deallocate` during another call in the same thread, the memory is freed at the end of that call.
         """
         with self._lock:
             if self._inside:
@@ -225,7 +231,7 @@ class MemoryPool:
         return sum(segment.size for held in self._segments.values() for segment in held)
 
     def report(self) -> PoolReport:
-        """Return the present state of the pool: its sizes, and its numbers of allocations and failures."""
+        """Return the current state of the pool: its sizes, and its numbers of allocations and failures."""
         with self._lock:
             return PoolReport(
                 reserved_bytes=self._reserved(),

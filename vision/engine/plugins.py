@@ -30,7 +30,7 @@ def plugin_registry() -> Any:
     """Return the plugin registry of TensorRT.
 
     Raises:
-        ModelError: the library is TensorRT-RTX, whose networks cannot contain plugins.
+        ModelError: the installed library is TensorRT-RTX, whose networks cannot contain plugins.
     """
     library = find_library()
     if library.flavour == "tensorrt-rtx":
@@ -59,7 +59,7 @@ def check_plugins(folder: Path, spec: AnySpec) -> None:
     """Check the plugin libraries of a model in `folder`, without TensorRT and without a GPU.
 
     Raises:
-        ModelError: a library is missing, unreadable, or damaged.
+        ModelError: a plugin library is missing, unreadable, or damaged.
         Untrusted: other users can write to model.yaml, to its folder, or to a folder above it.
     """
     for plugin in spec.plugin_libraries:
@@ -71,8 +71,8 @@ def load_plugins(folder: Path, spec: AnySpec) -> None:
 
     Raises:
         DeviceMissing: TensorRT is missing.
-        ModelError: a library is missing, unreadable, or damaged, is for a different TensorRT or processor, or adds no
-            plugins; or the installed library does not support plugins.
+        ModelError: a plugin library is missing, unreadable, or damaged, is for a different TensorRT version or
+            processor, or adds no plugins; or the installed TensorRT does not support plugin libraries.
         Untrusted: other users can write to model.yaml, to its folder, or to a folder above it.
     """
     for plugin in spec.plugin_libraries:

@@ -54,7 +54,7 @@ class LayerTimes:
         return sum(1 for run in self._runs if run)
 
     def total_ms(self) -> float:
-        """Return the total time of all layers in ms, averaged over the runs; 0 if there are no runs."""
+        """Return the total time of all layers in ms, averaged over the runs, or 0 if there are no runs."""
         totals = [sum(run.values()) for run in self._runs if run]
         return statistics.fmean(totals) if totals else 0.0
 
@@ -219,7 +219,10 @@ class Profile:
     layers: tuple[Layer, ...]
 
     def layer_of(self, name: str) -> Layer | None:
-        """Return the description of the layer called `name`; None if unknown. A profile number in `name` is ignored."""
+        """Return the description of the layer called `name`, or None if there is none.
+
+        A profile number in `name` is ignored.
+        """
         plain = _split_profile(name)[0]
         return next((layer for layer in self.layers if layer.name == plain), None)
 

@@ -191,7 +191,10 @@ class Engine:
 
     @property
     def weights_bytes(self) -> int:
-        """Size in bytes of the weights on the GPU. If unknown, the size of the plan, which is slightly larger."""
+        """Size in bytes of the weights on the GPU.
+
+        If this size is unknown, the value is the size of the plan, which is slightly larger.
+        """
         statistic = member_of("EngineStat", "TOTAL_WEIGHTS_SIZE")
         if statistic is None or not hasattr(self.raw, "get_engine_stat"):
             return self.plan_bytes
@@ -199,7 +202,7 @@ class Engine:
         return size if size >= 0 else self.plan_bytes
 
     def tensor(self, name: str) -> Tensor:
-        """Return the input or output with this name. Raise `ModelError` if the engine has none."""
+        """Return the input or output with this name. Raise `ModelError` if there is no such tensor."""
         for tensor in self.tensors:
             if tensor.name == name:
                 return tensor
@@ -343,7 +346,7 @@ def aim_at_dla(runtime: Any, core: int | None) -> None:
 
 
 def invalidity(runtime: Any, plan: bytes) -> list[str]:
-    """Return the reasons why TensorRT-RTX considers a plan invalid on this machine; empty with TensorRT.
+    """Return the reasons why TensorRT-RTX considers a plan invalid on this machine. For TensorRT, the list is empty.
 
     The reasons do not justify refusing a plan: version 1.6.1 reports "unsupported cc" on an H100, but runs the plan.
     """

@@ -159,7 +159,10 @@ def add_profile(
 
 
 def quantization_of(network: trt.INetworkDefinition) -> Quantized:
-    """Return "fp8" or "int8", the type of the first QuantizeLinear node of a network; "none" if it has no such node."""
+    """Return "fp8" or "int8", the type of the first QuantizeLinear node of a network.
+
+    Return "none" if the network has no such node.
+    """
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.QUANTIZE and dtype_name(layer.get_output(0).dtype.name) == "fp8":

@@ -42,7 +42,7 @@ def count_errors(
     *,
     lost_s: float,
 ) -> Clip:
-    """Compare the counted crossings, entries, and exits with the true ones.
+    """Compare the counted crossings, entries, and exits with the ground truth.
 
     Args:
         section: lines and zones of the camera.
@@ -50,7 +50,7 @@ def count_errors(
         events: events of the pipeline, with their frame numbers from 1.
         class_name: class of the labeled objects.
         video: the labeled video.
-        lost_s: the `lost_s` of the tracker in seconds.
+        lost_s: the setting `lost_s` of the tracker, in seconds.
 
     Returns:
         For each line or zone, and for each key, such as ``in``, the true, missed, and false counts in each block of
@@ -96,7 +96,7 @@ def match_times(
     """Match each true time with a counted time that differs by at most `window_s`, earliest times first.
 
     All arguments are in seconds. The video lasts `duration_s`. Return the numbers of true, missed, and false times in
-    each of its blocks of `BLOCK_S` seconds.
+    each block of `BLOCK_S` seconds of the video.
     """
     number = max(1, round(duration_s / BLOCK_S))
     true, missed, false = (np.zeros(number, np.int64) for _ in range(3))

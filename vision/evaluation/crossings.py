@@ -48,7 +48,7 @@ class LineScore:
     def error(self) -> float:
         """Error of the count as a fraction of the true crossings.
 
-        Without true crossings, the error is infinite if any crossings were counted, otherwise 0.
+        If there are no true crossings, the error is infinite if any crossings were counted, and otherwise 0.
         """
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
@@ -71,7 +71,7 @@ def score_lines(
         events: events of the pipeline, with their frame numbers.
         class_name: class of the labeled objects.
         video: the labeled video.
-        lost_s: the `lost_s` of the tracker in seconds.
+        lost_s: the setting `lost_s` of the tracker, in seconds.
     """
     counted = Counter(
         (event.name, event.data.get("direction"))
@@ -131,7 +131,7 @@ def crossings_of_path(
         times_s: times of the boxes, (N,), ascending.
         line: a line with points in pixels.
         lost_s: time in seconds without a box after which the object is lost.
-        frame_size_px: width and height of the frame that cuts off boxes; None if the boxes are whole.
+        frame_size_px: width and height of the frame that cuts off boxes. None means that the boxes are whole.
     """
     ends = np.array(line.points, np.float64)
     path = _Path.of(boxes_xyxy, times_s, line.anchor, ends, frame_size_px)
@@ -212,8 +212,9 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
     Args:
         path: the path of an object.
         visit: the positions of the path during the visit.
-        is_first: True if no side is established before the visit. Then a smaller distance establishes the side.
-        is_last: True if the object is lost after the visit. Then a smaller distance establishes the side.
+        is_first: True if no side is established before the visit. In this case, a smaller distance establishes the
+            side.
+        is_last: True if the object is lost after the visit. In this case, a smaller distance establishes the side.
     """
     distance, times_s, outside = np.abs(path.right[visit]), path.times_s[visit], path.outside[visit]
     beyond, enters = np.flatnonzero(distance > _MARGIN), outside & (distance > _CUT_MARGIN)

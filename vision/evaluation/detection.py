@@ -35,12 +35,15 @@ class Curve:
         return 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, 1e-12)
 
     def at(self, score: float) -> tuple[float, float]:
-        """Return the precision and recall of detections with a score of at least `score`; (1, 0) if there are none."""
+        """Return the precision and recall of detections with a score of at least `score`.
+
+        Return (1, 0) if there are no such detections.
+        """
         count = int(np.searchsorted(-self.scores, -(score - 1e-6), side="right"))
         return (float(self.precision[count - 1]), float(self.recall[count - 1])) if count else (1.0, 0.0)
 
     def best(self) -> tuple[float, float]:
-        """Return the score threshold with the highest F1, and this F1; (0, 0) if there are no detections."""
+        """Return the score threshold with the highest F1, and this F1. Return (0, 0) if there are no detections."""
         if not len(self.scores):
             return 0.0, 0.0
         best = int(self.f1.argmax())

@@ -184,7 +184,10 @@ def write_boxes(path: Path, boxes: Boxes) -> None:
 
 
 def overlaps(a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the IoU (N, M) of each box of `a_xyxy` (N, 4) with each box of `b_xyxy` (M, 4); 0 for empty boxes."""
+    """Return the IoU (N, M) of each box of `a_xyxy` (N, 4) with each box of `b_xyxy` (M, 4).
+
+    The IoU of an empty box is 0.
+    """
     low = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
     high = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
     common = np.clip(high - low, 0.0, None).prod(axis=2)

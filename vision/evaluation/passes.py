@@ -1,8 +1,8 @@
 """Two passes over the labeled video. The first pass measures the video, and the second pass runs the pipeline.
 
-Because the first pass measures the length, the command can refuse ground truth that is longer than the video before the
-pipeline runs. The second pass works like the command `vision run --offline`, but also records all detections with a
-score of at least `LOWEST_SCORE`, which average precision needs.
+Because the first pass measures the length, the command can refuse, before the pipeline runs, ground truth that is
+longer than the video. The second pass works like the command `vision run --offline`, but also records all detections
+with a score of at least `LOWEST_SCORE`, which average precision needs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Subject:
 
     @property
     def section(self) -> CameraAnalytics:
-        """Lines and zones of the camera; empty if none are configured."""
+        """Lines and zones of the camera. The section is empty if none are configured."""
         return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
 
 
@@ -104,7 +104,8 @@ def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     configuration must have only one camera.
 
     Raises:
-        ConfigError: the camera does not exist, several exist and none is selected, or its source is live or never ends.
+        ConfigError: the camera does not exist, there are several cameras and `camera_id` is None, or the source of the
+            camera is live or never ends.
     """
     ids = [camera.id for camera in config.cameras]
     if camera_id is None:

@@ -119,7 +119,8 @@ def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceErr
 
     Args:
         code: status of `cudaGetDeviceCount`.
-        driver_version: CUDA version that the driver supports, as 1000 * major + 10 * minor; 0 if there is no driver.
+        driver_version: CUDA version that the driver supports, as 1000 * major + 10 * minor. It is 0 if there is no
+            driver.
         runtime_version: CUDA version of cuda-python, in the same form.
     """
 

@@ -123,9 +123,10 @@ class DeviceBuffer(Resource):
         check(runtime.cudaStreamSynchronize(0), "writing device memory")
 
     def read(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> NDArray[Any]:
-        """Return a host copy of the memory from byte `offset` on, as an array. Work that writes to it must have ended.
+        """Return a host copy of the memory from byte `offset` on, as an array.
 
-        Raise `ValueError` if the array would extend beyond the memory.
+        All work that writes to the memory must have ended before the call. Raise `ValueError` if the array would extend
+        beyond the memory.
         """
         array: NDArray[Any] = np.empty(shape, dtype)
         if offset + array.nbytes > self.nbytes:
@@ -146,7 +147,7 @@ class CudaMemory:
         self._buffers: dict[int, DeviceBuffer] = {}
 
     def allocate(self, size: int) -> int:
-        """Allocate `size` bytes. Return the address, aligned to 256 bytes; 0 if the allocation fails."""
+        """Allocate `size` bytes. Return the address, aligned to 256 bytes, or 0 if the allocation fails."""
         try:
             buffer = DeviceBuffer(size, "TensorRT")
         except DeviceError as error:
@@ -160,7 +161,10 @@ class CudaMemory:
         self._buffers.pop(address).close()
 
     def synchronize(self, stream: int | None) -> None:
-        """Wait for all work on the stream with the handle `stream`; if it is None, for all work on the GPU."""
+        """Wait for all work on the stream with the handle `stream`.
+
+        If `stream` is None, wait for all work on the GPU.
+        """
         done = runtime.cudaDeviceSynchronize() if stream is None else runtime.cudaStreamSynchronize(stream)
         check(done, "waiting for TensorRT")
 
@@ -412,9 +416,9 @@ class _PartOfMemory:
 def export_frame_buffers(
     count: int, height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> tuple[bytes, list[FrameBuffer]] | None:
-    """Return a handle of new GPU memory, and `count` frame buffers in it; None if this GPU cannot share its memory.
+    """Return a handle to new GPU memory, and `count` frame buffers in it. Return None if this GPU cannot share memory.
 
-    With the handle, another process opens the memory (`open_exported`).
+    With the handle, another process can open the memory (`open_exported`).
 
     Raises:
         ValueError: the format does not allow this size.

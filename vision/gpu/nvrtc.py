@@ -135,9 +135,10 @@ class Module(Resource):
 
     @classmethod
     def build(cls, source: Source, arch: str, cache: Path | None) -> Module:
-        """Load kernels on the GPU. Compile them if `cache` is None, or if this folder does not contain them.
+        """Load kernels on the GPU.
 
-        `compile_cubin` lists the errors.
+        Compile the kernels if `cache` is None, or if the folder `cache` does not contain them. `compile_cubin` lists
+        the errors.
         """
         return cls(compile_cubin(source, arch, cache), source.name)
 

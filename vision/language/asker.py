@@ -69,8 +69,8 @@ class Asker:
             config: the section `language` of the configuration.
             entries: the entries of `verify:` and `describe:`.
             report: function that receives outcomes, statements, and log lines. Several threads call it.
-            ledger: files for all questions and answers; None to store none.
-            breaker: breaker of the server; None creates a breaker.
+            ledger: files for all questions and answers. None means that questions and answers are not stored.
+            breaker: breaker of the server. None means that a breaker is created.
         """
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}
@@ -151,7 +151,10 @@ class Asker:
         return Totals(counters=counters, gauges=gauges)
 
     def _put(self, waiting: _Waiting) -> None:
-        """Queue a question. If too many questions or images then wait, report the questions that are displaced."""
+        """Queue a question.
+
+        If this exceeds the limit of waiting questions or images, report the displaced questions.
+        """
         camera = waiting.question.camera
         removed = self._images.add(camera, waiting, sum(map(len, waiting.images)))
         for each in removed:

@@ -1,4 +1,4 @@
-"""`FairQueue` holds the questions that wait for the server, and serves all cameras fairly."""
+"""`FairQueue` holds the questions that wait for the server, and gives each camera a fair share of the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T", bound=Waiting)
 
 
 class FairQueue(Generic[_T]):
-    """A queue with a limit. It serves the camera whose last turn is oldest, and takes this camera's newest entry.
+    """A queue of limited length. The next entry is the newest entry of the camera whose last turn is oldest.
 
     The queue stores the last turn of a camera even while no entry of the camera waits. Therefore, a camera that needs
     less than its share does not wait behind busy cameras. Of the cameras that had no turn yet, the camera with the
@@ -74,7 +74,7 @@ class FairQueue(Generic[_T]):
             return displaced
 
     def take(self, timeout_s: float | None = None) -> _T | None:
-        """Wait for an entry, remove it, and return it; None if none arrives in time.
+        """Wait for an entry, remove it, and return it. Return None if no entry arrives in time.
 
         Return expired entries first. They do not count as a turn of their camera, because their questions are not
         asked. `timeout_s` is the maximum time to wait in seconds; None means no limit.
@@ -91,13 +91,13 @@ class FairQueue(Generic[_T]):
             return self._removed(camera, -1)
 
     def take_expired(self) -> _T | None:
-        """Remove an expired entry, and return it; None if there is none."""
+        """Remove an expired entry, and return it. Return None if no entry has expired."""
         with self._changed:
             expired = self._expired()
             return None if expired is None else self._removed(*expired)
 
     def remove(self, camera: str, entry: _T) -> bool:
-        """Remove an entry of a camera. Return False if the entry is not in the queue any more."""
+        """Remove an entry of a camera. Return False if the entry is no longer in the queue."""
         with self._changed:
             for position, each in enumerate(self._waiting.get(camera, ())):
                 if each is entry:
@@ -110,7 +110,7 @@ class FairQueue(Generic[_T]):
         return self._turns.get(camera, 0), self._arrived.get(camera, 0)
 
     def _expired(self) -> tuple[str, int] | None:
-        """Return the camera and the position of an expired entry; None if there is none."""
+        """Return the camera and the position of an expired entry. Return None if no entry has expired."""
         now_ns = self._clock_ns()
         for camera, entries in self._waiting.items():
             for position, entry in enumerate(entries):

@@ -32,7 +32,7 @@ _State: TypeAlias = tuple[str, str, str, int | None]
 
 @dataclass(slots=True)
 class _Held:
-    """An event that waits for its verdict, and the event that ends the state which it starts, if there is one yet."""
+    """An event that waits for its verdict, and the event that ends its state, if that event has already arrived."""
 
     event: EventMessage
     entry: VerifyConfig
@@ -75,7 +75,7 @@ class HeldEvents:
         self.counters: Counter[str] = Counter(held=0, timed_out=0, dropped=0, amended=0, displaced=0)
 
     def admit(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Return the events to publish now. Hold the events that must wait for a verdict.
+        """Return the events to publish immediately. Hold the events that must wait for a verdict.
 
         Discard the end of a state if the start of this state was discarded.
         """
@@ -83,7 +83,7 @@ class HeldEvents:
             return [each for event in events for each in self._admitted(event)]
 
     def waiting_of(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Return those of the events that are held now, and that are published if there is no verdict."""
+        """Return the members of `events` that are held, and that are published if no verdict arrives."""
         with self._lock:
             held = [self._held[event.id] for event in events if event.id is not None and event.id in self._held]
             return [each.event for each in held if each.entry.on_timeout == "send"]
@@ -102,7 +102,8 @@ class HeldEvents:
     def sent(self, events: Sequence[EventMessage]) -> list[EventMessage]:
         """Keep published events for later amendments. Return the amendments for answers that have already arrived.
 
-        `expired` then returns the ends of states that were admitted while their starts were being published.
+        The next call to `expired` returns the ends of states that were admitted while their starts were being
+        published.
         """
         with self._lock:
             amendments = []
@@ -162,7 +163,7 @@ class HeldEvents:
             return found
 
     def next_s(self) -> float | None:
-        """Return the time, in seconds on `clock`, at which `expired` returns events; None if there are none."""
+        """Return the time, in seconds on `clock`, at which `expired` returns events. Return None if no event waits."""
         with self._lock:
             if self._due:
                 return self._clock()
@@ -214,7 +215,7 @@ class HeldEvents:
         """Stop holding an event. Return the events to publish: the event, and the end of its state if it has arrived.
 
         Return an empty list if `keep` of the entry does not contain the answer, or if there is no verdict and
-        `on_timeout` is `drop`. If `outcome` is None, `reason` is the code of the reason.
+        `on_timeout` is `drop`. If `outcome` is None, `reason` is the code of the reason why there is no verdict.
         """
         event, state = held.event, _state(held.event)
         if event.id is not None and self._held.pop(event.id, None) is not None and self._holder.get(state) == event.id:

@@ -56,7 +56,7 @@ class KnownModel:
         return (bits / 8 * 1e6 + cache) / _MIB + _RUNTIME_MIB
 
     def draft_mib(self, parallel: int = 1) -> float:
-        """Return the estimated memory in MiB that the draft model needs in addition; 0 if there is none."""
+        """Return the estimated memory in MiB that the draft model needs in addition, or 0 if there is none."""
         if self.draft is None:
             return 0.0
         return (self.draft.parameters * 2e6 + self.draft.cache_bytes * CONTEXT_TOKENS * parallel) / _MIB

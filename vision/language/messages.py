@@ -121,7 +121,7 @@ def decode_question(data: bytes) -> Question:
 
 
 def subject_of(question: Question) -> Subject | None:
-    """Return the event that a question is about; None if the question is about a statement."""
+    """Return the event that a question is about, or None if the question is about a statement."""
     if not question.id:
         return None
     facts = question.facts
@@ -153,7 +153,7 @@ def decode_line(text: str) -> Line:
 
 
 def chosen(entries: Sequence[_C], *, camera: str, kind: str, name: str, data: Mapping[str, Any]) -> _C | None:
-    """Return the first entry of `verify:` or `describe:` whose filters match an event; None if there is none.
+    """Return the first entry of `verify:` or `describe:` whose filters match an event. Return None if no entry matches.
 
     An absent filter matches every event. Events that end a state, and entries of `describe:` that check a statement,
     never match.
@@ -181,6 +181,9 @@ def chosen(entries: Sequence[_C], *, camera: str, kind: str, name: str, data: Ma
 
 
 def waiting_entry(entries: Sequence[VerifyConfig], event: EventMessage) -> VerifyConfig | None:
-    """Return the entry whose verdict must arrive before an event is published; None if the event does not wait."""
+    """Return the entry whose verdict must arrive before an event is published.
+
+    Return None if the event does not wait.
+    """
     entry = chosen(entries, camera=event.camera, kind=event.kind, name=event.name, data=event.data)
     return entry if entry is not None and entry.wait_s is not None else None

@@ -1,7 +1,7 @@
 """`OpenQuestions` knows which questions the stages and the language process have. It has no threads or sockets.
 
-A process that ends cannot report the questions that end with it. The program then gives up these questions, so that
-their events do not wait for answers that cannot come.
+A process that ends cannot report the questions that end with it. After the process has ended, the program abandons
+these questions, so that their events do not wait for answers that cannot come.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class OpenQuestions:
         self._early: OrderedDict[_Key, None] = OrderedDict()  # left their stage before their event was added
 
     def add(self, events: Sequence[EventMessage]) -> None:
-        """Add the questions that a stage has started about new events."""
+        """Add the questions that a stage has about new events."""
         with self._lock:
             for subject in (subject for event in events for subject in self._questions(event)):
                 key = subject.id, subject.purpose
@@ -54,7 +54,10 @@ class OpenQuestions:
                     self._open.popitem(last=False)
 
     def remove(self, subject: Subject) -> None:
-        """Remove a question that its stage has given up. If its event was not added yet, `add` will ignore it."""
+        """Remove a question that its stage has abandoned.
+
+        If `add` receives the event later, it ignores the question.
+        """
         with self._lock:
             self._leave(subject)
 
@@ -65,7 +68,7 @@ class OpenQuestions:
             self._asked[subject.id, subject.purpose] = subject
 
     def answered(self, id_: str, purpose: Purpose) -> None:
-        """Remove a question that the language process has answered or given up."""
+        """Remove a question that the language process has answered or abandoned."""
         with self._lock:
             self._asked.pop((id_, purpose), None)
 
@@ -77,7 +80,10 @@ class OpenQuestions:
             return list(asked.values())
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Let `given_up` return the questions about these cameras after a moment, unless `remove` is called before."""
+        """Make `given_up` return the open questions about these cameras after a short delay.
+
+        During the delay, `remove` and `received` can still remove questions.
+        """
         with self._lock:
             subjects = [subject for subject in self._open.values() if subject.camera in cameras]
             self._ended.append((self._clock() + _SETTLE_S, subjects))
@@ -93,7 +99,10 @@ class OpenQuestions:
             return found
 
     def next_s(self) -> float | None:
-        """Return the time, in seconds on `clock`, at which `given_up` must be called next; None if there is none."""
+        """Return the time, in seconds on `clock`, at which `given_up` must be called next.
+
+        Return None if no call is needed.
+        """
         with self._lock:
             return self._ended[0][0] if self._ended else None
 

@@ -1,4 +1,4 @@
-"""`LanguageProcess` supervises the process that asks the language model, and publishes events with its answers."""
+"""`LanguageProcess` supervises the process that asks the language model, and publishes events with the answers."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class LanguageProcess:
         self._thread.start()
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the events to publish now. Hold or discard the others, as `HeldEvents.admit` does.
+        """Return the events to publish immediately. Hold or discard the others, as `HeldEvents.admit` does.
 
         Raises:
             Exception: the thread failed with this exception when it published events.
@@ -139,11 +139,11 @@ class LanguageProcess:
         return self._held.admit(events)
 
     def waiting(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return those of the events that wait for a verdict, and that are published if there is none."""
+        """Return the members of `events` that wait for a verdict, and that are published if no verdict arrives."""
         return self._held.waiting_of(events)
 
     def dropped(self) -> Sequence[str]:
-        """Return the ids of the events that were dropped since the last call."""
+        """Return the ids of the events that were dropped since the previous call."""
         return self._held.dropped()
 
     def sent(self, events: Sequence[EventMessage]) -> None:
@@ -153,7 +153,7 @@ class LanguageProcess:
             self._add(amendments)
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Give up the questions that the result worker of these cameras had when it ended."""
+        """Abandon the questions that the result worker of these cameras had when it ended."""
         self._open.worker_ended(cameras)
         self._add([])  # wakes the thread
 
@@ -205,7 +205,7 @@ class LanguageProcess:
             self._add(line)
 
     def _forget(self) -> None:
-        """Give up the questions that a process had when it ended. The thread that calls `_read` calls this method."""
+        """Abandon the questions that a process had when it ended. The thread that calls `_read` calls this method."""
         earlier, totals = self._counts
         self._counts = earlier + Counter(totals.counters), Totals(counters={}, gauges={})
         for subject in self._open.process_ended():
@@ -255,7 +255,7 @@ class LanguageProcess:
         self._send(self._held.expired())  # ends that have waited for the last starts
 
     def _lost_with_workers(self) -> list[EventMessage]:
-        """Give up the questions that ended with a result worker. Return the events that have waited for the answers."""
+        """Abandon the questions that ended with a result worker. Return the events that have waited for the answers."""
         subjects = self._open.given_up()
         return [
             event for subject in subjects for event in self._not_asked(Unasked(subject=subject, reason="worker-ended"))

@@ -26,7 +26,7 @@ def prompt_of(entry: VerifyConfig | DescribeConfig, question: Question) -> str:
 
 
 def answers_of(entry: VerifyConfig | DescribeConfig) -> tuple[str, ...]:
-    """Return the possible answers; an empty tuple if the answer is a text."""
+    """Return the possible answers, or an empty tuple if the answer is free text."""
     if isinstance(entry, VerifyConfig):
         return entry.answers
     return () if entry.statement is None else (TRUE, FALSE)

@@ -67,16 +67,16 @@ class QuestionSender(Generic[_S]):
         self._thread.start()
 
     def put(self, entry: _S) -> None:
-        """Queue a question for the thread, without waiting. Give up the questions that it displaces."""
+        """Queue a question for the thread, without waiting. Pass the questions that it displaces to `given_up`."""
         for displaced in self._queue.put(entry.question.camera, entry):
             self._given_up(displaced)
 
     def remove(self, camera: str, entry: _S) -> bool:
-        """Remove a question. Return False if it is not in the queue any more, for example because it was sent."""
+        """Remove a question. Return False if it is no longer in the queue, for example because it was sent."""
         return self._queue.remove(camera, entry)
 
     def close(self, timeout_s: float) -> None:
-        """Send the waiting questions for at most `timeout_s` seconds, give up the others, and stop. Idempotent."""
+        """Send the waiting questions for at most `timeout_s` seconds, abandon the others, and stop. Idempotent."""
         self._finished.set()
         self._thread.join(timeout_s)
         self._closed.set()
@@ -96,7 +96,7 @@ class QuestionSender(Generic[_S]):
         self._disconnect()
 
     def _wait_for_process(self) -> None:
-        """Wait a moment, because the process is absent. Meanwhile, give up the questions that have expired."""
+        """Abandon the questions that have expired, and wait a moment, because the process is absent."""
         while (expired := self._queue.take_expired()) is not None:
             self._given_up(expired)
         self._closed.wait(_RETRY_S)
@@ -121,7 +121,10 @@ class QuestionSender(Generic[_S]):
         return self._socket
 
     def _send(self, entry: _S) -> None:
-        """Send a question until the process confirms it. Give it up if it expires, or has lost several connections."""
+        """Send a question until the process confirms it.
+
+        Abandon the question if it expires, or if `_MOST_FAILURES` attempts fail.
+        """
         failures = 0
         while failures < _MOST_FAILURES and not self._closed.is_set():
             if entry.question.expires_ns <= time.monotonic_ns():

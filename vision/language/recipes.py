@@ -104,7 +104,7 @@ def host_of(name: str, jetpack: str | None = None) -> Host:
 
     Args:
         name: name in `MACHINES`.
-        jetpack: version of JetPack, from `Machine.jetpacks`; None means the first of them.
+        jetpack: version of JetPack, from `Machine.jetpacks`; None means the first of these versions.
     """
     machine = MACHINES[name]
     version = machine.jetpacks[0] if jetpack is None else jetpack
@@ -172,7 +172,7 @@ def _largest_fitting(
 
 
 def _effort(known: KnownModel, precision: Precision) -> int:
-    """Return 0 for a published quantized checkpoint, 1 for a 16-bit checkpoint, 2 if the user must quantize."""
+    """Return 0 for a published quantized checkpoint, 1 for a 16-bit checkpoint, and 2 if no checkpoint exists."""
     return 2 if precision not in known.checkpoints else int(precision == "fp16")
 
 

@@ -56,7 +56,7 @@ def unreachable(url: str, error: Exception) -> ServerFailure:
 
 
 def too_slow(url: str, limit_s: float) -> ServerFailure:
-    """Return the error for a server that gives no answer in `limit_s` seconds."""
+    """Return the error for a server that sends no response within `limit_s` seconds."""
     hint = "set a higher `language.timeout_s` or `wait_s`, send fewer or smaller images, or use a faster model"
     return ServerFailure(f"{url} gave no answer in {limit_s:.1f} s", hint=hint, code="too-slow")
 
@@ -99,7 +99,7 @@ def _phrase(status: int) -> str:
 
 
 def _message(body: bytes) -> str:
-    """Return the server's reason, as printable text of limited length; empty if there is none."""
+    """Return the server's reason, as printable text of limited length. Return an empty string if there is no reason."""
     try:
         decoded: Any = msgspec.json.decode(body)
     except (msgspec.MsgspecError, RecursionError):

@@ -177,12 +177,12 @@ class Accuracy:
 
     @property
     def drop(self) -> float:
-        """Loss of accuracy; negative if the changed model is more accurate."""
+        """Loss of accuracy. The loss is negative if the changed model is more accurate."""
         return self.parent - self.value
 
 
 class Judge:
-    """Judge of the accuracy of models that were derived from one parent."""
+    """Measurement of the accuracy of models that were derived from one parent."""
 
     def __init__(
         self, parent: Path, spec: ModelSpec, frames: Frames | None, labels: Labels | None, progress: StartProgress
@@ -193,7 +193,7 @@ class Judge:
             parent: ONNX file of the parent.
             spec: spec of the parent.
             frames: frames on which boxes are compared if there are no labels. None is allowed only with labels.
-            labels: labeled video; None if there is none.
+            labels: labeled video. None means that there are no labels.
             progress: function that starts the display of progress of a step.
 
         Raises:

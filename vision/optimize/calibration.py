@@ -146,7 +146,7 @@ class Calibration:
         return self._folder / f"{self._spec.name}-{label}-{sha256_of(key.encode())[:20]}.table"
 
     def _cached(self, algorithm: Algorithm) -> Mapping[str, float] | None:
-        """Return the thresholds in the cache; None if there are none for this model and these frames."""
+        """Return the thresholds in the cache. Return None if the cache has none for this model and these frames."""
         path = self._path(algorithm)
         contents = None
         with suppress(ModelError):  # a file or folder that other users can write
@@ -165,7 +165,7 @@ class Calibration:
         return table.thresholds if table.thresholds.keys() >= set(self._names) else None
 
     def _find_with_tensorrt(self, algorithm: Algorithm, progress: Progress) -> dict[str, float]:
-        """Let TensorRT calibrate the model. Return the thresholds by tensor."""
+        """Calibrate the model with TensorRT. Return the thresholds by tensor."""
         from vision.engine.calibrators import find_scales, thresholds_in
 
         kind = _calibrator_kind(algorithm)

@@ -38,7 +38,7 @@ Step = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The number of frames that were read, the number that were left out, and the sources that could not be read."""
+    """The numbers of frames that were read and that were left out, and the sources that could not be read."""
 
     read: int
     """Number of frames that were read."""
@@ -48,7 +48,7 @@ class Sources:
     """Images and cameras that could not be read, each with the reason."""
 
     def names_of_unreadable(self) -> str:
-        """Return text with the names of up to five unreadable images and cameras, and the number of further ones."""
+        """Return text with the names of up to five unreadable images and cameras, and the number of the others."""
         names = [reason.partition(": ")[0] for reason in self.unreadable]
         more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
         return ", ".join([*names[:_NAMED], *more])
@@ -91,7 +91,7 @@ class Collector:
         self.candidates: list[Candidate] = []
 
     def add(self, frame: Image) -> None:
-        """Take a BGR frame, unless it is skipped or a near-duplicate.
+        """Store a BGR frame as a candidate, unless the frame is skipped or is a near-duplicate.
 
         Raises:
             VisionError: the frame cannot be stored, for example because the disk is full.
@@ -162,7 +162,7 @@ def frames_of_cameras(
 ) -> Frames:
     """Read recordings to their end, and live cameras for `seconds`, all at the same time. Choose up to `count` frames.
 
-    If a camera cannot be read, or fails later, use only the frames that were read before.
+    If a camera cannot be opened, or fails while it is read, use only the frames that were read before the failure.
 
     Raises:
         Closed: `step` raised this error.

@@ -211,7 +211,7 @@ def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """Return an integer attribute of a node; `default` if the node does not have it."""
+    """Return an integer attribute of a node, or `default` if the node does not have the attribute."""
     return next((int(each.i) for each in node.attribute if each.name == name), default)
 
 

@@ -99,5 +99,5 @@ class Patches:
 
 
 def _integers(node: onnx.NodeProto, name: str, default: list[int]) -> list[int]:
-    """Return a list attribute of a node; `default` if the node does not have it."""
+    """Return a list attribute of a node, or `default` if the node does not have the attribute."""
     return next((list(each.ints) for each in node.attribute if each.name == name), default)

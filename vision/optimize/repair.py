@@ -52,7 +52,7 @@ class LeastSquares:
         self._count = min(count, len(frames.paths))
 
     def __call__(self, graph: Graph, layer: Layer) -> None:
-        """Prune a layer of `graph`, whose earlier layers are pruned already.
+        """Prune a layer of `graph`. All layers before this layer must already be pruned.
 
         Layers with groups are pruned by magnitude, without repair.
         """
@@ -157,7 +157,7 @@ def sparse_gpt_mask(target: Matrix, hessian: Matrix) -> NDArray[np.bool_]:
 
 
 def fit(target: Matrix, hessian: Matrix, mask: NDArray[np.bool_]) -> Matrix:
-    """Return the weights whose outputs are closest to those of `target`. They are zero where `mask` is False."""
+    """Return the weights whose outputs are closest to those of `target`. The weights are zero where `mask` is False."""
     right = target @ hessian
     result = np.zeros_like(target)
     for row, kept in enumerate(mask):

@@ -53,7 +53,7 @@ def compliant_part(weights: NDArray[Any], input_axis: int) -> float:
 
 
 def reason_to_skip(layer: Layer, graph: Graph) -> str:
-    """Return the reason why a layer cannot be sparse; an empty text if it can be sparse."""
+    """Return the reason why a layer cannot be sparse, or an empty string if it can be sparse."""
     inputs = {tensor.name for tensor in graph.model.graph.input}
     if layer.operator == "ConvTranspose":
         return "TensorRT has no sparse kernels for ConvTranspose"

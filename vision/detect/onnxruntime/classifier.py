@@ -127,7 +127,7 @@ class OnnxRuntimeClassifier:
 
 
 def _checked_input(inputs: Sequence[Any], spec: ClassifierSpec) -> tuple[str, int | None]:
-    """Check the only input of a session. Return its name and its batch size, which is None if it is dynamic.
+    """Check the only input of a session. Return the name and the batch size of the input. A dynamic batch size is None.
 
     Raises:
         ModelError: the input differs from the spec.

@@ -2,7 +2,8 @@
 
 One worker thread performs all steps of a batch: letterbox, network, decoding, and NMS. A second core therefore computes
 a second batch instead of waiting for the serial steps of the first. On two cores of a Xeon at 2.1 GHz, the network
-nanodet-g-416 reaches 44 frames/s if two threads each compute a batch, but only 31 if they compute one together.
+nanodet-g-416 reaches 44 frames/s if two threads each compute a batch, but only 31 frames/s if they compute one batch
+together.
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ class OnnxRuntimeDetector:
             thread.start()
 
     def counters(self) -> Mapping[str, int]:
-        """Return the number of boxes whose class id has no name, for status messages; empty if there were none."""
+        """Return a dict with the number of boxes whose class id has no name, for status messages.
+
+        The dict is empty if there were no such boxes.
+        """
         return self._unnamed.counters()
 
     def frame_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
@@ -182,7 +186,10 @@ class _Worker:
         return outputs
 
     def work(self, jobs: queue.SimpleQueue[_Job | None], in_flight: InFlight[_Job]) -> None:
-        """Process batches from the queue `jobs` until it delivers None. Skip batches once `in_flight` is closed."""
+        """Process batches from the queue `jobs` until the queue delivers None.
+
+        Skip batches once `in_flight` is closed.
+        """
         while (job := jobs.get()) is not None:
             try:
                 if not in_flight.closed:

@@ -46,7 +46,7 @@ class FrameInput:
     any_size: bool  # True if the height or the width is dynamic
 
     def shape(self, spec: ModelSpec, batch: int | None = None) -> tuple[int, int, int, int]:
-        """Return the shape of the input for `batch` frames; None means `self.batch` frames."""
+        """Return the shape of the input for `batch` frames. If `batch` is None, use `self.batch`."""
         size, count = spec.input, self.batch if batch is None else batch
         return (count, size.height, size.width, 3) if self.channels_last else (count, 3, size.height, size.width)
 

@@ -105,7 +105,7 @@ def check_sample(spec: ModelSpec, sample: Sample) -> None:
 
 
 def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding | None, float]:
-    """Judge the results of a decoder on the sample.
+    """Check the results of a decoder on the sample.
 
     Returns:
         The first finding, or None if there is none, and the highest `agreement` of a frame. If the raw values already
@@ -130,7 +130,7 @@ def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding
 
 
 def _limited(spec: ModelSpec, head: HeadSpec) -> ModelSpec:
-    """Return a copy of `spec` with this head, whose decoder returns at most `_BOXES` boxes per frame."""
+    """Return a copy of `spec` with this head, and with a limit of `_BOXES` boxes per frame for the decoder."""
     nms = spec.nms.model_copy(update={"max_candidates": _BOXES, "max_objects": _BOXES})
     return spec.model_copy(update={"head": head, "nms": nms})
 
@@ -171,7 +171,10 @@ def _unusual(head: HeadSpec, configured: HeadSpec, sample: Sample) -> tuple[int,
 
 
 def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
-    """Return the decoder of a specification for the sample; None if the head does not fit the shapes of the outputs."""
+    """Return the decoder of a specification for the sample.
+
+    Return None if the head does not fit the shapes of the outputs.
+    """
     try:
         head = make_head(spec, count, 0.0)
         return head.bind(sample.shapes) if head.could_fit(sample.shapes) else None
@@ -180,7 +183,7 @@ def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
 
 
 def _try(spec: ModelSpec, count: int, sample: Sample) -> Match | None:
-    """Return the match if the head fits the sample and accounts for all outputs; otherwise None."""
+    """Return the match if the head fits the sample and accounts for all outputs. Otherwise, return None."""
     decoder = _bound(spec, count, sample)
     if decoder is None:
         return None

@@ -160,7 +160,10 @@ class YuNet(Head):
                 yield layout
 
     def _with_landmarks(self, shapes: Mapping[str, Shape], layout: Layout) -> Layout | None:
-        """Return the layout with the landmarks of all strides; None if the outputs lack the landmarks of a stride."""
+        """Return the layout with the landmarks of all strides.
+
+        Return None if the outputs lack the landmarks of a stride.
+        """
         if len(self._spec.head.keypoints or FACE_KEYPOINTS) != len(FACE_KEYPOINTS):
             return None
         names, parts = list(layout.outputs), []

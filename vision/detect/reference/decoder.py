@@ -326,7 +326,10 @@ class Decoder:
         return self._canvas_px[0] / mask_shape[1], self._canvas_px[1] / mask_shape[0]
 
     def shapes(self, extra: Floats) -> RotatedBoxes | Keypoints | None:
-        """Convert extra values (N, `width_of_extra`) to keypoints or rotated boxes; None if the model has neither."""
+        """Convert extra values (N, `width_of_extra`) to keypoints or rotated boxes.
+
+        Return None if the model has neither.
+        """
         if self.rules.coding == "rotated":
             return RotatedBoxes(extra)
         if not self.layout.keypoint_values:
@@ -357,7 +360,10 @@ def _boxes_over(scores: Floats, floor: np.float32, *, by_column: bool) -> Indice
 
 
 def _gathered(places: Sequence[Values], count: int, outputs: Sequence[Floats], index: Indices) -> Floats:
-    """Return `count` values (N, `count`) of each box in `index`. `places` has the values of each part, in order."""
+    """Return `count` values (N, `count`) of each box in `index`.
+
+    `places` contains the position of the values in each part, in the order of the parts.
+    """
     if len(places) == 1:
         first = places[0].first
         return places[0].table(outputs)[index, first : first + count]

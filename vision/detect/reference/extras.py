@@ -85,7 +85,10 @@ def check_options(spec: ModelSpec) -> None:
 
 
 def expected_extra(head: HeadSpec) -> str:
-    """Return text that describes the values that the task adds to each box; empty if there are none."""
+    """Return text that describes the values that the task adds to each box.
+
+    Return an empty string if the task adds no values.
+    """
     match head.task:
         case "obb":
             return ", plus the angle of each box as its last value"
@@ -108,7 +111,7 @@ def extras(head: HeadSpec, shapes: Mapping[str, Shape], space: int | None, class
     Args:
         shapes: shapes of all outputs.
         space: number of values of a box for its class scores and the task. None if the model does not fix it.
-        class_count: number of class scores of a box; 0 if the model outputs class ids instead.
+        class_count: number of class scores of a box. It is 0 if the model outputs class ids instead.
     """
     match head.task:
         case "detect":
@@ -163,7 +166,10 @@ def is_clear(spec: ModelSpec, layout: Layout) -> bool:
 
 
 def keypoint_names(spec: ModelSpec, layout: Layout) -> tuple[str, ...]:
-    """Return the names of the keypoints in order; empty if they are not known, or if there are no keypoints."""
+    """Return the names of the keypoints in order.
+
+    Return an empty tuple if the names are not known, or if there are no keypoints.
+    """
     if spec.head.keypoints is not None:
         return spec.head.keypoints
     count = layout.extra_count // layout.keypoint_values if layout.keypoint_values else 0

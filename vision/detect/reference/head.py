@@ -76,9 +76,10 @@ class Head(ABC):
         return frozenset()
 
     def fits(self, shapes: Mapping[str, Shape]) -> Layout | None:
-        """Return the most likely layout for these shapes and the model's number of classes; None if no layout fits.
+        """Return the most likely layout for these shapes and the model's number of classes.
 
-        With softmax, the outputs can have one more class at the end, which stands for the absence of an object.
+        Return None if no layout fits. With softmax, the outputs can have one more class at the end, which stands for
+        the absence of an object.
         """
         counts = {None, self._class_count, self._class_count + self.rules.softmax}
         return next((way for way in self._ways(shapes) if way.classes in counts), None)
@@ -129,7 +130,10 @@ class Head(ABC):
         return "no head fits; `vision models` shows the outputs that each head expects"
 
     def _other_task(self, shapes: Mapping[str, Shape]) -> str:
-        """Return text that names a head and a task that clearly fit the outputs; empty text if there are none."""
+        """Return text that names a head and a task that clearly fit the outputs.
+
+        Return an empty string if there are none.
+        """
         for task, kinds in TASKS.items():
             spec = self._spec.model_copy(update={"head": self._spec.head.model_copy(update={"task": task})})
             for kind in sorted(kinds, key=lambda kind: kind != self._spec.head.kind):

@@ -75,7 +75,7 @@ class Layout:
 
 
 def as_table(shape: Shape) -> Table | None:
-    """Return the shape of an output for one frame as a table; None if the output cannot be a table.
+    """Return the shape of an output for one frame as a table, or None if the output cannot be a table.
 
     Maps (batch, values, rows, columns) of fixed size become tables with one column per cell. In an output with four
     axes, axis 2 (the third) is dropped if its length is 1.

@@ -1,4 +1,4 @@
-"""The sample on which every model is judged at the start: a real frame, and a frame of noise."""
+"""The sample with which every model is checked when the program starts: a real frame, and a frame of noise."""
 
 from __future__ import annotations
 

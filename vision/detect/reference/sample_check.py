@@ -59,13 +59,14 @@ class Finding:
 def judge(
     readings: Sequence[Reading], size: tuple[int, int], *, suppressed: bool, bounded: bool = False
 ) -> Finding | None:
-    """Return the first reason why the boxes of a sample cannot be right; None if there is none.
+    """Return the first reason why the boxes of a sample cannot be right, or None if there is no such reason.
 
     Args:
         readings: one reading for each frame of the sample.
         size: width and height of the canvas in model pixels.
-        suppressed: True if no suppression follows. Then each box must be an object, and repeated boxes are refused.
-        bounded: True if the head limits the distances of the sides from a cell. Then huge boxes are accepted.
+        suppressed: True if no suppression follows. In this case, each box must be an object, and repeated boxes are
+            refused.
+        bounded: True if the head limits the distances of the sides from a cell. In this case, huge boxes are accepted.
     """
     readings = [reading.without_padding() for reading in readings]
     boxes = np.concatenate([reading.boxes_xyxy for reading in readings]).astype(np.float64)
@@ -127,7 +128,9 @@ def _overlap(readings: Sequence[Reading]) -> Finding | None:
 
 
 def judge_scores(views: Sequence[NDArray[np.float32]], *, logits: bool) -> Finding | None:
-    """Return a finding if raw values cannot be the scores of a model; None if they can, or if there are none.
+    """Return a finding if raw values cannot be the scores of a model.
+
+    Return None if they can be the scores, or if there are no values.
 
     Args:
         views: class scores and objectness values before the activation, in any shape.
@@ -160,7 +163,7 @@ def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
     """Return a finding if tables (N, 4) of offsets and logarithms of sizes contain only values from 0 to 1.
 
     The logarithm of a size is negative for a box smaller than a cell, and greater than 1 for a box three times as large
-    as a cell. Fewer than `_MANY` boxes are not judged.
+    as a cell. If there are fewer than `_MANY` boxes, return None.
     """
     values = np.concatenate([table.ravel() for table in tables])
     if len(values) < 4 * _MANY or values.min() < 0 or values.max() > 1:
@@ -169,10 +172,10 @@ def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
 
 
 def agreement(reading: Reading) -> float:
-    """Return the mean IoU of boxes that describe the same object, from 0 to 1; 0 if there are none.
+    """Return the mean IoU of boxes that describe the same object, from 0 to 1. Return 0 if there are no such boxes.
 
-    A network with cells finds the same object in several cells. If its boxes are decoded correctly, they agree. Boxes
-    count as the same object if they have the same class and an IoU of more than 0.1.
+    A network with cells finds the same object in several cells. If the boxes are decoded correctly, they agree. Two
+    boxes describe the same object if they have the same class and an IoU of more than 0.1.
     """
     best = reading.scores[0] if len(reading.scores) else 0.0
     sure = np.flatnonzero(reading.scores >= max(0.05, best / 2))[:_BEST]

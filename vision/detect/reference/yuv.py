@@ -21,7 +21,7 @@ def yuv_coefficients(encoding: YuvEncoding) -> tuple[int, int, int, int, int, in
 
     The factors are in units of ``2**-FRACTION_BITS``. ``blue = luma * max(Y - black, 0) + u_blue * (U - 128)``, and
     similarly for green and red. The sources are ITU-R BT.601-7 and BT.709-6. For ``bt601``, the factors are the rounded
-    ones of OpenCV's `cvtColor`, so that all implementations give identical results.
+    factors of OpenCV's `cvtColor`, so that all implementations give identical results.
     """
     if encoding == "bt601":
         return (16, 1_220_542, 2_116_026, -409_993, -852_492, 1_673_527)

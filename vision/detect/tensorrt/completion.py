@@ -66,7 +66,10 @@ class Completion(Resource):
         self._running_ns = None
 
     def before(self, stream: Stream) -> None:
-        """Make `stream` start its later work only after the batch has ended. The host does not wait."""
+        """Make work that is queued on `stream` after this call wait until the batch has ended.
+
+        The host does not wait.
+        """
         stream.wait(self._event)
 
     def wait(self, timeout_s: float) -> bool:
@@ -137,7 +140,7 @@ class ConcurrencyLimit:
             self._order[-count].before(stream)
 
     def queued(self, end: Completion) -> None:
-        """Register the batch that was queued last. `end` marks its end."""
+        """Register the batch that was queued most recently. `end` is reached when this batch ends."""
         if end in self._order:
             self._order.remove(end)
         self._order.append(end)

@@ -166,7 +166,7 @@ class TensorRTDetector:
         """Create the detector.
 
         Args:
-            graphs_off: reason why batches do not run as CUDA graphs; empty if they do.
+            graphs_off: reason why batches do not run as CUDA graphs. An empty string means that they do.
             in_place: True if the GPU reads frames in page-locked memory, without a copy.
         """
         self._in_place = in_place
@@ -328,7 +328,7 @@ class _Builder:
     ) -> tuple[Sequence[DetectorSlot], str]:
         """Build the slots of a model whose output sizes are fixed. Warm up the slots, and check their graphs.
 
-        Also return the reason why batches do not run as CUDA graphs; an empty text if they do.
+        Also return the reason why batches do not run as CUDA graphs, or an empty string if they do.
         """
         device, model = self.device, self.model
         outputs, sizes = self._measure_tensors(lanes[0])
@@ -440,10 +440,10 @@ class _Builder:
     def _warm_up(self, slots: Sequence[Slot], program: PostprocessProgram, outputs: Mapping[str, Output]) -> str:
         """Run the steps of each batch size once, and check the scores. Unless graphs are off, capture and check graphs.
 
-        Return the reason why batches do not run as CUDA graphs; an empty text if they do.
+        Return the reason why batches do not run as CUDA graphs, or an empty string if they do.
 
         Each graph is compared with its steps only after all captures, to detect contexts that overwrite shared memory.
-        All batches contain the sample frames. The model is judged on the largest batch of the first slot.
+        All batches contain the sample frames. The sample check of the model uses the largest batch of the first slot.
         """
         model = self.model
         off = "" if model.detect.graphs else "`detect: {graphs: off}`"

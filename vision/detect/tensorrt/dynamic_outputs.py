@@ -49,7 +49,7 @@ class GrowingOutput(Resource):
         self._opened = True
 
     def room(self, nbytes: int) -> int:
-        """Return the address of at least `nbytes` bytes of device memory; 0 if an allocation fails.
+        """Return the address of at least `nbytes` bytes of device memory, or 0 if an allocation fails.
 
         TensorRT calls this method during the run, where an exception would be lost. The address 0 makes the run fail.
         """

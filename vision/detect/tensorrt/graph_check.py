@@ -40,7 +40,10 @@ class SampleFrames(Resource):
             self._descriptions.append(describe_frame(spec, layout, buffer.address))
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Describe the frames, alternately, in the first `batch` rows of a slot. Queue the upload of these rows."""
+        """Write the descriptions of the frames, alternately, to the first `batch` rows of a slot.
+
+        Queue the upload of these rows.
+        """
         for index in range(batch):
             memory.row(index)[:] = self._descriptions[index % len(self._descriptions)]
         memory.upload_rows(batch, stream)

@@ -243,16 +243,19 @@ class PostprocessProgram:
 
     @property
     def masked_bytes(self) -> int:
-        """Size in bytes of the list of objects that the kernel `masks` reads for one frame; 0 without masks."""
+        """Size in bytes of the list of objects that the kernel `masks` reads for one frame.
+
+        It is 0 if the model finds no masks.
+        """
         return 0 if self.mask_shape is None else MASKED.itemsize * self.objects
 
     @property
     def mask_bytes(self) -> int:
-        """Size in bytes of the mask of one object, with a bit per cell; 0 without masks."""
+        """Size in bytes of the mask of one object, with a bit per cell. It is 0 if the model finds no masks."""
         return 0 if self.mask_shape is None else -(-math.prod(self.mask_shape) // 32) * 4
 
     def shapes(self, extras: NDArray[np.float32], masks: NDArray[np.uint8]) -> CandidateShapes | None:
-        """Return the shapes of the objects of one frame; None if the model finds only boxes.
+        """Return the shapes of the objects of one frame, or None if the model finds only boxes.
 
         Args:
             extras: values (N, `self.extras`) that the kernel `objects` wrote.
@@ -312,7 +315,7 @@ def _boxes_of(values: Values, tensor: Output) -> int:
 
 
 def _columns(values: Values | None, tensors: Sequence[Output]) -> int:
-    """Return the number of values that the tensor of `values` contains for each box; 0 if `values` is None."""
+    """Return the number of values that the tensor of `values` contains for each box, or 0 if `values` is None."""
     if values is None:
         return 0
     tensor = tensors[values.output]

@@ -121,7 +121,10 @@ class LoadedEngine:
 
     @property
     def last_channels(self) -> int:
-        """Number of channels of each pixel in the memory of the input for frames; 0 if each channel is a plane."""
+        """Number of channels of each pixel in the memory of the input for frames.
+
+        It is 0 if each channel is a separate plane.
+        """
         frames = self.frames
         if is_channels_last(frames.shape):
             return 3

@@ -240,7 +240,8 @@ class BatchGraph(Resource):
     def capture(self, label: str) -> str:
         """Capture the steps as a CUDA graph. From then on, `run` launches the graph.
 
-        Return the reason if the steps cannot be captured, for example because a layer waits; otherwise an empty text.
+        If the steps cannot be captured, for example because a layer waits, return the reason. Otherwise, return an
+        empty string.
 
         Raises:
             DeviceError: the steps fail, or there is too little memory for the graph.

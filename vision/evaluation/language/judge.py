@@ -81,7 +81,7 @@ def judge(
 def _judge_event(
     server: ChatServer, max_image_px: int, entry: VerifyConfig, event: LabeledEvent
 ) -> tuple[Judgment, str]:
-    """Ask about one event. Return the judgment, and the name of the model; an empty name if there is no answer.
+    """Ask about one event. Return the judgment, and the name of the model. The name is empty if there is no answer.
 
     If the request fails for a reason that concerns only this event, the judgment contains the error.
 
@@ -137,7 +137,7 @@ def _question(entry: VerifyConfig, event: LabeledEvent, images: int, *, cropped:
 
 
 def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, float, float, float] | None:
-    """Return the box of the event's object in pixels, enlarged by `margin`; None if whole images are sent."""
+    """Return the box of the event's object in pixels, enlarged by `margin`. Return None if whole images are sent."""
     if not entry.crop or event.box is None:
         return None
     x1, y1, x2, y2 = event.box

@@ -13,7 +13,7 @@ _Z: Final = 1.959964  # 97.5 % quantile of the normal distribution, for a 95 % i
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """The answer of the language model about one event, or the error."""
+    """The answer of the language model to the question about one event, or the error."""
 
     line: int  # line number of the event in the file of labels
     is_true: bool  # as labeled

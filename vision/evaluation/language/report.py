@@ -53,7 +53,7 @@ def _shown(share: Share) -> str:
 
 
 def _quantiles(result: Judgments) -> list[float]:
-    """Return p50 and p95 of the latency in ms; an empty list if there are no answers."""
+    """Return p50 and p95 of the latency in ms, or an empty list if there are no answers."""
     latencies = result.latencies_ms()
     return [float(np.quantile(latencies, part, method="inverted_cdf")) for part in (0.5, 0.95)] if latencies else []
 

@@ -180,10 +180,10 @@ class SimulatedDetector:
         return self._class_ids[number]
 
     def _of_nothing(self, step_s: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the boxes (K, 4), scores (K,), and class ids (K,) of false objects, `step_s` after the last frame.
+        """Return the boxes (K, 4), scores (K,), and class ids (K,) of the false objects in the next frame.
 
-        False objects appear at random places, and last for random times. Their number in a frame has the same Poisson
-        distribution at every frame rate.
+        The frame is `step_s` seconds after the previous frame. False objects appear at random places, and last for
+        random times. Their number in a frame has the same Poisson distribution at every frame rate.
         """
         rng, mean = self._rng, self._errors.false_per_frame
         stays = math.exp(-step_s / self._errors.false_s)

@@ -49,7 +49,7 @@ def outputs(video: Path, scene: Scene) -> list[Path]:
 
 
 def write_painted(video: Path, prepared: PreparedScene, progress: Callable[[int], None]) -> None:
-    """Write the video of a scene, a configuration for it, and its ground truth. `outputs` returns their paths.
+    """Write the video of a scene, a configuration, and the ground truth. `outputs` returns the paths of these files.
 
     Raises:
         VisionError: a file cannot be written.

@@ -119,7 +119,7 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
         duration_s: duration of the recording in seconds.
         frames_per_s: usual frame rate.
         timing: "steady" for regular times; "gaps" for times with random gaps of 0.4 to 1.2 s; "bursts" for a camera
-            that sometimes delivers five frames at once, of which only the last frame is used.
+            that sometimes delivers five frames at the same time, of which only the last frame is used.
         seed: random seed of the gaps and bursts.
     """
     times = np.arange(0.0, duration_s, 1.0 / frames_per_s)
@@ -269,7 +269,10 @@ def _speeds(
 
 
 def nearest_overlaps(tracks: Tracks, detections: Detections) -> FloatArray:
-    """Return the highest IoU (M,) of each published box with any of the detections; 0 if it overlaps none."""
+    """Return the highest IoU (M,) of each published box with any of the detections.
+
+    The IoU of a box that overlaps no detection is 0.
+    """
     if not len(tracks) or not len(detections):
         return np.zeros(len(tracks))
     table = overlaps(tracks.boxes_xyxy.astype(np.float64), detections.boxes_xyxy.astype(np.float64))

@@ -1,1 +1,1 @@
-"""Implementation of `vision whatif` and `vision replay`, which judge archived tracks again."""
+"""Implementation of `vision whatif` and `vision replay`, which evaluate archived tracks again."""

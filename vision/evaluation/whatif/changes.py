@@ -1,4 +1,4 @@
-"""`Changes` keeps the differences of one camera in little memory, because a day can have hundreds of thousands."""
+"""`Changes` stores the differences of one camera compactly, because a day can have hundreds of thousands of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Change:
 
     @property
     def shown(self) -> ArchivedEvent:
-        """The new event; the lost event if there is no new event."""
+        """The new event, or the lost event if there is no new event."""
         found = self.before if self.after is None else self.after
         assert found is not None
         return found
@@ -65,13 +65,14 @@ class _Block(NamedTuple):
 
 
 class Changes:
-    """Differences of one camera. An iteration yields the oldest first; at the same time, the first that was added.
+    """Differences of one camera.
 
-    Most differences are compressed. An iteration decompresses few of them at the same time.
+    An iteration yields the differences in the order of time, and then in the order in which they were added. Most
+    differences are compressed. An iteration decompresses few of them at the same time.
     """
 
     def __init__(self, changes: Iterable[Change] = (), *, most: int | None = None) -> None:
-        """Keep `changes`, and those that are added later.
+        """Keep `changes`, and the differences that `add` receives.
 
         If `most` is not None, an iteration yields only the first `most` differences. `numbers` counts all of them.
         """

@@ -12,7 +12,7 @@ _SET_BACK_US: Final = 1_000_000  # a smaller step back can come from the source,
 
 
 class Coverage:
-    """The frames of a camera in a time range. Call `add` for all frames in order, and then `finish`.
+    """Finder of gaps between the frames of a camera. Call `add` for all frames in order, and then `finish`.
 
     All times are in microseconds since 1970 (UTC).
     """

@@ -108,7 +108,7 @@ def compare(
 
 
 class _Known(NamedTuple):
-    """An event, and the properties that identify it apart from its time."""
+    """An event, and the properties, other than the time, that identify the event."""
 
     about: Hashable  # result of `_about`; equal for two events that can be the same event at different times
     event: ArchivedEvent

@@ -1,4 +1,4 @@
-"""`Feet` keeps where the objects of differences stood, for the drawing of the report."""
+"""`Feet` stores the places of the objects whose events differ, for the drawing in the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Point: TypeAlias = tuple[float, float]
 
 
 class Feet:
-    """The bottom centers of the objects in differences, in the order in which `Changes` yields the differences."""
+    """The bottom centers of the boxes of objects whose events differ.
+
+    The order is that in which `Changes` yields the differences.
+    """
 
     def __init__(self) -> None:
         # x and y of the published event, then of the new event, in pixels; NaN if there is no object, or no known box
@@ -28,7 +31,7 @@ class Feet:
                 self._values.extend(_feet(event, boxes))
 
     def __iter__(self) -> Iterator[tuple[Point | None, Point | None]]:
-        """Yield the places of both events of each difference; None if a place is not known."""
+        """Yield the places of both events of each difference. A place that is not known is None."""
         values = iter(self._values)
         for x1, y1, x2, y2 in zip(values, values, values, values, strict=True):
             yield None if math.isnan(x1) else (x1, y1), None if math.isnan(x2) else (x2, y2)

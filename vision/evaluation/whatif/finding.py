@@ -1,8 +1,8 @@
 """Find the events of single objects in archived frames, in this process or in a second process.
 
 The state of an object at lines and zones depends on no other object. Counts, crowds, and rules depend on all objects.
-`Rejudgment` judges them from the events that this module finds. Both steps take about the same time, so two processes
-judge a camera in nearly half the time of one process.
+`Rejudgment` evaluates them from the events that this module finds. Both steps take about the same time, so two
+processes evaluate a camera in nearly half the time of one process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ class Search(NamedTuple):
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Run the garbage collector rarely. Events create many objects but no cycles, so each run would find nothing."""
+    """Run the garbage collector rarely during a `with` block.
+
+    Events create many objects but no reference cycles, so each run would find nothing.
+    """
     before = gc.get_threshold()
     gc.set_threshold(_ALLOCATIONS, *before[1:])
     try:

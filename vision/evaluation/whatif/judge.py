@@ -67,7 +67,7 @@ class Judge:
         return RecordedStages(self._camera, analytics, RuleStage(self._config.rules, self._sections))
 
     def object_analytics(self, frame_size_px: tuple[int, int]) -> ObjectAnalytics | None:
-        """Return the part of the analytics that concerns single objects; None if there are no lines or zones."""
+        """Return the part of the analytics that concerns single objects. Return None if there are no lines or zones."""
         section = self._sections.get(self._camera)
         if section is None:
             return None
@@ -89,8 +89,8 @@ class RecordedStage(AnalyticsStage):
         `ended` contains the events of objects that end the previous epoch.
 
         Returns:
-            The analytics of the camera, the schedule of its counters, and the events that end the previous epoch. None
-            if the camera has no lines or zones.
+            The analytics of the camera, the schedule of its counters, and the events that end the previous epoch. The
+            result is None if the camera has no lines or zones.
         """
         if meta.camera_id not in self._sections:
             return None
@@ -102,7 +102,7 @@ class RecordedStage(AnalyticsStage):
         return watched.analytics, watched.resets, events
 
     def counts(self, camera_id: str) -> Counts | None:
-        """Return the present counts of the camera; None if it has no lines or zones."""
+        """Return the current counts of the camera, or None if it has no lines or zones."""
         watched = self._cameras.get(camera_id)
         return None if watched is None else self._counts(camera_id, watched.analytics, watched.frame_size)
 
@@ -116,11 +116,11 @@ class RecordedStages:
         self._rules = rules
 
     def counts(self) -> Counts | None:
-        """Return the counts after the last frame; None if there are no lines or zones."""
+        """Return the counts after the last frame, or None if there are no lines or zones."""
         return self._analytics.counts(self._camera)
 
     def judge(self, block: ArchivedBlock, found: FoundEvents) -> Iterator[tuple[int, tuple[Event, ...]]]:
-        """Judge the frames of a block. Yield the index and the events of each frame that has events."""
+        """Evaluate the frames of a block. Yield the index and the events of each frame that has events."""
         begun = self._analytics.begin(_meta(self._camera, block, 0), found.ended)
         if begun is None:
             return

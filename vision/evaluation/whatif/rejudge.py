@@ -1,4 +1,4 @@
-"""Judge archived tracks again: find the events of a configuration, and the events that were published."""
+"""Evaluate archived tracks again: find the events of a configuration, and the events that were published."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ class Part(NamedTuple):
 
 
 class Rejudgment:
-    """Judgment, part by part, of the archived frames of a camera at or after `since_us` and before `until_us`.
+    """Evaluation, part by part, of the archived frames of a camera at or after `since_us` and before `until_us`.
 
     `coverage` and `judgment` are complete when the iterator of `parts` has ended.
     """
 
     def __init__(self, archive: Archive, judge: Judge, camera: str, since_us: int, until_us: int) -> None:
-        """Prepare the judgment.
+        """Prepare the evaluation.
 
         Args:
             archive: the archive.
             judge: the configuration.
             camera: name of the camera.
             since_us: start of the range, in microseconds since 1970 (UTC). The frames up to `WARM_UP_US` before the
-                range are judged, too, but are not in the result.
+                range are also evaluated, but are not in the result.
             until_us: end of the range, in microseconds since 1970 (UTC).
         """
         self._archive, self._judge, self._camera = archive, judge, camera
@@ -87,7 +87,7 @@ class Rejudgment:
         return Search(self._archive, self._judge, self._camera, self._since_us - WARM_UP_US, self._until_us)
 
     def parts(self, found: Iterable[FoundBlock]) -> Iterator[Part]:
-        """Judge the blocks that `search` finds. Yield the events, in parts of about an hour."""
+        """Evaluate the blocks that `search` finds. Yield the events, in parts of about an hour."""
         initial = initial_counts(self._archive, self._camera, self._since_us - WARM_UP_US, self._until_us)
         stages, instance, settled_us = self._judge.recorded_stages(), "", -1
         published, events = self._published(), list[ArchivedEvent]()

@@ -67,7 +67,7 @@ def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.
 def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_us: int) -> Iterator[Result]:
     """Yield the archived results of a camera, with the events and counts of the configuration of `judge`.
 
-    Frames up to `WARM_UP_US` before `since_us` are judged, too, but are not in the results.
+    Frames up to `WARM_UP_US` before `since_us` are also evaluated, but are not in the results.
     """
     instance, stages = "", judge.stages()
     since = since_us - WARM_UP_US
@@ -83,7 +83,10 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
 
 
 def _publish(publisher: Publisher, result: Result, last: dict[str, Counts]) -> None:
-    """Publish a result, and the counts of its camera if they differ from the counts in `last`, which is updated."""
+    """Publish a result.
+
+    If the counts of its camera differ from those in `last`, publish the counts, and update `last`.
+    """
     publisher.publish(result)
     meta, counts = result.meta, result.counts
     if counts is not None and last.get(meta.camera_id) is not counts:

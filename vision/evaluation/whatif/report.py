@@ -47,7 +47,7 @@ td:nth-child(n+6) { font-variant-numeric: tabular-nums }
 
 @dataclass(frozen=True, slots=True)
 class CameraReport:
-    """The difference of one camera."""
+    """The differences of one camera, and notes on gaps in the archive."""
 
     camera: str
     section: CameraAnalytics  # the new lines and zones
@@ -65,7 +65,7 @@ class CameraReport:
 
     @property
     def now(self) -> int:
-        """Number of new events."""
+        """Number of events that the new configuration yields."""
         return self.judgment.tallies.total()
 
 
@@ -124,7 +124,7 @@ def _write(parts: Iterable[str], path: Path, option: str) -> None:
 
 
 def _joined(parts: Iterable[str]) -> Iterator[str]:
-    """Join each `_WRITTEN` parts of a file, which are short."""
+    """Join every `_WRITTEN` consecutive parts of a file, because the parts are short."""
     rest = iter(parts)
     while some := "".join(islice(rest, _WRITTEN)):
         yield some

@@ -86,7 +86,7 @@ def select(selection: Selection) -> Selected:
 
 
 def run(selection: Selection, files: Files, stop: threading.Event) -> int:
-    """Judge the archived tracks again, print the difference, and write the requested files. Return the exit code.
+    """Evaluate the archived tracks again, print the difference, and write the requested files. Return the exit code.
 
     Raises:
         Closed: `stop` was set.
@@ -105,7 +105,7 @@ def run(selection: Selection, files: Files, stop: threading.Event) -> int:
 
 
 def _not_judged(selection: Selection, selected: Selected) -> dict[str, str]:
-    """Return the reasons why cameras were not judged, by name. Omit cameras that the user has excluded."""
+    """Return the reasons why cameras were not evaluated, by camera name. Omit cameras that the user has excluded."""
     archived, configured = selected.archive.cameras(), [camera.id for camera in selected.config.cameras]
     if selection.cameras:
         return {}
@@ -128,7 +128,7 @@ def open_archive(folder: Path | None, config: AppConfig) -> Archive:
 
 
 def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -> list[str]:
-    """Return the names of the cameras to judge, in the order of the configuration.
+    """Return the names of the cameras to evaluate, in the order of the configuration.
 
     These are the cameras `wanted`. If `wanted` is empty, these are all cameras that both the configuration and the
     archive have.
@@ -151,7 +151,7 @@ def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -
 
 
 def _judge_all(task: _Task, stop: threading.Event) -> list[CameraReport]:
-    """Judge each camera, in parallel if there are several cameras and cores. Raise `Closed` if `stop` is set."""
+    """Evaluate each camera, in parallel if there are several cameras and cores. Raise `Closed` if `stop` is set."""
     cameras, cores = task.selected.cameras, len(os.sched_getaffinity(0))
     workers, spare = min(len(cameras), cores), cores >= 2 * len(cameras)
     with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:
@@ -175,7 +175,7 @@ def _judge_all(task: _Task, stop: threading.Event) -> list[CameraReport]:
 def _judge_camera(
     task: _Task, camera: str, has_spare_core: bool, *, progress: Callable[[int], None] = lambda _frames: None
 ) -> CameraReport:
-    """Judge one camera, in two processes if there is a spare core and the archive has many frames."""
+    """Evaluate one camera, in two processes if there is a spare core and the archive has many frames."""
     config, class_names, archive = task.selected.config, task.selected.class_names, task.selected.archive
     limits = task.since_us, task.until_us
     rejudgment = Rejudgment(archive, Judge(config, camera, class_names), camera, *limits)

@@ -71,7 +71,7 @@ class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, t
 
     @abstractmethod
     def prepare(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Step:
-        """Compile the kernels and allocate the memory for tensors of these descriptions.
+        """Compile the kernels and allocate the memory for tensors with these descriptions.
 
         Return the function that queues the work of a run.
         """
@@ -102,7 +102,7 @@ class KernelPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, t
         """Do nothing: a plugin has one implementation."""
 
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Prepare runs with tensors of these descriptions.
+        """Prepare runs for tensors with these descriptions.
 
         If the descriptions did not change, keep kernels and memory, because a captured graph may use them.
         """

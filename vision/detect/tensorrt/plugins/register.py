@@ -15,7 +15,7 @@ def register_plugins(spec: ModelSpec) -> None:
 
     Raises:
         DeviceMissing: TensorRT is missing.
-        ModelError: the model needs plugins, but the library is TensorRT-RTX, which does not support them.
+        ModelError: the model needs plugins, but the installed library is TensorRT-RTX, which does not support them.
     """
     if not spec.plugins:
         return
