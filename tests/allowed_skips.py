@@ -51,7 +51,7 @@ def allowed(nodeid: str, reason: str) -> bool:
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport, nodeid: str) -> None:
-    """Turn a skip that is not allowed into a failure. Do nothing where CI is not set."""
+    """Turn a skip that is not allowed into a failure. Do nothing if CI is not set."""
     if not report.skipped or hasattr(report, "wasxfail") or "CI" not in os.environ:
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -84,7 +84,7 @@ def _restore_log_levels() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test start without registered secrets, which would be replaced in the output of later tests."""
+    """Start each test without registered secrets, which would be replaced in the output of other tests."""
     monkeypatch.setattr("vision.errors._secrets", {})
 
 

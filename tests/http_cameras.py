@@ -1,4 +1,4 @@
-"""HTTP cameras in this process, both correct and odd ones. A test chooses an answer, and `http_camera` serves it."""
+"""HTTP cameras in this process, both correct and odd ones. A test chooses a response, and `http_camera` serves it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Answer: TypeAlias = Callable[[Request], None]
 
 
 def head(content_type: str | None, length: int | None = None, status: str = "200 OK", extra: str = "") -> bytes:
-    """Return the status line and the headers of an answer."""
+    """Return the status line and the headers of a response."""
     lines = [f"HTTP/1.0 {status}"]
     lines += [f"Content-Type: {content_type}"] * (content_type is not None)
     lines += [f"Content-Length: {length}"] * (length is not None)
@@ -55,7 +55,7 @@ def head(content_type: str | None, length: int | None = None, status: str = "200
 
 @dataclass(frozen=True)
 class MotionJpeg:
-    """Answer with JPEGs as the parts of a multipart document, at `fps` frames/s."""
+    """Respond with JPEGs as the parts of a multipart document, at `fps` frames/s."""
 
     fps: float = 10.0
     boundary: str = "frame"
@@ -85,7 +85,7 @@ class MotionJpeg:
 
 
 def bare_jpegs(fps: float, content_type: str | None = "image/jpeg") -> Answer:
-    """Return an answer with a stream of JPEGs that nothing separates."""
+    """Return a response with a stream of JPEGs, without multipart boundaries between them."""
 
     def answer(request: Request) -> None:
         request.write(head(content_type))
@@ -98,7 +98,7 @@ def bare_jpegs(fps: float, content_type: str | None = "image/jpeg") -> Answer:
 
 
 def snapshot(content_type: str | None = "image/jpeg", *, with_length: bool = True) -> Answer:
-    """Return an answer with one JPEG, whose number is the number of earlier requests."""
+    """Return a response with one JPEG, whose number is the number of previous requests."""
 
     def answer(request: Request) -> None:
         data = jpeg(request.count)
@@ -108,7 +108,7 @@ def snapshot(content_type: str | None = "image/jpeg", *, with_length: bool = Tru
 
 
 def stored(content: bytes | Path, content_type: str | None = None, *, with_length: bool = True) -> Answer:
-    """Return an answer with a file, as a web server sends it."""
+    """Return a response with a file, as a web server sends it."""
     data = content if isinstance(content, bytes) else content.read_bytes()
 
     def answer(request: Request) -> None:
@@ -118,7 +118,7 @@ def stored(content: bytes | Path, content_type: str | None = None, *, with_lengt
 
 
 def refused(status: str, extra: str = "") -> Answer:
-    """Return an answer without content."""
+    """Return a response without content."""
 
     def answer(request: Request) -> None:
         request.write(head(None, 0, status, extra))
@@ -127,7 +127,7 @@ def refused(status: str, extra: str = "") -> Answer:
 
 
 def live_container(name: str, *, announces_sound: bool) -> Answer:
-    """Return an answer that sends the clip in the container `name` of FFmpeg, in real time.
+    """Return a response that sends the clip in the container `name` of FFmpeg, in real time.
 
     If `announces_sound` is True, the container announces a sound track that contains no data.
     """

@@ -4,7 +4,7 @@
     VISION_PETS_GT=gt.txt python -m tests.accuracy.following RESULTS.jsonl [--every 2] [--rate 10]
 
 The command prints the counted and the labeled crossings of two lines. If motmetrics is installed, it also prints MOTA,
-IDF1 and identity switches. Labels are MOTChallenge rows: frame (from 1), id, left, top, width, height, validity.
+IDF1, and identity switches. Labels are MOTChallenge rows: frame (from 1), id, left, top, width, height, validity.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float
 def line_errors(
     truth: Floats, followed: Followed, rate: float, lines: Mapping[str, Any] = LINES
 ) -> dict[str, dict[str, float]]:
-    """Return the labeled and the counted crossings of each line, and their difference divided by the labeled ones."""
+    """Return the labeled and the counted crossings of each line, and their relative difference."""
     result = {}
     for name, ends in lines.items():
         there = crossings(truth, ends, rate)

@@ -1,9 +1,9 @@
-"""Coverage of the intervals of counts: fit the model to some clips of a site, and judge it on other clips of the site.
+"""Coverage of the intervals of counts: fit the model to some clips of a site, and test it on other clips of the site.
 
     python -m tests.accuracy.intervals [--sites 300] [--scenes 0] [--seed 0]
 
-`--sites`: sites with random miss rates, false rates and traffic. The errors of clips differ from each other: miss rates
-are logit-normal, and false counts come in bursts. The model does not assume these distributions.
+`--sites`: sites with random miss rates, false rates, and traffic. The errors of clips differ from each other: miss
+rates are logit-normal, and false counts come in bursts. The model does not assume these distributions.
 
 `--scenes`: sites of the scene simulator. Tracker and counter process the detections of a simulated detector.
 
@@ -46,7 +46,7 @@ _START_NS: Final = 10**15
 
 @dataclass
 class Coverage:
-    """Counter of the judged intervals, and of those that contain the true count."""
+    """Counter of the tested intervals, and of those that contain the true count."""
 
     intervals: int = 0
     contained: int = 0
@@ -93,7 +93,7 @@ class Coverage:
 
 
 def random_sites(number: int, seed: int = 0) -> Coverage:
-    """Judge sites with random errors. Each site has two lines with two directions."""
+    """Test the intervals on sites with random errors. Each site has two lines with two directions."""
     coverage = Coverage()
     for site in range(number):
         rng = np.random.default_rng((seed, site))
@@ -133,7 +133,7 @@ class _Stream:
 
 
 def simulated_sites(number: int, seed: int = 0) -> Coverage:
-    """Judge sites of the scene simulator. Each site is a scene with a detector. Its clips have different objects."""
+    """Test the intervals on simulated sites. Each is a scene with a detector. Its clips have different objects."""
     coverage = Coverage()
     for site in range(number):
         rng = np.random.default_rng((seed, site, 7))

@@ -3,12 +3,12 @@
     VISION_PETS_GT=gt.txt python -m tests.accuracy.lines RESULTS.jsonl [--every 2] [--rate 10] [--repeats 20]
 
 `tests.accuracy.following` describes how to make the recording. The program prints the labeled and the counted crossings
-of each line, and the sum over all lines. If people stand on a line, the labels are only exact to a few pixels: labels
+of each line, and the sum over all lines. If people stand on a line, the labels are exact only to a few pixels: labels
 that are moved by 3 pixels differ from the original labels by 1 to 2 %.
 
 With `--repeats`, the program also moves the edges of all detected boxes by random distances (standard deviation 0.3
-pixels), and counts again. Two trackers can only be compared by the mean error of such repeats, because one run changes
-by 0.2 to 0.4 percentage points.
+pixels), and counts again. Two trackers can be compared only by the mean error of such repeats, because the errors of
+two runs differ by 0.2 to 0.4 percentage points.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def write_images(path: Path) -> Path:
 
 
 class _MotionJpeg(BaseHTTPRequestHandler):
-    """Handler of ``/?fps=25``, which sends frames at this rate. With ``&first=5``, five frames come first, at once."""
+    """Handler of ``/?fps=25``, which sends frames at this rate. With ``&first=5``, five frames precede them."""
 
     protocol_version = "HTTP/1.0"
 
@@ -179,7 +179,7 @@ SLOW_NAMES = tuple(name for name in NAMES if "offline" not in name and name not 
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Return True as soon as the condition holds; False if it does not hold within `seconds`."""
+    """Return True as soon as the condition holds, or False if it does not hold within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -66,7 +66,7 @@ DETECTORS = {
 
 
 def _tensorrt() -> Kind | None:
-    """Return the kind of the TensorRT detector, on a real GPU or on the emulated GPU; None if there is neither."""
+    """Return the kind of the TensorRT detector, on a real or emulated GPU, or None if neither exists."""
     try:
         from tests.gpu.opening import EMULATED, SlowDetector, open_model
         from vision.gpu.cuda import open_device
@@ -90,7 +90,7 @@ def _tensorrt() -> Kind | None:
 
 
 class _LosesItsGpu:
-    """A detector on the emulated GPU, which is lost in the first batch, and works again for later tests."""
+    """A detector whose emulated GPU is lost in the first batch. The GPU works again for the next tests."""
 
     def __init__(self, detector: Any) -> None:
         self._detector = detector

@@ -100,7 +100,7 @@ def postprocess(
     outputs: Mapping[str, NDArray[Any]],
     sizes: Sequence[tuple[int, int] | None],
 ) -> list[tuple[Detections, int]]:
-    """Run the post-processing kernels on raw outputs. `sizes` are (height, width) of frames; None for an empty row.
+    """Run the post-processing kernels on raw outputs. `sizes` has the (height, width) of each frame, or None.
 
     Return the result of each frame, with the number of its boxes whose class has no name.
     """

@@ -141,7 +141,7 @@ def test_stop_during_startup_ends_before_the_next_context() -> None:
 
 
 def test_systemctl_stop_ends_a_build(tmp_path: Path) -> None:
-    """A build takes minutes on a Jetson, but systemd kills a process that does not stop much earlier."""
+    """On a Jetson, a build takes minutes, but systemd kills a process that does not stop within a shorter time."""
     for attempt in range(3):  # on a busy machine, the short build of this test can end before the signal arrives
         folder = tmp_path / str(attempt)
         returncode, output = _stopped_during_build(folder)

@@ -302,7 +302,7 @@ def encodings(count: int = 5) -> list[bytes]:
 
 
 def test_every_frame_of_a_file_has_its_encoding(tmp_path: Path) -> None:
-    """The encoding is correct also for frames that were in the decoder when it changed, and in the next repetition."""
+    """The encoding is also correct for frames in the decoder at the time of a change, and in the next repetition."""
     with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
         assert source.open().yuv == "bt601"
         actual = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
@@ -363,7 +363,7 @@ def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
 
 
 def held_back(path: Path, *, live: bool) -> list[int]:
-    """Return the number of frames that the decoder holds after each packet. Check that it returns all in the end."""
+    """Return the number of frames that the decoder holds after each packet. Check that it returns all frames."""
     import av
 
     held, within = [], 0

@@ -1,6 +1,6 @@
 """The HTTP server of llama.cpp, from the package `xllamacpp`, in a process that tests can kill and freeze.
 
-Arguments of the program: the model, its projector for images (or an empty text), and the key (or an empty text).
+Arguments of the program: the model, its projector for images (or an empty string), and the key (or an empty string).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LlamaServer:
         self._process = process
 
     def freeze(self) -> None:
-        """Stop the process, which then accepts connections but answers nothing."""
+        """Suspend the process. Clients can then connect, but receive no response."""
         self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
@@ -38,7 +38,7 @@ class LlamaServer:
 
 @contextmanager
 def llama_server(model: Path, projector: Path | None = None, key: str = "") -> Iterator[LlamaServer]:
-    """Run a server for a `with` block. `key` is the key that clients must send; empty means none."""
+    """Run a server for a `with` block. Clients must send `key`, unless it is empty."""
     command = [sys.executable, "-m", "tests.language.llama_server", str(model), str(projector or ""), key]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:

@@ -131,7 +131,7 @@ print("done")
 
 
 class Disk:
-    """The disk of a program. Each fsync ends at once, or waits while the disk is held."""
+    """The disk of a program. Each fsync ends immediately, or waits while the disk is held."""
 
     def __init__(self, shim: Path) -> None:
         read, self._start = os.pipe()

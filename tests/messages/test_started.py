@@ -1,4 +1,4 @@
-"""The event `started` of a real program states how its last run ended."""
+"""The event `started` of a real program states how its previous run ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ONVIF device for tests: its web services over HTTP, and its answers to WS-Discovery."""
+"""An ONVIF device for tests: its web services over HTTP, and its responses to WS-Discovery."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def answering_probes(answers: Callable[[str], Sequence[bytes]], host: str = "127
 
 
 def probe_matches(number: str, *matches: tuple[str, str]) -> bytes:
-    """Return the answer to the probe `number`. Each match consists of the addresses and the scopes of a device."""
+    """Return the response to the probe `number`. Each match consists of the addresses and the scopes of a device."""
     listed = "".join(
         "<d:ProbeMatch><a:EndpointReference><a:Address>urn:uuid:00000000-0000-0000-0000-000000000001</a:Address>"
         f"</a:EndpointReference><d:Types>dn:NetworkVideoTransmitter</d:Types><d:Scopes>{scopes}</d:Scopes>"

@@ -49,7 +49,7 @@ def found_by_wsdiscovery(device: OnvifDevice) -> Iterator[None]:
 
 
 def network_address() -> str:
-    """Return an address of this machine at which the package WSDiscovery answers."""
+    """Return an address of this machine at which the package WSDiscovery responds."""
     for addresses in psutil.net_if_addrs().values():
         for each in addresses:
             if each.family == socket.AF_INET and not ipaddress.ip_address(each.address).is_loopback:

@@ -1,4 +1,4 @@
-"""Devices that answer slowly, send too much data, or send malicious documents. Other devices are still found."""
+"""Devices that respond slowly, send too much data, or send malicious documents. Other devices are still found."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def redirect(request: BaseHTTPRequestHandler) -> None:
 
 
 def close_late(request: BaseHTTPRequestHandler) -> None:
-    """Answer, and close the connection later, so that a second request on it gets no answer."""
+    """Respond, but close the connection after a delay, so that a second request on it gets no response."""
     request.wfile.write(respond(b"200 OK", b""))
     request.wfile.flush()
     time.sleep(0.3)

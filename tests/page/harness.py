@@ -44,7 +44,7 @@ processes: 1
 
 
 def chromium() -> str | None:
-    """Return the path of Chromium; None if it is not installed."""
+    """Return the path of Chromium, or None if it is not installed."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -129,7 +129,7 @@ def start(folder: Path, text: str = TWO_CAMERAS, environ: Mapping[str, str] | No
 
 
 class OpenPage:
-    """A page in the browser. `page` is the page of Playwright; `errors` are messages of the console and exceptions."""
+    """A page in the browser. `page` is the Playwright page. `errors` contains console messages and exceptions."""
 
     def __init__(self, browser: Browser, url: str, options: Mapping[str, Any]) -> None:
         self.errors: list[str] = []

@@ -210,7 +210,7 @@ class Site:
     def add_camera(self, camera: CameraConfig, *, skip: int = 0, tapped: bool = True) -> Sink:
         """Read a camera in a thread.
 
-        Unless `tapped` is True, the live view receives no packets of the camera, as with a USB camera.
+        If `tapped` is False, the live view receives no packets of the camera, as with a USB camera.
         """
         sink = Sink(self.publisher, skip, self._box)
         tap = PacketTap(camera.id, self._packets, recorded=False) if tapped else None

@@ -61,7 +61,7 @@ def counts(camera: str, ago_s: float, crossed: int) -> CountsMessage:
 
 
 def busy_state(*cameras: str) -> PageState:
-    """Return the state of a program whose cameras have the states of `STATES` in turn, with events and counts."""
+    """Return the state of a program with events and counts. The cameras have the states of `STATES` in rotation."""
     history = LiveHistory()
     history.since_s = time.time() - 6 * 3600
     state = PageState(3600.0, history)

@@ -99,7 +99,7 @@ class Site:
         return reply.analytics
 
     def call(self, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
-        """Send a request to the API of the editor. Return the status and the content of the answer."""
+        """Send a request to the API of the editor. Return the status and the content of the response."""
         data = None if body is None else json.dumps(body).encode()
         all_headers = {"content-type": "application/json", "origin": self.program.url, **headers}
         request = Request(f"{self.program.url}/api/editor/{path}", data, all_headers)
@@ -112,7 +112,7 @@ class Site:
         return status, json.loads(content)
 
     def restore(self) -> None:
-        """Return to the first file and the first lines."""
+        """Restore the original file and the original lines."""
         self.program.config.write_text(self.first_text)
         section = yaml.safe_load(self.first_text)["analytics"]["gate"]
         ask(self.socket, SetAnalyticsRequest(camera="gate", analytics=section, privacy=None))

@@ -1,10 +1,11 @@
-"""Comparison of the CPU performance of this tree with that of another checkout, in turn on one machine.
+"""Comparison of the CPU performance of this tree with that of another checkout, alternately on one machine.
 
 python -m tests.perf.against_commit --base FOLDER [--rounds 5] [--only NAME,NAME] [--json FILE]
 
-This command prints JSON: for each measurement, the medians of both trees, the ratio of each round and the median ratio.
-A ratio above 1 means that this tree is better: more frames/s, less time or less memory. Each measurement runs in its
-own process, which imports `vision` from its tree. This file works with the modules of this tree and of commit 8efa608.
+This command prints JSON: for each measurement, the medians of both trees, the ratio of each round, and the median
+ratio. A ratio above 1 means that this tree is better: more frames/s, less time, or less memory. Each measurement runs
+in its own process, which imports `vision` from its tree. This file works with the modules of this tree and of commit
+8efa608.
 """
 
 from __future__ import annotations
@@ -234,7 +235,7 @@ def _extra_paths() -> list[str]:
 
 
 def compare(base: Path, name: str, rounds: int) -> dict[str, Any]:
-    """Run one measurement in both trees in turn, and compare the values. The order of the trees alternates."""
+    """Run one measurement in both trees in each round, in alternating order, and compare the values."""
     values: dict[Path, list[float]] = {base: [], ROOT: []}
     for number in range(rounds):
         for tree in (base, ROOT) if number % 2 else (ROOT, base):

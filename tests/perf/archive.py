@@ -191,7 +191,7 @@ def stored(folder: Path, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def judged(folder: Path, config: AppConfig, frames: int) -> dict[str, Any]:
-    """Judge the archive. Return the number of events and the CPU time per camera-day."""
+    """Run `vision whatif` on the archive. Return the number of events and the CPU time per camera-day."""
     judge, archive, best_s = Judge(config, "gate", class_names()), Archive(folder), math.inf
     for _ in range(REPEATS):
         began_s = time.process_time()

@@ -138,7 +138,7 @@ def _wait(server: ChatServer, process: subprocess.Popen[bytes], until_s: float) 
 
 @contextmanager
 def _asking(server: LanguageServer, clients: int, tokens: int) -> Iterator[_Answers]:
-    """Let clients in another process keep the server busy. The yielded object gets its answers at the block's end."""
+    """Keep the server busy with clients in another process. The yielded object gets their answers at the end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_ask_until_told, args=(theirs, server, clients, tokens), daemon=True)

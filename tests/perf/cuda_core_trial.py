@@ -237,7 +237,7 @@ def start_times(repeats: int) -> dict[str, Any]:
 
 @contextmanager
 def competing(threads: int, busy_us: float, period_s: float) -> Iterator[None]:
-    """Run threads inside a `with` block that in turn compute in Python for `busy_us` and sleep for `period_s`."""
+    """Run threads inside a `with` block that alternately compute in Python for `busy_us` and sleep for `period_s`."""
     stop = threading.Event()
 
     def work(first_s: float) -> None:
@@ -290,7 +290,7 @@ def host_times(sides: Mapping[str, Side], operation: Callable[[Side], None], ite
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, the 99th percentile and the mean of the values."""
+    """Return the median, the 99th percentile, and the mean of the values."""
     ordered = sorted(values)
     return {
         "p50": ordered[len(ordered) // 2],
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the compared packages, the GPU and its driver."""
+    """Return the versions of the compared packages and of the driver, and the name of the GPU."""
     import platform
 
     import cuda.bindings

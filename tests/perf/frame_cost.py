@@ -2,8 +2,8 @@
 
 python -m tests.perf.frame_cost [--base FOLDER] [--rounds 20] [--objects 1,6,20,50] [--json FILE]
 
-Each camera has a line, a zone and two rules. A subscriber in another process receives the messages. Frames of one
-camera are processed one by one, and frames of eight cameras as one batch. With --base, a second checkout, such as one
+Each camera has a line, a zone, and two rules. A subscriber in another process receives the messages. Frames of one
+camera are processed one by one, and frames of eight cameras as one batch. With --base, a second checkout, for example
 of commit 8efa608, takes turns with this tree. Other programs on the machine can only make a frame slower, so the value
 of a frame is its minimum over all rounds. A result is the mean over all frames, because events make some frames more
 expensive. The ratio is the time of the base divided by the time of this tree.
@@ -133,7 +133,7 @@ class Costs:
         self._least = {name: np.full(len(self._batches), np.inf) for name in (*_STAGES, "together")}
 
     def round(self) -> None:
-        """Process all frames twice, with new stages: once with a clock around each stage, and once around all."""
+        """Process all frames twice, with new stages. Measure each stage alone, and then all stages together."""
         clock, steps = time.thread_time_ns, self._steps()
         times = np.empty((len(self._batches), len(steps) + 1))
         for at, batch in enumerate(self._batches):
@@ -218,7 +218,7 @@ def _worker(tree: Path) -> Iterator[Round]:
 
 
 def compare(base: Path | None, objects: Sequence[int], rounds: int) -> dict[str, Any]:
-    """Measure this tree with one camera and with several. If `base` is not None, measure both trees in turn."""
+    """Measure this tree with one camera and with several. If `base` is not None, alternate between both trees."""
     trees = {"this": ROOT} if base is None else {"base": base, "this": ROOT}
     found: dict[str, Any] = {}
     with ExitStack() as stack:

@@ -158,7 +158,7 @@ def _apply_all(
 def _outage(server: ServerProcess, seconds: float, longest_s: float) -> float | None:
     """Kill the server, and start it again after `seconds`.
 
-    Return the time in seconds from the new start until the program asks the server a question; None if this takes
+    Return the time in seconds from the new start until the program asks the server a question, or None if this takes
     longer than `longest_s`.
     """
     server.kill()

@@ -239,7 +239,7 @@ def receiving(url: str, viewers: int) -> Iterator[None]:
 
 
 def viewers(folder: Path) -> dict[str, Any]:
-    """Measure the CPU time of the page's process and the latency of results, with 0, 1, and 20 viewers in turns."""
+    """Measure the CPU time of the page's process and the latency of results, with 0, 1, and 20 viewers."""
     cpu: dict[int, list[float]] = {count: [] for count in VIEWERS}
     p99: dict[int, list[float]] = {count: [] for count in VIEWERS}
     with site_of(folder, 1, Video(640, 360, 25, 1)) as program:

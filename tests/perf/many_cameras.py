@@ -1,4 +1,4 @@
-"""Throughput, drops, latency of each step, memory and CPU use of `vision run` with many synthetic cameras.
+"""Throughput, drops, latency of each step, memory, and CPU use of `vision run` with many synthetic cameras.
 
     python -m tests.perf.many_cameras CAMERAS SECONDS [--fps 30] [--backend tensorrt] [--format nv12]
 
@@ -115,7 +115,7 @@ def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def _device_mib() -> float | None:
-    """Return the GPU memory in use in MiB; None if nvidia-smi is not installed."""
+    """Return the GPU memory in use in MiB, or None if nvidia-smi is not installed."""
     if not (tool := shutil.which("nvidia-smi")):
         return None
     command = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]

@@ -53,7 +53,7 @@ class _Processes:
         return {name: round(cores, 2) for name, cores in sorted(total.items())}, round(memory_bytes / 2**20, 1)
 
     def kill(self, name: str, turn: int) -> tuple[str, float]:
-        """Kill one of the workers whose names contain `name`. Consecutive values of `turn` select the workers in turn.
+        """Kill one of the workers whose names contain `name`. Consecutive values of `turn` select different workers.
 
         Return the name of the worker, and the time on the monotonic clock in seconds. The name is empty if there is no
         worker.
@@ -70,7 +70,7 @@ class _Processes:
 
 
 def _name(process: psutil.Process) -> str:
-    """Return the name of a worker; an empty text if the process is not a worker, or has ended."""
+    """Return the name of a worker, or an empty string if the process is not a worker or has ended."""
     with suppress(psutil.Error):
         return worker_name(process.cmdline())
     return ""
@@ -117,7 +117,7 @@ class ProcessWatch:
         self._executor.submit(_reset)
 
     def look(self) -> None:
-        """Record the CPU times of all processes. Call this every second, because they cannot be read after the end."""
+        """Record the CPU times of all processes. Call this every second: the times of ended processes are lost."""
         self._executor.submit(_look)
 
     def kill(self, name: str, turn: int) -> Future[tuple[str, float]]:

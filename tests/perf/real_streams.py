@@ -162,7 +162,7 @@ class _Received:
         }
 
     def _language(self) -> dict[str, Any]:
-        """Return the figures of `verify`, and the counters since the start; an empty dict if no model is asked."""
+        """Return the figures of `verify`, and the counters since the start, or an empty dict if no model is asked."""
         counters = {} if self.node is None else self.node.counters
         asked = {name: count for name, count in counters.items() if name.startswith("language.")}
         if not asked:
@@ -199,7 +199,7 @@ class Run:
 
 
 def measure(clips: Sequence[Path], cameras: int, run: Run) -> dict[str, Any]:
-    """Run `vision run` on `cameras` cameras, which play the clips in turn. Return the measurements."""
+    """Run `vision run` on `cameras` cameras, and return the measurements. The cameras get the clips in rotation."""
     top = dict(run.top) if run.processes is None else run.top | {"processes": _number(run.processes)}
     asked_per_s = round(sum(_length(clips[number % len(clips)])[1] for number in range(cameras)), 1)
     service_ms = run.service_ms

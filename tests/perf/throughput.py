@@ -3,10 +3,10 @@
 python -m tests.perf.throughput [--base FOLDER] [--cameras 64] [--fps 30] [--seconds 8] [--rounds 3] [--json FILE]
 
 The detector takes a fixed time per batch, and reports moving objects. The cameras paint small frames. All other parts
-are real: threads or processes, batches, tracker, a line, a zone and a rule per camera, the publisher, and a subscriber
+are real: threads or processes, batches, tracker, a line, a zone, and a rule per camera, the publisher, and a subscriber
 in a separate process. The cameras send more frames than the program can process.
 
-With --base, a second checkout, such as one of commit 8efa608, takes turns with this tree. The ratio is the number of
+With --base, a second checkout, for example of commit 8efa608, takes turns with this tree. The ratio is the number of
 frames of this tree divided by that of the base. An age is the time from the capture of a frame to the receipt of its
 message.
 """
@@ -151,7 +151,7 @@ def _cpu_s(pid: int) -> float:
 def compare(
     base: Path | None, *, cameras: int, fps: float, seconds: float, rounds: int, processes: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure this tree with each number of processes, and `base`, in turn. Return the medians of all rounds."""
+    """Measure this tree with each number of processes, and `base`, alternately. Return the medians of all rounds."""
     cases: dict[str, tuple[Path, int | None]] = {} if base is None else {"base": (base, None)}
     cases |= {f"processes_{number}": (ROOT, number) for number in processes}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}

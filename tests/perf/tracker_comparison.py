@@ -8,7 +8,7 @@ analytics. The other trackers have their default parameters, except that the sco
 tracks, and the time until a track ends, are those of camera.yaml. The command writes
 results/MACHINE/tracker_comparison.json.
 
-`trackers`, `supervision` and TrackEval must be installed. Install `trackers` with `--no-deps`, because it depends on
+`trackers`, `supervision`, and TrackEval must be installed. Install `trackers` with `--no-deps`, because it depends on
 the desktop build of OpenCV (docs/evaluation.md).
 """
 

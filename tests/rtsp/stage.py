@@ -35,7 +35,7 @@ PATIENCE_S = 60.0  # timeout of operations that take a second on an idle machine
 
 @cache
 def missing() -> str | None:
-    """Return the reason why the server cannot run on this machine; None if it can run."""
+    """Return the reason why the server cannot run on this machine, or None if it can run."""
     if not PYTHON.exists():
         return f"there is no {PYTHON}: apt-get install python3"
     check = subprocess.run([PYTHON, SERVER, "--check"], capture_output=True, text=True, timeout=60, check=False)
@@ -123,7 +123,7 @@ def opened(config: CameraConfig) -> Iterator[tuple[Source, StreamInfo]]:
 
 @contextmanager
 def silent_port() -> Iterator[int]:
-    """Yield a port that accepts connections and never answers, like a camera that hangs."""
+    """Yield a port that accepts connections and never responds, like a camera that hangs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -286,6 +286,6 @@ def open_files() -> set[str]:
 
 
 def codes_of_wrong_path() -> tuple[str, ...]:
-    """Return the error codes for a path without a stream. GStreamer 1.20 reports it like a wrong password."""
+    """Return the error codes for a path without a stream. GStreamer 1.20 reports such a path like a wrong password."""
     old = library().Gst.version()[:2] < (1, 22)
     return ("no-stream", "unauthorized") if old else ("no-stream",)

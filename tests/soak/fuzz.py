@@ -356,7 +356,7 @@ def _requests() -> list[bytes]:
 
 
 def _send(port: int, data: bytes) -> bytes:
-    """Send bytes, and return the first part of the response; empty if there is none."""
+    """Send bytes, and return the first part of the response, or empty bytes if there is no response."""
     with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_S) as sock:
         try:
             sock.sendall(data)

@@ -6,7 +6,7 @@ Objects stand at lines, turn back, jump, grow, flicker, hide for seconds, and re
 are wrong by up to the limit that docs/analytics.md states. Frame rates are 2 to 60 frames/s. The clock jumps, and the
 camera pauses.
 
-The oracle does not imitate the counter. It computes two bounds from the true paths, per object, line and direction:
+The oracle does not imitate the counter. It computes two bounds from the true paths, per object, line, and direction:
 
 * the number of times that the object truly changes sides; further crossings are invented
 * the number of changes between visits that must establish a side, whatever the errors of the boxes; if fewer crossings

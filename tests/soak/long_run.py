@@ -78,7 +78,7 @@ def configuration(folder: Path, processes: str) -> str:
 
 
 def take_sample(program: psutil.Process, frames: int) -> Sample:
-    """Return the resources that the program and the processes that it has started use at present."""
+    """Return the resources that the program and the processes that it has started currently use."""
     bytes_, descriptors, threads = 0, 0, 0
     for process in [program, *program.children(recursive=True)]:
         with suppress(psutil.Error):
@@ -145,7 +145,7 @@ def run(hours: float, processes: str) -> dict[str, Any]:
 
 
 def _after_start(program: Program, folder: Path, frames: int, problems: list[str]) -> list[Sample]:
-    """Wait until the metrics can be requested. Return all samples from then on."""
+    """Wait until the metrics can be requested. Return all samples from this time on."""
     deadline_s = time.monotonic() + 60.0
     while time.monotonic() < deadline_s:
         with suppress(OSError), urllib.request.urlopen(f"http://{_HTTP}/livez"):

@@ -1,9 +1,10 @@
-"""Kill the brokers of sinks again and again. No event is lost, the order is kept, and other messages are not delayed.
+"""Kill the brokers of sinks repeatedly. No event is lost, the order is kept, and other messages are not delayed.
 
 python -m tests.soak.sinks [--minutes 10] [--kills 20]
 
 The program has four synthetic cameras and four sinks, whose brokers are killed together. The latency of the messages
-over ZeroMQ is measured in alternating periods with and without the brokers, and the two are compared.
+over ZeroMQ is measured in alternating periods with and without the brokers. The latencies of both kinds of periods are
+compared.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def endless_messages(target: Target) -> dict[str, int]:
 
 
 def many_requests(target: Target) -> dict[str, int]:
-    """Request the stored events from 300 sockets at once. Repeat it when all replies have arrived."""
+    """Request the stored events from 300 sockets at the same time. Repeat this when all replies have arrived."""
     counts: Counter[str] = Counter()
     with zmq.Context() as context:
         while not target.is_over():

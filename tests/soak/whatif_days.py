@@ -1,4 +1,4 @@
-"""Apply `vision whatif` to twenty recorded days. With the live configuration, it repeats every event, bit for bit.
+"""Apply `vision whatif` to twenty recorded days. With the live configuration, all events are repeated, bit for bit.
 
 python -m tests.soak.whatif_days [--days 20] [--recordings 3]
 

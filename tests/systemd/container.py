@@ -66,7 +66,7 @@ class Container:
 
 
 def missing() -> str:
-    """Return the reason why this machine cannot start a container; empty if it can."""
+    """Return the reason why this machine cannot start a container, or an empty string if it can."""
     if os.geteuid():
         return "only root can start a container"
     tools = ("setpriv", "systemd-nspawn", "nsenter", "systemd-analyze", "mount")
@@ -119,7 +119,7 @@ def booted(folder: Path) -> Iterator[Container]:
 
 
 def _end(process: subprocess.Popen[bytes], *, now: bool) -> None:
-    """Wait until systemd-nspawn has cleaned up after its container ends. Kill it after 30 s, or at once if `now`."""
+    """Wait for systemd-nspawn to clean up and end. Kill it after 30 s or, if `now` is True, immediately."""
     if not now:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=30)

@@ -3,9 +3,9 @@
     python tests/typing/prepare_bindings.py 1.4 build/tensorrt-rtx-1.4
     PYTHONPATH=build/tensorrt-rtx-1.4 pytest tests/unit -k engine
 
-1.4 has the names of TensorRT 10, 1.6 and 1.7 those of TensorRT 11. 1.6 is the last that runs on compute capability 9.0,
-and 1.7 the first that builds int8 convolutions for 8.6. One process can have only one of them, so the tests run once
-with each.
+Version 1.4 has the names of TensorRT 10. Versions 1.6 and 1.7 have the names of TensorRT 11. Version 1.6 is the last
+one that runs on compute capability 9.0. Version 1.7 is the first one that builds int8 convolutions for 8.6. One process
+can import only one version, so the tests run once with each version.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python tests/typing/prepare_tensorrt.py 11.4 build/tensorrt-11.4
     PYTHONPATH=build/tensorrt-11.4 pytest tests/unit/engine
 
-10.3 is the TensorRT of JetPack 6, 10.13 that of JetPack 7.0 and 7.1, 10.16 and 11.4 those of JetPack 7.2. The bindings
-have the real names, signatures, and enumerations, and call methods of Python classes as on a Jetson. `shim.c` replaces
-the builder and the ONNX parser, which no package contains: they cannot be created. From 10.16 on, the runtime and the
+Version 10.3 belongs to JetPack 6, 10.13 to JetPack 7.0 and 7.1, and 10.16 and 11.4 to JetPack 7.2. The bindings have
+the real names, signatures, and enumerations, and call methods of Python classes as on a Jetson. `shim.c` replaces the
+builder and the ONNX parser, which no package contains: they cannot be created. From 10.16 on, the runtime and the
 plugin registry are real, because the package of the lean runtime contains them.
 """
 

@@ -77,7 +77,7 @@ def plan(
 def convolution(
     shape: Sequence[int | str] = ("n", 3, 16, 16), *, weight: float | None = None, seed: int = 0, opset: int = 17
 ) -> bytes:
-    """Return the model images -> Conv -> Relu -> Conv -> y, with random weights. `weight` replaces one of them."""
+    """Return the model images -> Conv -> Relu -> Conv -> y, with random weights. `weight` replaces one weight."""
     rng = np.random.default_rng(seed)
     first = rng.normal(size=(8, 3, 3, 3)).astype(np.float32) * 0.2
     if weight is not None:

@@ -115,7 +115,7 @@ def test_each_package_has_hashes_and_no_address(name: str) -> None:
 
 
 def pip_install(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Let pip choose, download, and check the packages for an empty environment, without installing them."""
+    """Make pip choose, download, and check the packages for an empty environment, without installing them."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", *arguments]
     command += ["--disable-pip-version-check", "--require-hashes"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)

@@ -1,4 +1,4 @@
-"""Tests of machines that have no GPU, and of machines whose GPU driver does not answer."""
+"""Tests of machines that have no GPU, and of machines whose GPU driver does not respond."""
 
 from __future__ import annotations
 

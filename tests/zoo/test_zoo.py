@@ -1,7 +1,7 @@
 """Tests in which every library reads every camera of the zoo.
 
 Each camera plays, and all its frames are counted, or `vision check` reports the code that docs/cameras-zoo.md lists.
-`make camera-zoo` runs all cameras under all faults; `./test` runs a part.
+`make camera-zoo` tests all cameras with all faults, and `./test` tests a part of them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def served() -> list[Persona]:
 
 
 def remedies(persona: Persona, reader: Reader) -> Iterator[tuple[Reader, Mapping[str, object] | None]]:
-    """Yield the keys of camera.yaml that make a camera play, and the reader that they choose; nothing if it cannot."""
+    """Yield `reader` and the additional keys with which it plays a camera. Yield nothing if it cannot play it."""
     if reader not in persona.readers:
         return
     verdict = persona.verdicts.get(reader)

@@ -663,7 +663,7 @@ def test_ground_points_must_fit_the_unit() -> None:
 def is_inside(point: Place, polygon: Sequence[Place]) -> bool:
     """Return True if the point is inside the polygon.
 
-    This sums the angles between the corners, which is slower and different from the code under test.
+    This function sums the angles between the corners. The code under test uses a different, faster method.
     """
     x, y = point
     total = 0.0

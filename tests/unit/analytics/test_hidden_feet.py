@@ -90,7 +90,7 @@ def test_lower_part_that_stays_hidden_is_forgotten_after_five_seconds() -> None:
 
 
 def test_person_who_crouches_keeps_the_feet() -> None:
-    """The upper side of the box moves down. Nothing is hidden, so the anchor does not move."""
+    """The top edge of the box moves down. Nothing is hidden, so the anchor does not move."""
     section = CameraAnalytics.model_validate({"lines": [{"name": "line", "points": [[0, LINE_Y], [WIDTH, LINE_Y]]}]})
     tracker, analytics = Tracker(None, (WIDTH, HEIGHT)), Analytics(section, "gate", ["person"], WIDTH, HEIGHT)
     events: list[Event] = []
@@ -105,7 +105,7 @@ def test_person_who_crouches_keeps_the_feet() -> None:
 
 @pytest.mark.parametrize("fps", [5.0, 10.0])
 def test_turning_car_has_no_hidden_part(fps: float) -> None:
-    """The box of the car becomes shorter, while its upper side and its width stay."""
+    """The box of the car becomes shorter, while its top edge and its width stay."""
     tracker = Tracker(None, (WIDTH, HEIGHT))
     for number in range(round(3 * fps)):
         height = 200.0 - min(max(number / fps - 1.0, 0.0), 1.0) * 90.0

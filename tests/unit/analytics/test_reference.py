@@ -245,7 +245,7 @@ def as_reported(event: Event) -> tuple[object, ...]:
 
 
 def some_config(rng: np.random.Generator) -> CameraAnalytics:
-    """Return random lines and zones with dents, each with its own anchor, direction and classes."""
+    """Return random lines and zones with dents, each with its own anchor, direction, and classes."""
     lines, zones = [], []
     anchors = list(ANCHORS) if rng.random() < 0.5 else [str(rng.choice(list(ANCHORS)))]
 

@@ -30,7 +30,7 @@ def _event(camera: str, kind: str, frame: int, at_ns: int) -> EventMessage:
 
 
 def _observed(*delays_ms: tuple[str, float | None]) -> Observed:
-    """Return one zone entry per item, and its event of the rule, which arrives after the delay; None if it is lost."""
+    """Return a zone entry per item, and the event of the rule, which arrives after the delay, or is lost (None)."""
     observed = Observed(since_ns=1)
     for frame, (camera, delay_ms) in enumerate(delays_ms, 1):
         at_ns = frame * 100 * _MS

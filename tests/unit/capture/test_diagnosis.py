@@ -15,7 +15,7 @@ from vision.config import CameraConfig
 
 @contextmanager
 def answering(answer: bytes | None) -> Iterator[int]:
-    """Serve a port that answers every request with `answer`, or never answers if `answer` is None."""
+    """Serve a port that responds to every request with `answer`, or never responds if `answer` is None."""
     released = threading.Event()
 
     class Handler(socketserver.BaseRequestHandler):

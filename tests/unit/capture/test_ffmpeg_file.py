@@ -391,7 +391,7 @@ def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times:
 
 
 def quarters(height_px: int, width_px: int) -> Image:
-    """Return a frame with quarters of red, green, blue and white, row by row."""
+    """Return a frame with quarters of red, green, blue, and white, row by row."""
     image = np.empty((height_px, width_px, 3), np.uint8)
     image[: height_px // 2] = np.where(np.arange(width_px)[:, None] < width_px // 2, (0, 0, 200), (0, 200, 0))
     image[height_px // 2 :] = np.where(np.arange(width_px)[:, None] < width_px // 2, (200, 0, 0), (200, 200, 200))

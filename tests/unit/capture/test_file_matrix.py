@@ -132,7 +132,7 @@ def write(kind: Kind, path: Path) -> bool:
 
 
 def create(kind: Kind, folder: Path) -> Path | None:
-    """Write a file of this kind with the first codec and container that fit. Return its path; None if none fit."""
+    """Write a file of this kind with the first codec and container that fit. Return its path, or None if none fit."""
     codecs = [kind.codec] if kind.codec else [codec for codec in CODECS_OF_CONTAINERS if codec in encoders()]
     for codec in codecs:
         for container in [kind.container] if kind.container else CONTAINERS:
@@ -154,7 +154,7 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 def expected(path: Path) -> NDArray[np.uint8] | None:
-    """Return the frames of FFmpeg's command (N, H, W, 3) bgr; None if it cannot decode them."""
+    """Return the frames of FFmpeg's command (N, H, W, 3) bgr, or None if it cannot decode them."""
     options = ("-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-")
     command = ["ffmpeg", "-v", "error", "-i", str(path), *options]
     shown = subprocess.run(command, capture_output=True, timeout=60, check=False).stdout

@@ -40,7 +40,7 @@ def test_metrics_are_served_also_with_encrypted_messages(tmp_path: Path, monkeyp
 
 
 def wait_for(url: str, text: str) -> None:
-    """Repeat a request until its answer contains `text`."""
+    """Repeat a request until the response contains `text`."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

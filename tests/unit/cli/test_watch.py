@@ -182,7 +182,7 @@ STATUSES = (
 
 @contextmanager
 def watched(columns: int) -> Iterator[PseudoTerminal]:
-    """Run `vision watch` in a terminal, while a publisher sends results, events, counts and statuses."""
+    """Run `vision watch` in a terminal, while a publisher sends results, events, counts, and statuses."""
     with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher, ThreadPoolExecutor() as pool:
         stop = threading.Event()
 

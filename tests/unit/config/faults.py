@@ -15,7 +15,7 @@ def fault_keys(error: VisionError) -> list[FaultKey]:
 
 
 def config_faults(text: str, environ: dict[str, str] | None = None) -> list[FaultKey]:
-    """Return the faults of a camera.yaml; none if it is valid."""
+    """Return the faults of a camera.yaml, or an empty list if it is valid."""
     try:
         load_config_text(text, environ or {})
     except ConfigError as error:

@@ -19,7 +19,7 @@ from vision.errors import ConfigError, Unavailable
 
 
 def pyyaml_problem(text: str) -> str | None:
-    """Return the problem that PyYAML reports about `text`; None if it reports none that a user can understand."""
+    """Return the problem that PyYAML reports about `text`, or None if no reported problem helps a user."""
     try:
         yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

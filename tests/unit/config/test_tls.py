@@ -16,7 +16,7 @@ CERTIFICATES = Path(__file__).parents[2] / "certificates"
 
 @pytest.fixture
 def strict_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `ssl.create_default_context` return a strict context with every Python, as Python 3.13 does."""
+    """Make `ssl.create_default_context` return a strict context with every Python, as Python 3.13 does."""
     create: Callable[..., ssl.SSLContext] = ssl.create_default_context
 
     def create_strict(*, cafile: str | None = None) -> ssl.SSLContext:
@@ -28,7 +28,7 @@ def strict_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shake_hands(context: ssl.SSLContext, certificate: str) -> None:
-    """Let a client with `context` check the certificate of a server for 127.0.0.1."""
+    """Make a client with `context` check the certificate of a server for 127.0.0.1."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_context.load_cert_chain(CERTIFICATES / f"{certificate}.pem")
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -1,4 +1,4 @@
-"""Faults in camera.yaml and model.yaml: every kind of pydantic's errors is reported, and all errors at once."""
+"""Faults in camera.yaml and model.yaml: every kind of pydantic's errors is reported, and all errors together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archived frames that are judged together give the same events, bit for bit, as frames that are judged one by one."""
+"""Archived frames give the same events, bit for bit, whether they are evaluated together or one by one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Walker:
         self.is_known = False
 
     def step(self, step_s: float) -> FloatArray | None:
-        """Return the box x1, y1, x2, y2; None if the object is not detected."""
+        """Return the box x1, y1, x2, y2, or None if the object is not detected."""
         rng = self.rng
         self.place = self.place + self.speed * step_s
         if rng.random() < 0.03:

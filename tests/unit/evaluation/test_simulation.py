@@ -128,7 +128,7 @@ def test_stay_lasts_as_long_as_the_object_is_in_the_zone() -> None:
 
 
 def test_object_that_stands_on_the_border_of_a_zone_has_one_stay() -> None:
-    """The path goes to and fro across the border, by less than a tenth of the object's size."""
+    """The path goes back and forth across the border, by less than a tenth of the object's size."""
     places = [(-3.0, 10.0), *((-1.9 - 0.1 * (at % 2), 10.0) for at in range(20)), (3.0, 10.0)]
     scene = Scene("zone", VIEW, (travel("person", places, 0.5, 0.0),), zones_m=ZONE)
     assert len(_stays(scene)) == 1

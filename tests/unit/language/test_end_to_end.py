@@ -151,7 +151,7 @@ def test_a_server_that_hangs_delays_only_waiting_events(tmp_path: Path, on_timeo
 
 @pytest.mark.parametrize("wait_s", [None, 3600])
 def test_events_about_which_the_server_is_not_asked_are_in_the_ledger(tmp_path: Path, wait_s: int | None) -> None:
-    """Let the server fail, so that the breaker opens. Each later event is published at once, and is in the ledger."""
+    """Make the server fail until the breaker opens. Further events are in the ledger, and do not wait."""
     with chat_server(lambda handler: handler.send({"error": "out of memory"}, 500)) as server:
         language = {"ledger": str(tmp_path / "ledger"), "parallel": 1}
         verify = [CHECK] if wait_s is None else [CHECK | {"wait_s": wait_s}]
@@ -209,7 +209,7 @@ def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_timeout", ["send", "drop"])
 def test_a_killed_process_ends_the_wait_of_its_events(tmp_path: Path, on_timeout: str) -> None:
-    """Kill the process that asks again and again while the server hangs. Each event is published once, or dropped."""
+    """Repeatedly kill the process that asks while the server hangs. Each event is published once, or dropped."""
     with chat_server(lambda handler: handler.hang()) as server:
         verify = [CHECK | {"wait_s": 3600, "on_timeout": on_timeout}]
         config = asking(tmp_path, server, verify=verify, language={"ledger": str(tmp_path / "ledger")})

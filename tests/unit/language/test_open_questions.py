@@ -1,4 +1,4 @@
-"""The program knows which process has a question, in whichever order it hears of the question and its event."""
+"""The program knows which process has a question, whether it learns of the question or of its event first."""
 
 from __future__ import annotations
 

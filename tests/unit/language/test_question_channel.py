@@ -1,6 +1,6 @@
 """Tests of the connection from stages to the process that asks the language model.
 
-The tests show which questions are sent again, given up, or refused.
+The tests show which questions are sent again, abandoned, or refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def entry(name: str, *images: bytes, left_s: float = 60.0) -> Entry:
 
 
 class Sender:
-    """A sender that records which questions were sent, and which were given up."""
+    """A sender that records which questions were sent, and which were abandoned."""
 
     def __init__(self) -> None:
         self.name = f"vision-test-{secrets.token_hex(8)}"

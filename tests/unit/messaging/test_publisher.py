@@ -293,7 +293,7 @@ def test_killed_subscriber_does_not_affect_others() -> None:
 
 @pytest.mark.integration
 def test_slow_subscriber_stays_connected() -> None:
-    """With heartbeats, ZeroMQ would disconnect a slow subscriber, which does not answer while its queue is full."""
+    """With heartbeats, ZeroMQ would disconnect a slow subscriber, which does not respond while its queue is full."""
     with (
         Publisher(ANY_PORT, node="n", queue=10, keepalive_s=1) as publisher,
         python("-m", "tests.messages.subscriber", publisher.address, "10", "--pause", "6") as slow,

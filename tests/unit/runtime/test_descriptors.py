@@ -102,7 +102,7 @@ def children(pid: int) -> set[int]:
 
 
 def wait_until_idle(pid: int) -> None:
-    """Wait until the children have started and connected. A limit that is set earlier aborts the program."""
+    """Wait until the child processes are idle. If the limit were lowered before this, the program would abort."""
     used_s = float("inf")
     while True:
         before_s = used_s

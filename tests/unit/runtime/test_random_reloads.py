@@ -68,7 +68,7 @@ class RandomSite(Site):
         self.first = copy.deepcopy(self.content)
 
     def begin(self) -> None:
-        """Return to the first configuration, and start a new record of the received messages."""
+        """Restore the original configuration, and start a new record of the received messages."""
         self.restore()
         self.opened = {name: int(name in self.present()) for name in NAMES}
 
@@ -80,7 +80,7 @@ class RandomSite(Site):
         return {name: reply for name, reply in replies.items() if isinstance(reply, AnalyticsReply)}
 
     def apply(self, step: Step) -> None:
-        """Make one change, and check the answer of the program."""
+        """Make one change, and check the response of the program."""
         what, name, number = step
         if what in INVALID:
             self._refuse(what, name, number)

@@ -92,7 +92,7 @@ class Site:
         self.path.write_text(yaml.safe_dump(self.content, sort_keys=False))
 
     def restore(self) -> None:
-        """Return to the first configuration, and forget the received messages."""
+        """Restore the original configuration, and discard the received messages."""
         self.content = {}
         self.write(**self.first)
         self.change()

@@ -120,7 +120,7 @@ class HangingSink(Collector):
 
 @contextmanager
 def returning(name: str) -> Iterator[threading.Event]:
-    """At the end of the `with` block, let the calls that hang return, and wait for their threads."""
+    """At the end of the `with` block, make the calls that hang return, and wait for their threads."""
     returns = threading.Event()
     try:
         yield returns

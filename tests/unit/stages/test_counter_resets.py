@@ -41,7 +41,7 @@ class Site:
         self.result: Result | None = None
 
     def see(self, at: datetime, path: Sequence[tuple[float, float]] = (), track_id: int = 1) -> list[Event]:
-        """Let one object walk along `path` from a local time on, at 10 frames/s. Return the events."""
+        """Move one object along `path` from a local time on, at 10 frames/s. Return the events."""
         return self.see_utc(at.timestamp(), path, track_id)
 
     def see_utc(self, utc_s: float, path: Sequence[tuple[float, float]] = (), track_id: int = 1) -> list[Event]:

@@ -40,7 +40,7 @@ def result(
 
 
 def walker(index: int, *, y: float = 100.0, step: float = 20.0) -> tuple[float, float, float, float]:
-    """Return the box of a person who walks down; the feet are at ``y + 100 + step * index``."""
+    """Return the box of a person who walks down, with the feet at ``y + 100 + step * index``."""
     return (200, y + step * index, 240, y + 100 + step * index)
 
 

@@ -1,4 +1,4 @@
-"""The record of a run states how the last run ended."""
+"""The record of a run states how the previous run ended."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def vision(capsys: pytest.CaptureFixture[str]) -> Vision:
 
 @contextmanager
 def crossing_camera() -> Iterator[str]:
-    """Serve a camera with 25 frames/s, and yield its address."""
+    """Serve `crossing_frames` as a camera stream at 25 frames/s, and yield its address."""
     with rtsp_camera(RtspCamera(crossing_frames(), lambda index: index / 25, lambda index: index / 25)) as address:
         yield address
 
