@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -316,19 +317,29 @@ def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) ->
     fit = Letterbox.fit(size[1], size[0], 96, 64, spec.input.letterbox)
     with np.errstate(all="ignore"):
         candidates = decoder.decode([outputs[name][index].astype(np.float32) for name in decoder.outputs])
-        if case.sigmoid or case.softmax:
-            assert_rounding_decides_nothing(candidates.scores, case.score)
+        if (case.sigmoid or case.softmax) and can_rounding_decide(candidates.scores, case.score):
+            raise RoundingDecides
         limits = spec.nms if decoder.needs_nms else None
         return to_detections(candidates, limits, fit, size[1], size[0]), candidates.unnamed
 
 
-def assert_rounding_decides_nothing(scores: NDArray[np.float32], threshold: float) -> None:
-    """Check that rounding errors cannot affect the result.
+class RoundingDecides(Exception):
+    """Rounding errors can affect the result of a case, so the case tests nothing."""
 
-    The scores, best first, must differ from each other and from the threshold by more than twice `ROUNDING`.
-    """
+
+def can_rounding_decide(scores: NDArray[np.float32], threshold: float) -> bool:
+    """Return True if two of the scores (best first), or a score and the threshold, are nearly equal."""
     steps = -np.diff([*scores.astype(np.float64), threshold]) / scores
-    assert len(scores) == 0 or steps.min() > 2 * ROUNDING, "a case that may end either way tests nothing"
+    return bool(len(scores)) and steps.min() <= 2 * ROUNDING
+
+
+def outputs_and_results(case: Case) -> tuple[Arrays, list[tuple[Detections, int] | None]]:
+    """Return outputs of a case that rounding errors cannot affect, and the result for each size of `SIZES`."""
+    for seed in range(CASES.index(case), CASES.index(case) + 100):
+        outputs = case.outputs(len(SIZES), seed=seed)
+        with suppress(RoundingDecides):
+            return outputs, [size and reference(case, outputs, index, size) for index, size in enumerate(SIZES)]
+    raise RoundingDecides
 
 
 def name_of(case: Case) -> str:
@@ -337,14 +348,14 @@ def name_of(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_detections_match_the_reference(device: Any, case: Case) -> None:
-    outputs = case.outputs(len(SIZES), seed=CASES.index(case))
+    outputs, results = outputs_and_results(case)
     head = make_head(case.spec, case.classes, case.score, case.wanted)
     found = postprocess(device, case.spec, head, outputs, SIZES)
-    for index, ((given, unnamed), size) in enumerate(zip(found, SIZES, strict=True)):
-        if size is None:
+    for (given, unnamed), result, size in zip(found, results, SIZES, strict=True):
+        if size is None or result is None:
             assert len(given) == given.truncated_candidates == 0, "a row without a frame has objects"
             continue
-        wanted, unnamed_wanted = reference(case, outputs, index, size)
+        wanted, unnamed_wanted = result
         assert unnamed == unnamed_wanted
         assert (len(given), given.truncated_candidates) == (len(wanted), wanted.truncated_candidates)
         np.testing.assert_array_equal(given.class_ids, wanted.class_ids)

@@ -39,8 +39,8 @@ class MaskOfObject(Compact, frozen=True, kw_only=True):
     counts: Annotated[
         list[int] | None,
         doc(
-            "numbers of pixels outside and inside the object in turn, from top to bottom in each column, columns from "
-            "left to right; absent with polygons"
+            "numbers of pixels alternately outside and inside the object, from top to bottom in each column, columns "
+            "from left to right; absent with polygons"
         ),
     ] = None
 
