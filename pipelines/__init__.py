@@ -36,8 +36,9 @@ def pipeline_with(
     """Return the `build` function of a shipped pipeline with additional stages.
 
     Args:
-        stages: additional stages, in the order in which they run. They run after the other stages of `after`, but
-            before its snapshot and inquiry stages, which therefore also process the events of additional stages.
+        stages: additional stages, in the order in which they run. They run after the other stages of the pipeline
+            `after`, but before its snapshot and inquiry stages, so these two stages also process the events of
+            additional stages.
         after: name of the shipped pipeline.
         sinks: sinks that receive the results in addition to the publisher.
     """
@@ -67,7 +68,7 @@ def load_pipeline(name: str) -> Build:
 def run_result_worker(channel: WorkerChannel, setup: bytes) -> None:
     """Process results with the stages of the pipeline that `setup` names, until the main process stops the worker.
 
-    A worker process calls this function. For the errors, see `vision.runtime.result_worker.run`.
+    A worker process calls this function. It raises the same errors as `vision.runtime.result_worker.run`.
     """
     result_worker.run(channel, setup, _load_stages)
 

@@ -1,6 +1,6 @@
 """Pipeline `count`: the stages of `track` -> analytics -> rules -> summaries of objects -> snapshots -> inquiries.
 
-It publishes tracks, events, and counts.
+The pipeline publishes tracks, events, and counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pipeline `detect`: capture -> batching -> detect -> publish. It publishes the detections of each frame."""
+"""Pipeline `detect`: capture -> batching -> detect -> publish. The pipeline publishes the detections of each frame."""
 
 from __future__ import annotations
 

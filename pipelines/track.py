@@ -1,4 +1,4 @@
-"""Pipeline `track`: capture -> batching -> detect -> track -> publish. It publishes tracks.
+"""Pipeline `track`: capture -> batching -> detect -> track -> publish. The pipeline publishes tracks.
 
 If configured, the second model and the summaries of objects follow the tracker.
 """

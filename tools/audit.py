@@ -1,7 +1,7 @@
 """Search the packages of the lock files for known vulnerabilities, with pip-audit.
 
 The exit code is 1 if a package has a vulnerability. Otherwise, it is 75 if some packages could not be checked, because
-the advisory service does not answer, or does not know these packages.
+the advisory service does not respond, or does not know these packages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHOWN: Final = 5  # packages that are named if they were not checked
 
 
 def ask(lock: Path) -> Mapping[str, Any] | None:
-    """Return the report of pip-audit about a lock file; None if the advisory service does not answer."""
+    """Return the report of pip-audit about a lock file. Return None if the advisory service does not respond."""
     command = ["pip-audit", "--requirement", str(lock), "--require-hashes", "--disable-pip", "--progress-spinner=off"]
     try:
         done = subprocess.run(
@@ -42,7 +42,7 @@ def audit(name: str, report: Mapping[str, Any] | None) -> int:
 
     Args:
         name: name of the lock file.
-        report: report of pip-audit about the lock file; None if there is none.
+        report: report of pip-audit about the lock file. None if there is no report.
     """
     if report is None:
         print(f"{name}: not checked, because the advisory service does not answer")

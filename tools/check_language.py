@@ -90,7 +90,7 @@ def findings(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print all findings. Return the exit code: 1 if there are any findings, otherwise 0."""
+    """Print all findings. Return the exit code, which is 1 if there are findings and 0 otherwise."""
     found = list(findings([Path(name) for name in sys.argv[1:]] or _tracked()))
     for line in found:
         print(line)

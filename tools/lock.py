@@ -1,7 +1,7 @@
 """Write the lock files: the exact versions and hashes of all packages that a service needs.
 
-python tools/lock.py            # write locks/*.txt again, with the newest versions
-python tools/lock.py --keep     # keep the versions in the files, except those that pyproject.toml now excludes
+python tools/lock.py            # rewrite locks/*.txt with the newest versions
+python tools/lock.py --keep     # keep the versions in the files, except versions that pyproject.toml excludes
 """
 
 from __future__ import annotations

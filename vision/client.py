@@ -77,7 +77,7 @@ Item: TypeAlias = AnyMessage | Gap | NewJournal | Problem | Restart | Silence
 """A message, or a report about the subscription."""
 
 Since: TypeAlias = int | tuple[str, int]
-"""The last processed event: preferably its (`journal`, `number`), or only its number; 0 if there is none."""
+"""The last processed event: preferably its (`journal`, `number`), or only its number. 0 means that there is none."""
 
 
 def subscribe(
@@ -96,14 +96,14 @@ def subscribe(
 
     Args:
         address: ``publish.bind`` of the publisher, with a host that this machine can reach.
-        cameras: ids of cameras; None means all.
+        cameras: ids of cameras. None means all cameras.
         kinds: one or more of ``detections``, ``status``, ``events``, ``counts``, and ``objects``.
-        since: last processed event. All later events are returned once and in order; `kinds` must contain ``events``.
-            If None, events can be lost, like all other messages.
+        since: last processed event. All events after it are returned once and in order. `kinds` must contain
+            ``events``. If None, events can be lost, like all other messages.
         replay: ``publish.replay`` of the publisher, only with `since`. None means the address in the status messages.
         key: key file of this subscriber, which `vision keys new FILE --server KEY` creates, or the keys themselves.
-            Required if the publisher has `publish.curve`; otherwise None.
-        timeout_s: maximum time in seconds without a message; None means no limit.
+            Required if the publisher has `publish.curve`. Otherwise, it must be None.
+        timeout_s: maximum time in seconds without a message. None means no limit.
         silence_s: time in seconds without a message after which a `Silence` is reported.
         queue: maximum number of messages that wait for the caller. Further messages are lost and reported as a `Gap`.
 
@@ -127,7 +127,7 @@ def subscribe(
 class Subscription:
     """Connection to a publisher, which returns messages, and reports about lost messages and other problems.
 
-    Use it as a context manager, or call `close`. It is not thread-safe.
+    Use the subscription as a context manager, or call `close`. A subscription is not thread-safe.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Subscription:
                 raise TimeoutError(f"no message from {self.address} for {timeout_s:g} s")
 
     def receive(self, timeout_s: float | None = None) -> Item | None:
-        """Return the next message or report; None if none arrives within `timeout_s` seconds.
+        """Return the next message or report. Return None if nothing arrives within `timeout_s` seconds.
 
         If `timeout_s` is None, wait until a message or report arrives.
 
@@ -339,7 +339,7 @@ class _Times:
 
 
 class _Problems:
-    """Counter of the problems of a subscription. It decides which problems are reported."""
+    """Counter of the problems of a subscription, which also decides which problems are reported."""
 
     def __init__(self, address: str, clock: Callable[[], int]) -> None:
         self.count = 0
@@ -349,7 +349,7 @@ class _Problems:
         self._report_at_ns = clock()
 
     def add(self, error: MessageError) -> Iterator[Problem]:
-        """Count a problem. Yield a report, unless the last report is too recent."""
+        """Count a problem. Yield a report, unless the previous report is too recent."""
         self.count += 1
         now_ns = self._clock()
         if now_ns >= self._report_at_ns:
@@ -358,14 +358,14 @@ class _Problems:
 
 
 class _Sequences:
-    """Sequence numbers received so far: the instance of each node, and the last number of each topic of the node."""
+    """Received sequence numbers: the instance of each node, and the last number of each topic of the node."""
 
     def __init__(self) -> None:
         self._instances: dict[str, str] = {}  # instance by node
         self._last: dict[str, dict[str, int]] = {}  # last number by node and topic
 
     def check(self, topic: str, message: AnyMessage) -> Iterator[AnyMessage | Gap | Restart]:
-        """Yield reports of a restart and of lost messages, then the message itself unless it is a repetition."""
+        """Yield reports of a restart and of lost messages, followed by the message, unless it is a repetition."""
         yield from self.check_instance(message)
         last = self._last[message.node]
         expected = last.get(topic, message.seq - 1) + 1

@@ -5,22 +5,22 @@
     VisionError
     ├── ConfigError       fix the configuration; exit code 78, so systemd does not restart the program
     ├── ModelError        fix or rebuild the model; exit code 78
-    ├── Unavailable       nothing: the start is tried again; exit code 75
-    ├── SourceError       nothing: the camera is opened again after a pause
+    ├── Unavailable       nothing: the start is retried; exit code 75
+    ├── SourceError       nothing: the camera is reopened after a pause
     │   ├── EndOfStream   nothing: a file or folder has ended
     │   └── SizeChanged   nothing: the frame has a new size, which starts a new epoch
     ├── DeviceError       nothing: CUDA, TensorRT, or ONNX Runtime failed, and systemd restarts the program
     │   ├── DeviceMissing install the GPU, driver, or library that is missing; exit code 78
-    │   │   └── DeviceNotReady  nothing: systemd starts the program again; exit code 75
+    │   │   └── DeviceNotReady  nothing: systemd restarts the program; exit code 75
     │   └── OutOfMemory   reduce the memory that is needed; for the frames of a camera, it becomes a SourceError
     ├── LanguageError     the server of a language model gave no usable answer
     │   ├── ServerRefusal fix the key, the name of the model, or the request; exit code 78
-    │   ├── ServerFailure nothing: later requests can succeed; exit code 75
-    │   └── InvalidAnswer change the prompt or the model; later answers can be valid
+    │   ├── ServerFailure nothing: a retry can succeed; exit code 75
+    │   └── InvalidAnswer change the prompt or the model
     ├── MessageError      use a program that can read the message or the recording
     └── Closed            nothing: a slot, queue, or database was closed, or an operation was canceled
 
-The message of an exception states what was expected and what was received; its `hint` states what to do.
+The message of an exception states what was expected and what was received. Its `hint` states what to do.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ModelError(VisionError):
 
 
 class Unavailable(VisionError):
-    """A disk, an address, or a lock cannot be used at present. A later attempt can succeed without a change."""
+    """A disk, an address, or a lock cannot be used at present. A retry can succeed without a change by the operator."""
 
     exit_code = EXIT_TEMPORARY
 
@@ -121,7 +121,10 @@ class DeviceMissing(DeviceError):
 
 
 class DeviceNotReady(DeviceMissing):
-    """The driver, which may not be loaded yet, does not answer or finds no GPU. Only a new process can see a change."""
+    """The driver does not respond or finds no GPU, for example because it is not loaded yet.
+
+    Only a new process can detect that the driver has become ready.
+    """
 
     exit_code = EXIT_TEMPORARY
 
@@ -135,19 +138,19 @@ class LanguageError(VisionError):
 
 
 class ServerRefusal(LanguageError):
-    """The server refuses the request, and refuses it again unless an operator changes something."""
+    """The server refuses the request, and will refuse each retry until an operator changes something."""
 
     exit_code = EXIT_CONFIG
 
 
 class ServerFailure(LanguageError):
-    """The server is unreachable, busy, or too slow, or has failed. A later request can succeed without a change."""
+    """The server is unreachable, busy, or too slow, or has failed. A retry can succeed without a change."""
 
     exit_code = EXIT_TEMPORARY
 
 
 class InvalidAnswer(LanguageError):
-    """The server answered, but the answer is too long, unreadable, or not one of the expected answers."""
+    """The server responded, but the answer is too long, unreadable, or not one of the expected answers."""
 
 
 class MessageError(VisionError):
@@ -179,8 +182,9 @@ _registering = threading.Lock()
 def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
     """Make `redact` and `conceal` replace a secret with `shown`.
 
-    They also replace the secret as encoded in URLs, JSON, HTML, and Python. A secret with fewer than 8 characters is
-    replaced only where no letter or digit is next to it. A secret with fewer than 4 characters is ignored.
+    Both functions also replace the secret as encoded in URLs, JSON, HTML, and Python. A secret with fewer than 8
+    characters is replaced only where no letter or digit is next to it. A secret with fewer than 4 characters is
+    ignored.
     """
     global _secrets  # noqa: PLW0603 - secrets of the whole process
     if len(secret) < _SHORTEST:
@@ -191,7 +195,7 @@ def register_secret(secret: str, *, shown: str = _HIDDEN) -> None:
 
 
 def registered_secrets() -> dict[str, str]:
-    """Return each registered secret and its replacement text, for `register_secret` in another process."""
+    """Return each registered secret and its replacement text, so that another process can register the secrets."""
     return dict(_secrets)
 
 
@@ -238,7 +242,7 @@ _OPERATOR: Final = {
     errno.ELOOP: "a link leads back to itself: correct the path",
     errno.EINVAL: "correct the path",
 }
-"""Hints for the errors that only an operator can solve, by error number. All other errors can end by themselves."""
+"""Hints for the errors that only an operator can resolve, by error number. All other errors can end by themselves."""
 
 _PASSING: Final = {
     errno.ENOSPC: "free space on this disk: `df -h` shows it",
@@ -259,18 +263,18 @@ _PASSING: Final = {
 
 
 def is_passing(error: OSError) -> bool:
-    """Return True if the failed system call can succeed later without a change by an operator."""
+    """Return True if a retry of the failed system call can succeed without a change by an operator."""
     return error.errno not in _OPERATOR
 
 
 def from_os_error(text: str, error: OSError, *, code: str = "", hint: str = "") -> ConfigError | Unavailable:
-    """Return the error for a failed system call: `ConfigError` if only an operator can solve it, else `Unavailable`.
+    """Return a `ConfigError` if only an operator can resolve `error`. Otherwise, return `Unavailable`.
 
     Args:
         text: what was attempted. The system's description of the error is appended.
         error: the error of the call. An unknown error number counts as temporary.
         code: see `VisionError`.
-        hint: replaces the usual hint of an error that only an operator can solve.
+        hint: text that replaces the usual hint of an error that only an operator can resolve.
     """
     message = f"{text}: {error.strerror or error}"
     if is_passing(error):

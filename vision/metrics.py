@@ -45,7 +45,7 @@ class LatencyHistogram:
             self._max_ns = max(self._max_ns, duration_ns)
 
     def snapshot(self, *, reset: bool = False) -> Percentiles:
-        """Return the percentiles of the observations since the last reset; zeros if there are none.
+        """Return the percentiles of the observations since the last reset. Without observations, return zeros.
 
         If `reset` is True, remove these observations from the histogram.
         """
@@ -80,7 +80,7 @@ class Rate:
         self._started_ns = clock()
 
     def tick(self) -> None:
-        """Count one event now."""
+        """Count one event at the current time."""
         self._times_ns.append(self._clock())
 
     def per_s(self) -> float:
@@ -117,5 +117,5 @@ def send_spans(to: Spans | None) -> None:
 
 
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context manager that marks its block as `name` in a profiler, or does nothing if marks are disabled."""
+    """Return a context manager that marks its block as `name` in a profiler. It does nothing if marks are disabled."""
     return _spans(name) if _spans is not None else _OFF

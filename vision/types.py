@@ -31,7 +31,7 @@ ClockSource: TypeAlias = Literal["rtcp", "arrival", "media"]
 (``arrival``), or the position in a file (``media``)."""
 
 STEPS_PER_PX: Final = 5
-"""Number of steps per pixel to which the boxes of tracks are rounded. Their coordinates are multiples of 0.2 px."""
+"""Number of steps per pixel to which the boxes of tracks are rounded. The coordinates are multiples of 0.2 px."""
 
 
 class DropReason(str, Enum):
@@ -119,14 +119,14 @@ class FrameBuffer:
     height_px: int
     width_px: int
     host: NDArray[np.uint8] | None
-    """Pixels, C-contiguous, with the shape `shape`; None if the frame is only in GPU memory."""
+    """Pixels, C-contiguous, with the shape `shape`. None if the frame is only in GPU memory."""
     device_address: int = 0
-    """Address from which the GPU reads the frame; 0 if the frame is only in host memory."""
+    """Address from which the GPU reads the frame. 0 if the frame is only in host memory."""
     upload_address: int = 0
-    """Address of page-locked host memory to copy to `device_address` before the GPU reads; 0 if there is none."""
+    """Address of page-locked host memory to copy to `device_address` before the GPU reads. 0 if no copy is needed."""
     device: DeviceMemory | None = None
     shared: tuple[SharedMemory, int] | None = None
-    """The file that contains `host`, and its offset in bytes; None if other processes cannot read the frame."""
+    """The file that contains `host`, and the offset in this file. None if other processes cannot read the frame."""
 
     @classmethod
     def allocate(cls, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
@@ -140,7 +140,7 @@ class FrameBuffer:
 
     @classmethod
     def wrap(cls, pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer that refers to `pixels` in host memory, without copying them."""
+        """Return a buffer that refers to `pixels` in host memory without copying the pixels."""
         planar = pixel_format in ("nv12", "i420")
         height_px = pixels.shape[0] * 2 // 3 if planar else pixels.shape[0]
         return cls(pixel_format, height_px, pixels.shape[1], pixels)
@@ -151,7 +151,7 @@ class FrameBuffer:
         return frame_shape(self.height_px, self.width_px, self.pixel_format)
 
     def require_host(self) -> NDArray[np.uint8]:
-        """Return the array of pixels in host memory, not a copy.
+        """Return the array of pixels in host memory without copying it.
 
         Raises:
             ValueError: the frame is only in GPU memory.
@@ -161,7 +161,7 @@ class FrameBuffer:
         return self.host
 
     def read(self) -> NDArray[np.uint8]:
-        """Return the pixels: the array itself if it is in host memory, otherwise a copy from the GPU.
+        """Return the pixels: `host` if the frame is in host memory, and otherwise a copy from the GPU.
 
         Raises:
             DeviceError: the copy from the GPU failed.
@@ -195,7 +195,7 @@ class FrameBuffer:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame in a buffer of its camera. It is valid only while its lease is held."""
+    """A frame in a buffer of its camera. The frame is valid only while its lease is held."""
 
     meta: FrameMeta
     buffer: FrameBuffer
@@ -213,7 +213,7 @@ class Frame:
     def pixels(self) -> NDArray[np.uint8]:
         """Pixels in host memory: uint8, C-contiguous; bgr (H, W, 3), bgrx (H, W, 4), other formats (3H/2, W).
 
-        If the frame is only in GPU memory, the first access copies it. Later accesses return the same array.
+        If the frame is only in GPU memory, the first access copies it. Subsequent accesses return the same array.
         """
         host = self.buffer.host
         return self._copy if host is None else host
@@ -321,8 +321,10 @@ class Attribute:
 
 
 ViewNumbers: TypeAlias = tuple[float, float, float, float, float, float]
-"""The numbers xx, xy, dx, yx, yy, dy, which place a configured point (x, y) at (xx x + xy y + dx, yx x + yy y + dy) in
-the present view of a camera. Points are in pixels of the frame."""
+"""The numbers xx, xy, dx, yx, yy, dy of an affine transformation to the current view of a camera.
+
+The configured point (x, y) is at (xx x + xy y + dx, yx x + yy y + dy) in this view, in pixels of the frame.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,9 +335,9 @@ class Counts:
     zones: Mapping[str, Mapping[str, int]]  # with the keys "entered" and "left", in total and by class
     occupancy: Mapping[str, int]  # current number of objects in each zone
     intervals: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
-    """95 % interval of the true number, by line or zone and by key; only for counts with measured accuracy."""
+    """95 % interval of the true number, by line or zone and by key. Contains only counts with measured accuracy."""
     view: ViewNumbers | None = None
-    """Transformation of configured points to the present view; None if the view has not changed."""
+    """Transformation of configured points to the current view. None if the view has not changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +392,7 @@ class Timing(msgspec.Struct, frozen=True, gc=False):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The result of one frame. The detector creates the result; stages replace `objects` and append `events`."""
+    """The result of one frame. The detector creates the result. Stages replace `objects` and append `events`."""
 
     meta: FrameMeta
     objects: Detections | Tracks

@@ -21,7 +21,7 @@ _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 @functools.cache
 def version() -> str:
-    """Return the version of the installed distribution; ``0+unknown`` if the distribution is not installed."""
+    """Return the version of the installed distribution, or ``0+unknown`` if the distribution is not installed."""
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
@@ -33,7 +33,8 @@ def install_hint(*extras: str, checkout: Path = _CHECKOUT) -> str:
 
     Args:
         extras: names of extras in pyproject.toml, such as ``eval``.
-        checkout: folder above the package. If the folder contains pyproject.toml, the command installs it in place.
+        checkout: folder above the package. If the folder contains pyproject.toml, the command installs the checkout in
+            place.
     """
     listed = f"[{','.join(extras)}]"
     if (checkout / "pyproject.toml").is_file():

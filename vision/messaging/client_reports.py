@@ -1,4 +1,4 @@
-"""Reports that a subscription returns between the messages. `vision.client` exports them too."""
+"""Reports that a subscription returns between the messages. `vision.client` also exports these classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A report that no subscribed message arrived for `for_s` seconds. It is repeated while the silence lasts."""
+    """A report that no subscribed message arrived for `for_s` seconds. The report repeats while the silence lasts."""
 
     address: str
     for_s: float
@@ -39,7 +39,7 @@ class Silence:
 class Problem:
     """A report that messages were unreadable or invalid, or that missed events cannot be requested at present.
 
-    The subscription continues. It yields at most one such report per second.
+    The subscription continues, and yields at most one such report per second.
     """
 
     address: str

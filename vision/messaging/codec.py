@@ -64,7 +64,7 @@ UNNUMBERED: Header = {"node": "", "instance": "", "boot": "", "seq": 0}
 
 @lru_cache(maxsize=256)
 def _steps(number: int) -> NDArray[np.float64]:
-    """Return the factors (5, `number`) with which `_rounded` rounds the boxes and scores of that number of objects.
+    """Return the factors (5, `number`) with which `_rounded` rounds the boxes and scores of `number` objects.
 
     The rows for x1, y1, x2, and y2 contain 10, which rounds to 0.1 px. The row for the score contains 10,000. The
     factors are repeated for each object, because NumPy takes a third of the time if both operands have the same shape.
@@ -90,7 +90,7 @@ class Numbering:
     """Generator of the sequence numbers of one publisher, with one sequence for each topic. It is not thread-safe."""
 
     def __init__(self, node: str, instance: str | None = None) -> None:
-        """Start all topics at 1. `instance` identifies the start of the publisher; None creates a new identifier."""
+        """Start all topics at 1. `instance` identifies the start of the publisher. None creates an identifier."""
         self.node = node
         self.instance = instance or secrets.token_hex(4)
         self._last: dict[str, int] = {}
@@ -231,7 +231,7 @@ def event(
 ) -> EventMessage:
     """Return the message of one event of `result`. `masks` is the format of masks.
 
-    `number` is the number of the event in `journal`; None if it is not stored.
+    `number` is the number of the event in `journal`. It is None if the event is not stored.
     """
     meta = result.meta
     return EventMessage(
@@ -294,7 +294,7 @@ def _rounded_box(box: tuple[float, float, float, float]) -> tuple[float, float, 
 
 
 def _concealed(value: object) -> object:
-    """Return a value of an event without registered secrets, because a custom stage can put any text into it."""
+    """Return an event's value without registered secrets, because a custom stage can put any text into the value."""
     if isinstance(value, str):
         return conceal(value)
     if isinstance(value, _NUMBERS):  # the test for `Mapping` takes much longer
@@ -305,7 +305,7 @@ def _concealed(value: object) -> object:
 
 
 def _outline(track_id: int | None, result: Result, masks: MaskFormat) -> dict[str, Any]:
-    """Return the box of an event's object, and the fields of its shape. Empty if the object is not in the frame."""
+    """Return the box and the shape fields of an event's object. Return an empty dict if the frame lacks the object."""
     objects = result.objects
     if track_id is None or not isinstance(objects, Tracks):
         return {}
@@ -466,7 +466,7 @@ def _invalid(topic: str, reason: str) -> MessageError:
 
 
 def decode_as(kind: type[_StructT], payload: bytes, name: str) -> _StructT:
-    """Decode a JSON or MessagePack payload, and return the message, of type `kind`. Errors start with `name`.
+    """Decode a JSON or MessagePack payload, and return a message of type `kind`. Error texts start with `name`.
 
     Raises:
         MessageError: the payload is not a message, or has a different schema or version.

@@ -61,10 +61,10 @@ class GetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="get-analytic
 
 
 class SetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="set-analytics"):
-    """A request to replace the sections of a camera in `analytics` and, unless it is unset, in `privacy`.
+    """A request to replace a camera's section in `analytics` and, unless `privacy` is unset, in `privacy`.
 
     The sections have the keys of camera.yaml. A section that is None is removed. If `version` is not None, the request
-    is refused unless the present sections have this version.
+    is refused unless the current sections have this version.
     """
 
     camera: str
@@ -83,14 +83,14 @@ class _Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
 
 
 class StatusReply(_Reply, frozen=True, kw_only=True, tag="status"):
-    """The last status of the program and of its cameras, as in status messages."""
+    """The latest status of the program and of its cameras, as in status messages."""
 
     node: NodeReport
     cameras: list[CameraReport]
 
 
 class AnalyticsReply(_Reply, frozen=True, kw_only=True, tag="analytics"):
-    """The sections of a camera in `analytics` and `privacy`, with the keys of camera.yaml; None if there is no section.
+    """The sections of a camera in `analytics` and `privacy`, with the keys of camera.yaml. A missing section is None.
 
     `version` differs whenever a section differs.
     """
@@ -138,7 +138,7 @@ _replies: Final = msgspec.json.Decoder(Reply)
 
 
 def encode(message: Request | Reply) -> bytes:
-    """Return a message with its length in front."""
+    """Return the encoded message, preceded by its length."""
     payload = _encoder.encode(message)
     return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
 
@@ -173,7 +173,7 @@ def socket_name(config: Path) -> str:
 
 
 def own_folder() -> Path:
-    """Return the folder for the sockets of this user: the runtime folder of the service or the user, or one in /tmp."""
+    """Return the folder for the sockets of this user: the runtime folder of the service or user, or one in /tmp."""
     if service := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(service.split(":")[0])
     if user := os.environ.get("XDG_RUNTIME_DIR"):

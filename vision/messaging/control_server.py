@@ -1,7 +1,7 @@
 """`ControlServer`, which receives requests of local commands, in a thread of the program.
 
 The socket accepts only processes of the same user and of root. Each connection has one request. The number of
-connections, the size of a request, and the time for it are limited.
+connections, the size of a request, and the time for a request are limited.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Connection:
     received: bytearray = field(default_factory=bytearray)
 
     def request(self) -> bytes | None:
-        """Return the whole request; None if it has not arrived yet. Raise `MessageError` if it is too long."""
+        """Return the whole request, or None if it is still incomplete. Raise `MessageError` if it is too long."""
         if len(self.received) < LENGTH_BYTES:
             return None
         length = int.from_bytes(self.received[:LENGTH_BYTES], "big")
@@ -61,7 +61,7 @@ class _Connection:
 
 
 class ControlServer:
-    """Server that passes requests to a function, one after the other. Signals can also request a reload."""
+    """Server that passes requests to a function, one request at a time. Signals can also request a reload."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class ControlServer:
             self._reply(sock, error_reply(error))
 
     def _answer(self, request: Request) -> Reply:
-        """Handle a request. Extend the deadlines of the other clients by the time that they wait for it."""
+        """Handle a request. Extend the deadlines of all other clients by the time that this request takes."""
         began_s = time.monotonic()
         try:
             return self._handle(request)
@@ -216,7 +216,7 @@ class ControlServer:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Return a socket that listens at `path`. Replace the socket of a program that was killed."""
+    """Return a socket that listens at `path`. If a killed program left a socket there, replace that socket."""
     text = f"the control socket {path} cannot be created"
     try:
         if path.exists():
@@ -236,7 +236,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def remove_unused_sockets(folder: Path) -> None:
-    """Remove the control sockets that killed programs left in a folder, if they are more than a minute old."""
+    """Remove the control sockets that killed programs left in a folder and that are more than a minute old."""
     for path in folder.glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError, VisionError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:

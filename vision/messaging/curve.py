@@ -2,7 +2,7 @@
 
 The folder of a publisher contains the key file `server.key`, and, for each client that can connect, a file
 `clients/NAME.pub` with the public key of the client. A key file is JSON with the fields `public` and `secret`. The key
-file of a client also has the field `server`, the public key of the publisher. Keys are texts of 40 characters (Z85).
+file of a client also has the field `server`, the public key of the publisher. Keys are strings of 40 characters (Z85).
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ class KeyPair:
 
 
 def new_key(path: Path, server: str = "") -> KeyPair:
-    """Create a key file that only this user can read. Return the keys.
+    """Create a key pair, and write it to a file that only this user can read. Return the key pair.
 
-    `server` is the public key of the publisher if the file is for a client; empty if the file is for a publisher.
+    If the file is for a client, `server` is the public key of the publisher. If the file is for a publisher, `server`
+    is an empty string.
 
     Raises:
         ConfigError: the file exists or cannot be written, or `server` is not a key.
@@ -74,7 +75,7 @@ def new_key(path: Path, server: str = "") -> KeyPair:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file without waiting. A named pipe that has no writer then appears to be empty."""
+    """Open a file without waiting, and return its descriptor. A named pipe that has no writer appears to be empty."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -85,7 +86,9 @@ def _public_key(path: Path) -> str:
 
 
 def read_key(path: Path, *, client: bool) -> KeyPair:
-    """Read a key file, and register its secret. If `client` is True, the file must contain the key of the publisher.
+    """Read a key file, and return its keys. Register the secret key, so that logs and messages do not show it.
+
+    If `client` is True, the file must contain the public key of the publisher.
 
     Raises:
         ConfigError: the file cannot be read or is not a key file, or other users can access it.
@@ -189,7 +192,7 @@ class KeyFolder:
             raise ConfigError(f"cannot create {path}: {error.strerror}", hint=hint, code="key-file") from error
 
     def revoke(self, name: str) -> None:
-        """Remove the key of a client, which can then no longer connect.
+        """Remove the key of a client, so that the client can no longer connect.
 
         Raises:
             ConfigError: the name is invalid, there is no such client, or the file cannot be removed.
@@ -214,7 +217,8 @@ class CurveServer:
     def __init__(self, socket: zmq.Socket[bytes], keys: KeyFolder, when_revoked: Callable[[], None]) -> None:
         """Configure `socket`, which must not be bound yet, and start the thread.
 
-        The thread calls `when_revoked` after a key was removed, because ZeroMQ does not close existing connections.
+        The thread calls `when_revoked` after a key was removed, so that the caller can close existing connections,
+        which ZeroMQ keeps open.
 
         Raises:
             ConfigError: the key of the publisher cannot be read, or other users can access it.
@@ -232,7 +236,7 @@ class CurveServer:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait for the thread, which ends when the context of the socket is terminated."""
+        """Wait until the thread ends. It ends when the context of the socket is terminated."""
         self._thread.join()
 
     def _serve(self) -> None:

@@ -23,7 +23,7 @@ _SEND_BUFFER_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PortLimits:
-    """Limits of a port. The process that serves it has further limits (`vision.messaging.relay`)."""
+    """Limits of a port. The process that serves the port applies further limits (`vision.messaging.relay`)."""
 
     connections: int  # maximum number at the same time; further clients wait
     subscribes: bool  # the clients are subscribers, which send only subscriptions
@@ -69,7 +69,7 @@ class ExposedPort:
         self._process.start()
 
     def disconnect_clients(self) -> None:
-        """Close all connections. Clients can connect again when a new process has started."""
+        """Close all connections. Clients can reconnect when a new process has started."""
         self._process.kill()
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ def listen(bind: str) -> tuple[socket.socket, str]:
 
 
 def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
-    """Return the address family and the address of the host in ``publish.bind``, which can be the name of an interface.
+    """Return the address family and the address of `host`, the host in ``publish.bind``, or of an interface.
 
     Raises:
         OSError: there is no interface that has this name and an IPv4 address (ENODEV).

@@ -1,9 +1,9 @@
 """Recovery of lost events: `GapRecovery` delivers each event once and in order. `ReplayClient` requests lost events.
 
 ZeroMQ loses messages of PUB sockets while a subscriber is slow, not running, or connecting. Events are numbered over
-all cameras and restarts, so a missing number is detected. The subscriber then holds back later events, sends a request
-to the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and every
-few seconds, because nothing else shows that the last event before a quiet period was lost.
+all cameras and restarts, so the subscriber detects a missing number. It holds back the following events, sends a
+request to the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and
+every few seconds, because nothing else shows that the last event before a quiet period was lost.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class GapRecovery:
     """
 
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Start after the event with the number `since` in `journal`; 0 requests all stored events.
+        """Start after the event with the number `since` in `journal`. If `since` is 0, request all stored events.
 
         `journal` is None if the subscriber does not know the journal.
         """
@@ -144,7 +144,7 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """Yield the gap before event `number`, if any. There is none if no earlier event was processed."""
+        """Yield the gap before event `number`, if any. Yield nothing if no event was processed before."""
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 
@@ -165,16 +165,16 @@ class GapRecovery:
             self._request_at_ns = min(self._request_at_ns, max(self._clock(), self._earliest_ns))
 
     def _slow_down(self) -> None:
-        """Double the pause between requests, because a publisher without new events must not be asked continuously."""
+        """Double the pause between requests, so that a publisher without new events receives few requests."""
         self._pause_ns = min(2 * self._pause_ns, _LONGEST_PAUSE_NS)
         self._earliest_ns = self._clock() + self._pause_ns
 
     def wait_ns(self) -> int:
-        """Return the time in ns until the next request is due; 0 means now."""
+        """Return the time in ns until the next request is due, or 0 if it is due now."""
         return max(0, self._request_at_ns - self._clock())
 
     def request(self) -> ReplayRequest:
-        """Return the request to send now. If no reply arrives within 2 s, the next request becomes due."""
+        """Return the request to send. If no reply arrives within 2 s, the next request becomes due."""
         self._requested = True
         self._earliest_ns = self._clock() + self._pause_ns
         self._request_at_ns = self._clock() + round(_REPLY_TIMEOUT_S * 1e9)
@@ -197,7 +197,7 @@ class ReplayClient:
         guard: ReceiveGuard,
         keys: KeyPair | None = None,
     ) -> None:
-        """Create the socket. Connect it to `address`; if `address` is None, `learn_address` connects it later.
+        """Create the socket, and connect it to `address`. If `address` is None, `learn_address` connects the socket.
 
         `guard` watches the connections. `keys` are the keys for CURVE; None means that the publisher does not use it.
         """

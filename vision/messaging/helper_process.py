@@ -1,4 +1,4 @@
-"""Helper processes, which serve sockets for the program, and are started again if they end."""
+"""Helper processes, which serve sockets for the program. If a helper process ends, it is started again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class HelperProcess:
-    """A Python program that runs until its standard input closes. A thread starts it again if it ends earlier.
+    """A Python program that runs until its standard input closes. If it ends before that, a thread starts it again.
 
     The program reads its options from the first line of its standard input, as JSON, because command lines are visible
     to all users. Each further line contains new options (see `update`). The thread passes each line that the program
@@ -70,7 +70,7 @@ class HelperProcess:
         self._thread.start()
 
     def update(self, options: Mapping[str, object]) -> None:
-        """Pass new options to the process without waiting, and to each process that is started later.
+        """Pass new options to the process without waiting, and to each process that replaces it.
 
         If the process does not read its input, kill it. The thread then starts a new process.
         """
@@ -98,7 +98,7 @@ class HelperProcess:
             process.kill()
 
     def close(self) -> None:
-        """Make the process end, and wait for its end. Kill it after `stop_s` seconds. Idempotent."""
+        """Make the process end, and wait until it has ended. Kill the process after `stop_s` seconds. Idempotent."""
         with self._lock:
             if self._closed.is_set():
                 return
@@ -149,9 +149,9 @@ class HelperProcess:
             pause_s = self._restart(pause_s)
 
     def _restart(self, pause_s: float) -> float:
-        """Wait `pause_s` seconds, and start the process again, until this succeeds. Return the next pause in seconds.
+        """Wait `pause_s` seconds, and restart the process, until the start succeeds. Return the next pause in seconds.
 
-        If the process is closed, return at once.
+        If `close` is called, return immediately.
         """
         self.failed_starts = 0
         while not self._closed.wait(pause_s):

@@ -1,4 +1,4 @@
-"""HTTP server of the processes that answer browsers and monitoring systems, with limits for hostile clients."""
+"""HTTP server of the processes that serve browsers and monitoring systems, with limits against hostile clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SENT: Final = "vision.sent"  # key of a request's scope: number of parts of the
 class SecurityHeaders:
     """ASGI middleware that adds headers to each response, unless the response already contains them.
 
-    It also ends requests whose client has disconnected, which would otherwise cause a traceback in the log.
+    It also ends requests whose client has disconnected. Otherwise, such a request would cause a traceback in the log.
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
@@ -36,7 +36,7 @@ class SecurityHeaders:
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request or web socket. Count the parts of its response, for `HttpServer`."""
+        """Handle one request or web socket. Count the parts of its response, which `HttpServer` regards as progress."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
@@ -90,7 +90,7 @@ def _progress(connection: H11Protocol) -> tuple[object, int]:
 def http_server(
     app: ASGIApp, *, connections: int, request_s: float = _REQUEST_S, web_sockets: bool = False
 ) -> HttpServer:
-    """Return the server of an application.
+    """Return an HTTP server for an application.
 
     Args:
         app: the ASGI application.
@@ -128,7 +128,7 @@ def serve_until_input_closes(
     """Serve requests and run `follow`, each in a thread, until standard input closes. Then end the process.
 
     Pass each line of standard input, which contains new options, to `on_line`. Also end the process if one of the two
-    threads ends. `vision.messaging.helper_process` then starts it again.
+    threads ends, so that `vision.messaging.helper_process` starts the process again.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)

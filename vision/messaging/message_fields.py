@@ -13,7 +13,7 @@ def doc(description: str) -> Meta:
 
 
 class Compact(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Base class of all structs. `repr` omits fields that are None; encoded messages omit default values."""
+    """Base class of all structs. `repr` omits fields that are None, and encoded messages omit default values."""
 
     def __repr__(self) -> str:
         fields = ((name, getattr(self, name)) for name in self.__struct_fields__)
@@ -29,7 +29,7 @@ Pixel: TypeAlias = tuple[float, float]
 
 
 class MaskOfObject(Compact, frozen=True, kw_only=True):
-    """The pixels of an object, as `polygons`, or as run lengths (`size` and `counts`) in the format of COCO."""
+    """The pixels of an object, either as `polygons` or as run lengths (`size` and `counts`) in the format of COCO."""
 
     polygons: Annotated[
         list[list[Pixel]] | None,

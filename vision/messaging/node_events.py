@@ -1,7 +1,7 @@
 """Events about the program and its cameras, such as a lost camera, a disk with little free space, or lost events.
 
-The journal stores these events like those of lines and zones, so subscribers can request them later. The topic of an
-event about the program is ``events/node``.
+The journal stores these events like the events of lines and zones, so subscribers can request missed events. The topic
+of an event about the program is ``events/node``.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class NodeEvents:
     """
 
     def __init__(self, settings: NodeEventSettings, run: RunRecord | None = None) -> None:
-        """Create the source. `run` records this run, and provides the end of the last run.
+        """Create the source. `run` records this run, and reports how the previous run ended.
 
-        If `run` is None, the event `started` does not report how the last run ended.
+        If `run` is None, the event `started` does not report how the previous run ended.
         """
         self.settings = settings
         self._run = run
@@ -146,12 +146,12 @@ class NodeEvents:
                 yield _event("storage_resumed", report, NODE, 0, {"of": name})
 
     def _after(self) -> dict[str, str]:
-        """Record that this run has started. Return the data of the event `started` about the end of the last run."""
+        """Record that this run has started. Return how the previous run ended, as data for the event `started`."""
         last = None if self._run is None else self._run.begin()
         return {} if last is None else {"after": last.end, "ended_at": rfc3339(last.at_utc_ns)}
 
     def disks(self) -> dict[str, DiskStatus]:
-        """Return the free space of the disk of each folder in the settings, by folder. Omit missing folders."""
+        """Return, for each folder in the settings, the free space of its disk. Omit missing folders."""
         found = {}
         for folder in self.settings.folders:
             with contextlib.suppress(OSError):  # the part that writes to it reports the error

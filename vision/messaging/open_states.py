@@ -1,4 +1,4 @@
-"""`OpenStates`, which stores the states whose start was reported, and ends those that nothing else can end.
+"""`OpenStates`, which stores the states whose start was reported, and ends the states that nothing else can end.
 
 The part that reported the start of a state normally reports its end. This is not possible if a result worker ended
 unexpectedly, if the program was killed, or if the camera was removed.
@@ -31,7 +31,7 @@ _VIEW: Final = "view"  # name of these events
 
 
 class OpenStates:
-    """The states that have begun and not ended. It is not thread-safe."""
+    """The states that have begun and not ended. This class is not thread-safe."""
 
     def __init__(self) -> None:
         self._starts: dict[StateKey, EventMessage] = {}
@@ -39,7 +39,7 @@ class OpenStates:
     def follow(self, events: Iterable[EventMessage]) -> dict[StateKey, EventMessage | None]:
         """Update the open states with events, and return the states that changed.
 
-        The value of a state is the event that reports its start; None if the state has ended or was forgotten.
+        The value of a state is the event that reports its start, or None if the state has ended or was forgotten.
         """
         changed: dict[StateKey, EventMessage | None] = {}
         for event in events:
@@ -57,7 +57,7 @@ class OpenStates:
         return changed
 
     def view_fault(self, camera: str) -> str | None:
-        """Return the fault of the view of a camera, such as `moved`; None if there is none."""
+        """Return the fault of a camera's view, such as `moved`. Return None if there is no fault."""
         open_faults = (fault for kind, fault in VIEW_FAULTS.items() if (camera, kind, _VIEW, None) in self._starts)
         return next(open_faults, None)
 
@@ -73,7 +73,7 @@ class OpenStates:
 
 
 def end_of(start: EventMessage) -> EventMessage:
-    """Return an event at the present time that ends the state that `start` reported.
+    """Return an event, with the current time, that ends the state that `start` reported.
 
     The event omits values such as the occupancy, because their values at the end are not known.
     """

@@ -1,4 +1,4 @@
-"""The processes that the program has started, and the memory that they and the main process use."""
+"""The processes that the program has started, and the memory use of these processes and of the main process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ MAIN: Final = "main"
 """Name of the main process in `OwnProcesses.memory_bytes`."""
 
 _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1"}
-"""Without this variable, OpenBLAS starts one thread per core when a process imports NumPy. These threads use all cores
-for a short time before they wait, and would delay the other processes. The program needs only one of them."""
+"""Environment variable that limits OpenBLAS to one thread.
+
+Without this variable, OpenBLAS starts one thread per core when a process imports NumPy. These threads use all cores for
+a short time before they wait, and would delay the other processes. The program needs only one such thread.
+"""
 
 _INTERVAL_NS: Final = 1_000_000_000
 _LONGEST_PAUSE_NS: Final = 10_000_000_000
@@ -23,7 +26,7 @@ _PAUSE: Final = 1000  # a pause is this many times as long as the measurement be
 
 
 def environment(**further: str) -> dict[str, str]:
-    """Return the environment variables for a process that the program starts: those of the program, and `further`.
+    """Return the environment variables for a new process: the variables of the program, and `further`.
 
     The process does not start the threads of OpenBLAS, unless the environment of the program sets their number.
     """
@@ -48,15 +51,15 @@ class OwnProcesses:
         self._names[pid] = name
 
     def remove(self, pid: int) -> None:
-        """Remove a process that has ended, because its id can be used again."""
+        """Remove a process that has ended, because the system can give its id to a different process."""
         self._names.pop(pid, None)
 
     def memory_bytes(self) -> dict[str, int]:
         """Return the memory of the processes in bytes, by name.
 
-        The memory of an added process includes that of the processes that it started. The pause after a measurement is
-        1000 times as long as the measurement, but at least 1 s and at most 10 s. During a pause, the result does not
-        change.
+        The memory of an added process includes the memory of the processes that it started. The pause after a
+        measurement is 1000 times as long as the measurement, but at least 1 s and at most 10 s. During a pause, the
+        result does not change.
         """
         begin_ns = self._clock()
         if begin_ns >= self._due_ns:
@@ -84,7 +87,7 @@ OWN_PROCESSES: Final = OwnProcesses()
 
 
 def _memory_bytes(pid: int) -> int | None:
-    """Return the memory of a process in bytes; None if it cannot be read.
+    """Return the memory of a process in bytes, or None if the size cannot be read.
 
     A page that N processes share counts as 1/N of its size. If the kernel does not report this number, return the
     resident memory, in which shared pages count completely.
@@ -99,7 +102,7 @@ def _memory_bytes(pid: int) -> int | None:
 
 
 def _children(pid: int) -> list[int]:
-    """Return the ids of the processes that the first thread of a process started; none if the kernel hides them."""
+    """Return the ids of the processes that a process's first thread started. Return none if the kernel hides them."""
     with contextlib.suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
     return []

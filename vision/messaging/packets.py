@@ -125,7 +125,7 @@ class PacketSocket:
             return _IMAGES + _topic(camera_id) in self._wanted
 
     def requests(self) -> list[ImageRequest]:
-        """Return the requests for images that have arrived since the last call, oldest first; at most the newest 64."""
+        """Return the requests for images since the previous call, oldest first. Return at most the newest 64."""
         with self._lock:
             self._read()
             requests = list(self._requests)
@@ -151,7 +151,7 @@ class PacketSocket:
         self._send(_topic(camera_id), _encode(header), data)
 
     def send_time(self, time: FrameTime) -> None:
-        """Send the capture time of a frame to each `LiveReceiver` that wants its packets. Do nothing after `close`."""
+        """Send a frame's capture time to each `LiveReceiver` of the camera's packets. Do nothing after `close`."""
         topic = _TIMES + _topic(time.camera)
         if topic in self._wanted:
             self._send(topic, _encode(time))
@@ -195,7 +195,7 @@ class PacketReceiver:
             self._socket.unsubscribe(_topic(camera))
 
     def receive(self, timeout_s: float) -> CodedPacket | None:
-        """Return the next packet; None if none arrives within `timeout_s` seconds."""
+        """Return the next packet, or None if no packet arrives within `timeout_s` seconds."""
         if not self._socket.poll(round(timeout_s * 1e3)):
             return None
         topic, header, data = self._socket.recv_multipart()
@@ -229,7 +229,7 @@ class LiveReceiver:
             self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + topic)
 
     def want_images(self, camera_id: str, *, wanted: bool) -> None:
-        """Make the process that reads a camera start or stop keeping the latest frames of the camera for `request`."""
+        """Tell the process that reads a camera whether to keep the camera's latest frames, which `request` needs."""
         self.socket.send((_SUBSCRIBE if wanted else _UNSUBSCRIBE) + _IMAGES + _topic(camera_id))
 
     def request(self, request: ImageRequest) -> None:
@@ -237,7 +237,7 @@ class LiveReceiver:
         self.socket.send(_REQUEST + _encode(request))
 
     def receive(self) -> LiveItem | None:
-        """Return the next packet, time, or image without waiting; None if there is none."""
+        """Return the next packet, time, or image without waiting. Return None if nothing has arrived."""
         try:
             topic, *parts = self.socket.recv_multipart(zmq.DONTWAIT)
         except zmq.Again:

@@ -30,7 +30,7 @@ class Proxy:
     Attributes:
         zmq: socket of this process, connected to the proxy.
         address: public address.
-        internal_address: address of the public socket for subscribers of this user, as in `BoundSocket`.
+        internal_address: address at which subscribers of this user reach the public socket, as in `BoundSocket`.
         private: address to which other processes of this user connect. ZeroMQ refuses the processes of other users.
     """
 
@@ -64,7 +64,7 @@ class Proxy:
     def close(self, linger_s: float) -> None:
         """Forward the remaining messages, free the address, and wait up to `linger_s` seconds for messages to be sent.
 
-        Close the sockets of other processes first.
+        Before the call, close the sockets that other processes have connected to the proxy.
         """
         self.zmq.close(linger=int(linger_s * 1000))
         self._control.send(_END)

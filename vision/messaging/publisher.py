@@ -1,8 +1,8 @@
 """Publisher of results, events, and status over ZeroMQ.
 
 The results thread and the main thread send directly. A lock guards the socket, because two threads must not use a
-ZeroMQ socket at the same time. A send under the lock never blocks, because a PUB socket drops messages for which a
-slow subscriber has no room.
+ZeroMQ socket at the same time. A thread that holds the lock never blocks, because a PUB socket drops the messages for
+which the queue of a slow subscriber has no room.
 
 If a thread owned the socket and read messages from a queue, each message would need a thread switch (50 to 100 µs while
 another thread holds the GIL), and the queue would need its own limit. The thread of the publisher therefore sends no
@@ -66,11 +66,11 @@ class MessageSocket(Protocol):
     lock: threading.Lock
 
     def send(self, topic: str, payload: bytes) -> None:
-        """Send a message without blocking. Subscribers that are too slow lose it."""
+        """Send a message without blocking. Subscribers that are too slow lose the message."""
 
 
 class RecordsResults(Protocol):
-    """A receiver of every detections message, in JSON."""
+    """An object that records every detections message, in JSON."""
 
     def write(self, payload: bytes) -> None:
         """Record a message."""
@@ -116,19 +116,19 @@ class EventGate(Protocol):
     """An object that decides when events are published. Its methods must not block."""
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the events to publish now. The others are published later, or not at all."""
+        """Return the events to publish immediately. The others are published later, or not at all."""
 
     def waiting(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return those of the events that wait now, and that must not be lost if the program is killed."""
+        """Return those `events` that the gate holds, and that must not be lost if the program is killed."""
 
     def dropped(self) -> Sequence[str]:
-        """Return the ids of the events that have waited and will not be published, since the last call."""
+        """Return the ids of the events that the gate has dropped since the previous call, and never publishes."""
 
     def sent(self, events: Sequence[EventMessage]) -> None:
-        """Receive the events that were sent, with their sequence numbers."""
+        """Record the events that were sent, with their sequence numbers."""
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Stop waiting for what the process that handled the results of these cameras can no longer do."""
+        """Stop waiting for the process that handled the results of these cameras, because it has ended."""
 
 
 class EventPublisher:
@@ -165,7 +165,7 @@ class EventPublisher:
     def publish_admitted(
         self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool = True
     ) -> bool:
-        """Pass events to the gate, and store and send those that it admits now, as `publish` does.
+        """Pass events to the gate. Store and send the events that the gate admits, as `publish` does.
 
         The arguments, the result, and the errors are those of `publish`.
         """
@@ -180,18 +180,18 @@ class EventPublisher:
             return self._publish(admitted, [*also, *held_statements(held)], counters=counters)
 
     def view_fault(self, camera: str) -> str | None:
-        """Return the fault of the view of a camera that was reported and has not ended; None if there is none."""
+        """Return the reported fault of a camera's view that has not ended. Return None if there is no such fault."""
         with self._lock:
             return self._open.view_fault(camera)
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Publish the ends of the open states of these cameras. Then inform the gate, which can hold their starts."""
+        """Publish the ends of these cameras' open states. Then inform the gate, which can hold starts of states."""
         self.end_states(cameras)
         if self._gate is not None:
             self._gate.worker_ended(cameras)
 
     def end_states(self, cameras: Collection[str] | None) -> None:
-        """Publish the ends of the open states of these cameras; of all cameras if None."""
+        """Publish the ends of the open states of these cameras. None means all cameras."""
         with self._lock:
             ends = self._open.ends(cameras)
         if ends:
@@ -200,10 +200,12 @@ class EventPublisher:
     def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store and send events that have no number yet. Run the statements in `also` in the same transaction.
 
-        If `counters` is True, also store the counters that wait. Return True if the events were stored. Otherwise, the
-        events are sent without a number in the journal, and the statements are not run. The method is thread-safe.
+        If `counters` is True, also store the counters that wait to be stored. Return True if the events were stored.
+        Otherwise, the events are sent without a number in the journal, and the statements are not run. The method is
+        thread-safe.
 
-        The first call first ends the states that an earlier process left open, and publishes the events that waited.
+        Before its own work, the first call ends the states that a previous process left open, and publishes the events
+        that the gate of that process held.
 
         Raises:
             Closed: the socket or the database of the event log is closed.
@@ -229,7 +231,7 @@ class EventPublisher:
     def _store(
         self, events: Sequence[EventMessage], also: Sequence[Statement], *, counters: bool
     ) -> list[EventMessage] | None:
-        """Store events, and return them with their numbers in the journal; None if events are not stored."""
+        """Store events, and return them with their numbers in the journal. Return None if events are not stored."""
         dropped = [] if self._gate is None else self._gate.dropped()
         if self._event_log is None:
             return None
@@ -252,7 +254,7 @@ class EventPublisher:
 
 
 def _restored(held: Sequence[EventMessage]) -> Iterator[EventMessage]:
-    """Yield the events that waited when the program was killed. If an event starts a state, also end this state."""
+    """Yield the events that were held when the program was killed. If an event starts a state, also end this state."""
     for event in held:
         yield event
         if event.data.get("phase") == "begin":
@@ -265,7 +267,7 @@ class Publisher:
     Attributes:
         address: the bound address.
         internal_address: address for other processes of this user.
-        replay_address: address for requests of missed events; None if there is none.
+        replay_address: address for requests for missed events. None if subscribers cannot request events.
     """
 
     def __init__(
@@ -304,13 +306,15 @@ class Publisher:
                 `event_log` is None, subscribers cannot request events.
             has_sinks: if True, processes of this user can request events even if `replay` is None.
             linger_s: maximum time in seconds that `close` waits for messages to be sent.
-            keepalive_s: time in seconds after which an idle connection is probed; three lost probes close it.
-            max_subscribers: maximum number of connections to a TCP port. A separate process accepts them, and limits
-                what they send. If None, ZeroMQ accepts connections without limits.
+            keepalive_s: time in seconds after which an idle connection is probed. Three lost probes close the
+                connection.
+            max_subscribers: maximum number of connections to a TCP port. A separate process accepts these connections,
+                and limits what clients send. If None, ZeroMQ accepts connections without limits.
             keys: keys for CURVE. If None, messages are not encrypted, and every subscriber can connect.
             proxy: if True, other processes can also send messages, through `self.proxy`.
-            node_events: derives events of the program and its cameras from reports. None means no such events.
-            gate: decides when the events of results are published. None means immediately.
+            node_events: object that derives events of the program and its cameras from reports. None means no such
+                events.
+            gate: object that decides when the events of results are published. None means immediately.
 
         Raises:
             ConfigError: an address cannot be bound, for example because its folder does not exist, or the key of the
@@ -354,7 +358,7 @@ class Publisher:
 
     @property
     def internal_replay(self) -> str | None:
-        """Address for requests of missed events by processes of this user; None if there is none."""
+        """Address at which processes of this user can request missed events. None if there is no such address."""
         return None if self._replay is None else self._replay.internal_address
 
     def counters(self) -> dict[str, int]:
@@ -417,9 +421,9 @@ class Publisher:
                 self.socket.send(each.topic, codec.encode(numbered, self._encoding))
 
     def publish_status(self, report: StatusReport) -> None:
-        """Send a status or counts now, and again to each later subscriber. Raise `Closed` after `close`.
+        """Send a status or counts, and repeat the message for each new subscriber. Raise `Closed` after `close`.
 
-        The last status of a removed camera, and counts without lines and zones, are not sent again.
+        The last status of a removed camera, and counts without lines and zones, are not repeated.
         """
         topic, events = report.topic, self._node_events
         disks = events.disks() if events is not None and isinstance(report, NodeReport) else {}
@@ -445,7 +449,7 @@ class Publisher:
                     self.socket.forget(f"counts/{camera.id}")
 
     def report(self, report: Iterable[StatusReport]) -> None:
-        """Send each part of a report as `publish_status` does, and the events that follow from it."""
+        """Send each part of a report as `publish_status` does. Also send the events that follow from the part."""
         parts = list(report)
         for part in parts:
             if isinstance(part, CameraReport) and part.state == REMOVED:

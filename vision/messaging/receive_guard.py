@@ -45,13 +45,13 @@ class _Connection:
 
 @dataclass(slots=True, eq=False)
 class Guarded:
-    """A socket whose connections are watched. The owner of the socket increases `read` with each message.
+    """A socket whose connections are watched. Increase `read` by 1 after each message that was read.
 
     Attributes:
         socket: the socket. Only the owner uses it.
         events: socket with the events of the guarded socket, as `zmq.Socket.get_monitor_socket` returns them, and with
             messages `CUT`. Only the owner uses it.
-        read: number of messages that the owner has read.
+        read: number of messages that were read.
     """
 
     socket: zmq.Socket[bytes]
@@ -117,7 +117,10 @@ class Guarded:
 
 
 class ReceiveGuard:
-    """A thread that watches the connections of sockets. The owner of the sockets calls all methods."""
+    """A thread that shuts down the connections of sockets if too many unread bytes arrive.
+
+    Call all methods from the thread that owns the sockets.
+    """
 
     def __init__(self, context: Context) -> None:
         """Prepare the guard for sockets of this context. `start` starts the thread."""
@@ -129,8 +132,8 @@ class ReceiveGuard:
         """Watch the TCP connections of a socket. Call this before the socket connects, and before `start`.
 
         Args:
-            sock: the socket. Its owner calls `disable_monitor` before `close`.
-            limit_bytes: number of bytes that can arrive although no message is read.
+            sock: the socket. Call its `disable_monitor` before `close`.
+            limit_bytes: maximum number of bytes that can arrive while no message is read.
             events: mask of the ZeroMQ events that `Guarded.events` delivers, in addition to new and lost connections.
         """
         address = f"inproc://guard-{id(sock)}"
@@ -147,7 +150,7 @@ class ReceiveGuard:
         self._thread.start()
 
     def close(self) -> None:
-        """Wait for the thread, which ends when no socket is monitored any more. Idempotent."""
+        """Wait until the thread ends. It ends when no socket is monitored any more. Idempotent."""
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -167,9 +170,9 @@ class ReceiveGuard:
 
 @contextlib.contextmanager
 def _opened(descriptor: int, cookie: bytes) -> Iterator[socket.socket | None]:
-    """Yield a duplicate of a TCP connection; None if the descriptor no longer belongs to it.
+    """Yield a duplicate of a TCP connection's socket, or None if `descriptor` no longer belongs to the connection.
 
-    ZeroMQ can close the descriptor at any time, and the program can then use its number for something else.
+    ZeroMQ can close the descriptor at any time. After that, the program can use the same number for a different object.
     """
     try:
         sock = socket.socket(fileno=os.dup(descriptor))
@@ -185,7 +188,7 @@ def _opened(descriptor: int, cookie: bytes) -> Iterator[socket.socket | None]:
 
 
 def _cookie(descriptor: int) -> bytes:
-    """Return the cookie, which identifies a TCP connection in the kernel; empty if the descriptor is something else."""
+    """Return the cookie that identifies a TCP connection in the kernel. Return b"" for other descriptors."""
     try:
         with socket.socket(fileno=os.dup(descriptor)) as sock:
             if sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -196,7 +199,9 @@ def _cookie(descriptor: int) -> bytes:
 
 
 def _received(descriptor: int) -> int | None:
-    """Return the number of bytes that a TCP connection has received; None if it is closed, or the kernel is too old.
+    """Return the number of bytes that a TCP connection has received.
+
+    Return None if the connection is closed, or if the kernel is too old.
 
     In contrast to `socket.getsockopt`, the call needs no object that owns the descriptor, and takes only 3 µs.
     """

@@ -1,4 +1,4 @@
-"""Recorder of results in a file."""
+"""`Recorder`, which writes detections messages to a file."""
 
 from __future__ import annotations
 

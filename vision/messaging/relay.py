@@ -36,15 +36,18 @@ _DRAIN_S = 0.5
 _MEMORY_BYTES = 512 << 20
 
 _BURST_BYTES, _BYTES_PER_S = 32_768, 4096
-"""Bytes that one connection can send at once, and its rate after that."""
+"""Number of bytes that one connection can send in a burst, and the number per second after the burst."""
 _ALL_BURST_BYTES, _ALL_BYTES_PER_S = 524_288, 65_536
-"""Bytes that all connections together can send at once, and their rate after that."""
+"""Number of bytes that all connections together can send in a burst, and the number per second after the burst."""
 _FREE_BYTES = 2048
 """First bytes of each connection, which the limit for all connections ignores, so that a flood locks nobody out."""
 _RESUME_BYTES = 256
 _ACCEPT_BURST, _ACCEPTS_PER_S = 30, 100
-"""Connections accepted at once, and per second after that. The thread of ZeroMQ that sends all messages also needs
-0.6 ms for each handshake with CURVE, so a burst of handshakes delays the other subscribers."""
+"""Number of connections that are accepted in a burst, and the number per second after the burst.
+
+The thread of ZeroMQ that sends all messages also needs 0.6 ms for each handshake with CURVE, so a burst of handshakes
+delays the other subscribers.
+"""
 _TOPIC_BYTES, _TOPICS, _ALL_TOPIC_BYTES = 16_384, 1000, 524_288
 """Limits of the subscriptions of one connection and of all connections. Each byte needs about 40 bytes in ZeroMQ."""
 _FRAME_BYTES, _PARTS = 4608, 4
@@ -56,20 +59,20 @@ class Refused(Exception):
 
 
 class Bucket:
-    """A rate limit: `burst` bytes or connections at once, and `rate` per second after that."""
+    """A rate limit: `burst` bytes or connections without delay, and `rate` per second after the burst."""
 
     def __init__(self, burst: int, rate: int, now_s: float) -> None:
         self._burst, self._rate = burst, rate
         self._left, self._at_s = float(burst), now_s
 
     def left(self, now_s: float) -> int:
-        """Return the number of bytes or connections that are permitted now."""
+        """Return the number of bytes or connections that are permitted at the time `now_s`."""
         self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
         return int(self._left)
 
     def take(self, count: int) -> None:
-        """Subtract `count` bytes or connections from those that are permitted now."""
+        """Subtract `count` bytes or connections from the number that is permitted."""
         self._left -= count
 
 
@@ -114,7 +117,7 @@ class Inspector:
         return True
 
     def _frame_end(self) -> int:
-        """Return the index after the first frame, which is above the size of the buffer if the frame is incomplete.
+        """Return the index after the first frame. The index exceeds the size of the buffer if the frame is incomplete.
 
         Raise `Refused` if the frame is too large.
         """
@@ -151,7 +154,7 @@ class Inspector:
 
 
 class Link:
-    """One connection of a client, and the connection to the publisher that belongs to it."""
+    """One connection of a client, and the corresponding connection to the publisher."""
 
     def __init__(self, client: socket.socket, now_s: float, *, subscribes: bool) -> None:
         self.client = client
@@ -165,7 +168,7 @@ class Link:
 
 
 class Poller:
-    """The events for which the relay waits, by descriptor."""
+    """A poller that waits for the events that the relay has registered for each file descriptor."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -173,7 +176,7 @@ class Poller:
         self.poll = self._epoll.poll
 
     def watch(self, fd: int, mask: int) -> None:
-        """Wait for the events `mask` of a descriptor. 0 means none, not even the end of the connection."""
+        """Wait for the events `mask` of a descriptor. If `mask` is 0, ignore even the end of the connection."""
         if self._masks.get(fd, 0) == mask:
             return
         if fd not in self._masks:
@@ -262,9 +265,9 @@ class Relay:
         self._poller.watch(self._listener.fileno(), 0)
 
     def _serve(self, link: Link, events: int, *, is_client: bool) -> None:
-        """Forward bytes in the directions that are possible now. Close the connection if it has ended.
+        """Forward bytes in each direction that does not block. Close the connection if it has ended.
 
-        `events` are those of the client if `is_client` is True, and otherwise those of the publisher.
+        `events` are the events of the client if `is_client` is True. Otherwise, they are the events of the publisher.
         """
         try:
             if is_client:
@@ -310,7 +313,7 @@ class Relay:
             self._send_up(link)
 
     def _allowed(self, link: Link, now_s: float) -> int:
-        """Return the number of bytes that a client may send now."""
+        """Return the number of bytes that a client may send at the time `now_s`."""
         own = link.bucket.left(now_s)
         return min(own, _FREE_BYTES if link.received < _FREE_BYTES else self._all.left(now_s))
 
@@ -332,7 +335,7 @@ class Relay:
             link.up = link.up[link.server.send(link.up) :]
 
     def _forward_down(self, link: Link) -> bool:
-        """Forward bytes of the publisher. Return True if the client has accepted all of them."""
+        """Forward bytes of the publisher. Return True if the client has accepted all bytes."""
         assert link.server is not None
         size = link.server.recv_into(_CHUNK)
         if not size:
@@ -367,7 +370,7 @@ class Relay:
                 end.close()
 
     def _resume(self, now_s: float) -> None:
-        """Let throttled connections continue, and accept new connections, if the limits permit this again."""
+        """Resume throttled connections, and accept new connections, as far as the limits permit."""
         if not (self._is_accepting or self._is_ending) and len(self._clients) < self._connections:
             self._is_accepting = self._accepts.left(now_s) >= 1
             self._poller.watch(self._listener.fileno(), select.EPOLLIN if self._is_accepting else 0)

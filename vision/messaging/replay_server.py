@@ -1,4 +1,4 @@
-"""Server that sends missed events again on request, on a separate socket.
+"""Server that sends missed events on request, through a separate socket.
 
 A request is one part: a `ReplayRequest` in JSON (`vision.messaging.replay_schema`). The reply is a `ReplayReply` in
 JSON and one part for each event, as it was published. REQ and DEALER sockets both work. The server reads the event log
@@ -39,7 +39,7 @@ _OPTIONS: Final = {
 
 
 class ReplayServer:
-    """Server that answers requests for events of `event_log` in its own thread, until `close` is called."""
+    """Server that handles requests for events of `event_log` in its own thread, until `close` is called."""
 
     def __init__(
         self,

@@ -145,7 +145,7 @@ class DetectionsMessage(Compact, frozen=True, kw_only=True, tag_field="schema", 
 
 
 class Verdict(Compact, frozen=True, kw_only=True):
-    """The answer of a language model to a question about an event."""
+    """The answer that a language model gave to a question about an event."""
 
     check: Annotated[str, doc("`name` of the entry of `verify` or `describe` in camera.yaml")]
     answer: Annotated[str, doc("one of the configured answers")]
@@ -155,7 +155,7 @@ class Verdict(Compact, frozen=True, kw_only=True):
 
 
 class Description(Compact, frozen=True, kw_only=True):
-    """The description of an event by a language model. The fields have the same meaning as those of `Verdict`."""
+    """The description of an event by a language model. The fields have the same meaning as the fields of `Verdict`."""
 
     check: str
     text: Annotated[str, doc("description, as the model wrote it")]
@@ -313,7 +313,7 @@ class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema",
 
 
 class LatencyPercentiles(Compact, frozen=True, kw_only=True):
-    """Percentiles of a latency since the last status message, in milliseconds."""
+    """Percentiles of a latency since the previous status message, in milliseconds."""
 
     p50: Annotated[float, doc("median in ms")]
     p99: Annotated[float, doc("99th percentile in ms")]

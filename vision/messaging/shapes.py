@@ -32,7 +32,7 @@ def add_shapes(
 
 
 def shape_fields(shapes: Shapes, meta: FrameMeta, form: MaskFormat, count: int = 1) -> list[dict[str, Any]]:
-    """Return the fields `mask`, `keypoints`, `angle_deg`, and `corners` of `count` objects, if they have them."""
+    """Return the fields `mask`, `keypoints`, `angle_deg`, and `corners` that each of `count` objects has."""
     described: list[dict[str, Any]] = [{} for _ in range(count)]
     if shapes.masks is not None:
         for fields, mask in zip(described, shapes.masks, strict=True):
@@ -68,7 +68,7 @@ def has_opencv() -> bool:
 
 
 def polygons(mask: Mask, width_px: int, height_px: int) -> list[list[tuple[float, float]]]:
-    """Return the outer outlines of the parts of a mask, in pixels of the frame. Holes are not described."""
+    """Return the outlines of a mask's parts as polygons, in pixels of the frame. The polygons do not describe holes."""
     import cv2  # OpenCV is optional
 
     rows, columns = mask.cells.shape
@@ -92,7 +92,8 @@ def polygons(mask: Mask, width_px: int, height_px: int) -> list[list[tuple[float
 def run_lengths(mask: Mask, width_px: int, height_px: int) -> list[int]:
     """Return the run lengths of a mask in the whole frame, column by column, as in COCO's uncompressed RLE.
 
-    The first number counts pixels outside the mask, the second pixels inside, and so on. The sum is the frame's area.
+    The first number counts pixels outside the mask, the second counts pixels inside the mask, and so on. The sum of the
+    numbers is the area of the frame in pixels.
     """
     rows, columns = mask.cells.shape
     x1, y1, x2, y2 = mask.region_xyxy

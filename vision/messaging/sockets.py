@@ -43,7 +43,7 @@ _BIND_ERRORS: Final = {
     ),
     errno.ENOENT: (ConfigError, "no-folder", "the folder of the socket does not exist", "create the folder first"),
 }
-"""The class, code, reason, and hint for each error number. `vision.config` refuses malformed addresses earlier."""
+"""The class, code, reason, and hint for each error number. `vision.config` refuses malformed addresses."""
 
 _TCP: Final = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):(?P<port>\d{1,5})")
 _RECONNECT_MAX_MS: Final = 2000
@@ -78,7 +78,7 @@ class BoundSocket:
             kind: type of the socket.
             bind: address.
             key: configuration key of the address.
-            keepalive_s: seconds until an idle connection is probed, and between probes.
+            keepalive_s: time in seconds until an idle connection is probed, and between probes.
             options: further options of the socket.
             limits: limits of a TCP port, which a separate process enforces. If None, or for other addresses, ZeroMQ
                 serves the address itself, without limits.
@@ -137,7 +137,7 @@ class BoundSocket:
             self._port.close()
 
     def counters(self) -> dict[str, int]:
-        """Return, by name, the counters of the process that serves the port; empty if there is no such process."""
+        """Return the counters of the process that serves the port, by name. If there is no process, return none."""
         return {} if self._port is None else self._port.counters
 
     def second(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
@@ -145,7 +145,7 @@ class BoundSocket:
         return self._context.socket(kind)
 
     def interrupt(self) -> None:
-        """Free the address while another thread waits on the socket. Wait until that thread has closed the socket.
+        """Free the address while a different thread waits on the socket. Return when that thread has closed the socket.
 
         The calls of that thread raise `zmq.ContextTerminated`.
         """
@@ -161,7 +161,7 @@ class BoundSocket:
         self._close_port()
 
     def _unlink(self) -> None:
-        """Remove the file of an ipc:// socket, which ZeroMQ leaves behind, unless a newer file has replaced it."""
+        """Remove the file that ZeroMQ leaves behind for an ipc:// socket. Keep a newer file that has replaced it."""
         if self._file is not None and _socket_file(self.address) == self._file:
             self._file[0].unlink()
 
@@ -195,7 +195,7 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
 
 
 def check_address(address: str) -> None:
-    """Raise `ConfigError` if ZeroMQ would refuse the address as "Invalid argument", or accept it but never connect."""
+    """Raise `ConfigError` if ZeroMQ would refuse the address as "Invalid argument", or would never connect to it."""
     if address.startswith("ipc://") and len(address) > len("ipc://"):
         return
     match = _TCP.fullmatch(address)
@@ -211,7 +211,7 @@ def check_address(address: str) -> None:
 def reachable_address(replay: str, address: str) -> str:
     """Return the address `replay`. If its host is for binding only, replace the host.
 
-    The replacement is the host of `address`; 127.0.0.1 if `address` is not a TCP address.
+    The replacement is the host of `address`, or 127.0.0.1 if `address` is not a TCP address.
     """
     match = _TCP.fullmatch(replay)
     if match is None or match["host"] not in _ANY_INTERFACE:
@@ -221,7 +221,7 @@ def reachable_address(replay: str, address: str) -> str:
 
 
 def _socket_file(address: str) -> tuple[Path, int] | None:
-    """Return the path and inode of the file of an ipc:// socket; None if there is no such file."""
+    """Return the path and the inode number of an ipc:// socket's file. Return None if there is no such file."""
     if not address.startswith("ipc://") or address.startswith("ipc://@"):
         return None
     path = Path(address.removeprefix("ipc://"))
@@ -232,7 +232,7 @@ def _socket_file(address: str) -> tuple[Path, int] | None:
 
 
 def _permit_group(bind: str) -> None:
-    """Let the group of the service connect to an ipc:// socket in the runtime folder of the service.
+    """Permit the group of the service to connect to an ipc:// socket in the runtime folder of the service.
 
     systemd sets RUNTIME_DIRECTORY. In other folders, the umask decides who can connect.
     """

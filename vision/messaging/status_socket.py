@@ -1,4 +1,4 @@
-"""`StatusSocket`, which sends messages, and sends the last status of each topic again to new subscribers."""
+"""`StatusSocket`, which sends messages, and repeats the latest status of each topic for new subscribers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vision.errors import Closed
 _REPEAT_INTERVAL_S: Final = 0.05  # subscribers that join at the same time share a repetition
 
 _JOINS_PER_SEND: Final = 20
-"""Maximum number of subscriptions that one call of `send` reads. The thread of the publisher reads the others."""
+"""Maximum number of subscriptions that one call to `send` reads. The thread of the publisher reads the others."""
 
 _JOIN_CHECK_S: Final = 0.01  # interval in which `send` checks for new subscriptions, because a check takes microseconds
 _LONGEST_WAIT_MS: Final = (
@@ -45,7 +45,7 @@ class Endpoint(Protocol):
 
 
 class StatusSocket:
-    """An XPUB socket that keeps the last status of each topic and sends it to new subscribers.
+    """An XPUB socket that keeps the latest status of each topic, and sends this status to new subscribers.
 
     Callers of `send`, `send_status`, and `forget` must hold `lock`.
     """
@@ -84,7 +84,7 @@ class StatusSocket:
                 os.eventfd_write(self._wake, 1)
 
     def send_status(self, topic: str, payload: bytes) -> None:
-        """Send a message now, and again to each later subscriber until a newer message of the topic is sent.
+        """Send a message, and repeat it for each new subscriber until a newer message of the topic is sent.
 
         Raise `Closed` after `close`.
         """
@@ -92,7 +92,7 @@ class StatusSocket:
         self.send(topic, payload)
 
     def forget(self, topic: str) -> None:
-        """Stop sending the last status of a topic to new subscribers."""
+        """Stop sending the latest status of a topic to new subscribers."""
         self._last_status.pop(topic, None)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class StatusSocket:
         return self._bound.counters()
 
     def _receive_joins(self) -> bool:
-        """Receive messages of subscribers. Return True if one is a subscription, or if more messages can be waiting."""
+        """Receive messages of subscribers. Return True if a subscription arrived, or more messages can be waiting."""
         joins = self.joins
         for _ in range(_JOINS_PER_SEND):
             if not int(self._socket.getsockopt(_EVENTS)) & _READABLE:
@@ -125,9 +125,9 @@ class StatusSocket:
         return self.joins > joins
 
     def _serve_joiners(self) -> None:
-        """Send the last status of each topic to its new subscribers.
+        """Send the latest status of each topic to the new subscribers of the topic.
 
-        Waiting for the descriptor of a ZeroMQ socket needs no lock; everything else does.
+        A thread can wait for the descriptor of a ZeroMQ socket without the lock. All other operations need the lock.
         """
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
@@ -144,7 +144,7 @@ class StatusSocket:
                 wait_ms = 1 if more else self._repeat_status()
 
     def _repeat_status(self) -> float:
-        """Send the last status of each topic to new subscribers, if due. Return the time in ms until the next check."""
+        """If due, send each topic's latest status to new subscribers. Return the time in ms until the next check."""
         if not self._joined:
             return _LONGEST_WAIT_MS
         now_s = time.monotonic()

@@ -21,7 +21,7 @@ _THROTTLING: Final = {
     "thermal": ("nvmlClocksEventReasonSwThermalSlowdown", "nvmlClocksThrottleReasonSwThermalSlowdown"),
     "hardware": ("nvmlClocksThrottleReasonHwSlowdown",),
 }
-"""For each reason to lower the clocks, the names of its bit in new and old versions of NVIDIA's library (NVML)."""
+"""For each reason why clocks are lowered, the names of the bit in new and old versions of NVIDIA's library (NVML)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class GpuState:
 
 
 class GpuSampler:
-    """Sampler of the state of all GPUs. Without a GPU, a driver, or `pynvml`, `read` returns an empty list."""
+    """Sampler of the state of all GPUs. If there is no GPU, driver, or `pynvml`, `read` returns an empty list."""
 
     def __init__(self, nvml: Any = None) -> None:
         """Open NVIDIA's library (NVML). If `nvml` is not None, it replaces the module `pynvml`."""

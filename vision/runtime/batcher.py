@@ -19,9 +19,10 @@ _WEIGHT_OF_NEW: Final = 0.2  # weight of a new sample in the moving averages
 
 
 class Batcher:
-    """Source of batches with at most one frame per camera. The camera that was served longest ago comes first.
+    """Source of batches with at most one frame per camera.
 
-    All slots must share one condition (`LatestSlot.changed`).
+    A batch starts with the camera from which a frame was taken longest ago. All slots must share one condition
+    (`LatestSlot.changed`).
     """
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
@@ -32,7 +33,7 @@ class Batcher:
         self._max_batch = max_batch
         self._clock = clock
         self.is_changing = False
-        """True while slots are being added or removed. Meanwhile, `finished` is False."""
+        """True while slots are being added or removed. During this time, `finished` is False."""
 
     @property
     def slots(self) -> Sequence[LatestSlot]:
@@ -58,7 +59,7 @@ class Batcher:
     def form_batch(self) -> list[Lease]:
         """Return the next batch of 0 to `max_batch` frames, without waiting for frames.
 
-        With many busy cameras, acquiring the lock can take milliseconds, so it is acquired once for all slots.
+        If many cameras are busy, acquiring the lock can take milliseconds. Therefore, acquire it once for all slots.
         """
         batch: list[Lease] = []
         with self._changed:
@@ -103,7 +104,7 @@ class SubmitScheduler:
     Frames that are batched while the detector is busy become stale in its queue. For each batch size, the scheduler
     learns two durations:
 
-    * `latency`: the time that the detector needs for a batch that it can start at once
+    * `latency`: the time that the detector needs for a batch that it can start immediately
     * `interval`: the time between two results while the detector is never idle
 
     From these durations, the scheduler predicts when the running batches finish. It then subtracts the part of the
@@ -159,7 +160,7 @@ class SubmitScheduler:
         return int(end_ns - self._fill_ns(size) - _MARGIN_NS)
 
     def _fill_ns(self, size: int) -> float:
-        """Return the part of a batch's latency, in ns, that overlaps with other batches; 0 if it is not known yet."""
+        """Return the part of a batch's latency, in ns, that overlaps with other batches. Return 0 until it is known."""
         latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
         return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0
 

@@ -192,11 +192,11 @@ def open_recording_publisher(
         options: options of the run. `record` names the file of the recorder.
         resources: closes the publisher, the recorder, and the processes.
         proxy: if True, other processes can publish through the publisher.
-        language: process that asks the language model and publishes events with their verdicts. This function starts
-            the process. None if the run does not ask the model.
+        language: process that asks the language model, and publishes events with the verdicts of the model. This
+            function starts the process. None if the run does not ask the model.
 
     Returns:
-        The publisher, and the recorder of its results; None in place of the recorder if nothing is recorded.
+        The publisher, and the recorder of its results. The recorder is None if nothing is recorded.
     """
     if options.sink is not None:
         return options.sink, None
@@ -266,7 +266,7 @@ def _open_metadata(
     keys: KeyFolder | None,
     resources: ExitStack,
 ) -> None:
-    """Start the process that serves ONVIF metadata. An offline run has none, because its frames are not live."""
+    """Start the process that serves ONVIF metadata. An offline run does not serve it, because no frames are live."""
     if options.offline:
         log.info("ONVIF metadata is not served, because the run is offline")
         return
@@ -341,7 +341,7 @@ def open_configured_detector(
 
 
 def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
-    """Open the database for events and counters that persist across restarts. Return None if none is configured.
+    """Open the database for events and counters that persist across restarts. Return None if it is not configured.
 
     The result is for `RunOptions.state`. Do not use it in an offline run, whose results must be repeatable.
     """
@@ -383,7 +383,7 @@ def open_tracking(config: AppConfig) -> TrackStage:
 
 
 def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -> list[CascadeStage]:
-    """Open the stage that classifies objects with the second model. Return an empty list if none is configured."""
+    """Open the stage that classifies objects with the second model. Return [] if no second model is configured."""
     options.check_stop()
     if config.cascade is None:
         return []
@@ -402,7 +402,7 @@ def open_cascade(config: AppConfig, options: RunOptions, resources: ExitStack) -
 
 
 def prepare_language(config: AppConfig, options: RunOptions) -> LanguageProcess | None:
-    """Create the process that asks the language model, without starting it. Return None if the run does not ask it.
+    """Create, but do not start, the process that asks the language model. Return None if the run needs no model.
 
     An offline run does not ask the model, because the results of the run must be repeatable.
     """

@@ -1,4 +1,4 @@
-"""`CameraFactory`, which creates the cameras of a program: at its start, and while it runs."""
+"""`CameraFactory`, which creates the cameras of a program when the program starts, and while it runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CameraFactory:
 
     @classmethod
     def of(cls, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()) -> CameraFactory:
-        """Return the factory for these stages. If a stage or the video reads pixels, slots get more buffers."""
+        """Return a factory for a run with `stages`. If a stage or the video reads pixels, slots get more buffers."""
         reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
         leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * reads_pixels
         return cls(options, detector, leases)
@@ -75,8 +75,8 @@ class CameraFactory:
     def check(self, cameras: Sequence[CameraConfig]) -> None:
         """Raise `ConfigError` if the detector does not accept the frames of a camera's reader.
 
-        Do nothing if `options` replaces the opener of sources or the sink, as evaluations do: they can decode with a
-        different library, because they do not measure the decoder.
+        Do nothing if `options` replaces the opener of sources or the sink, as evaluations do. Evaluations can decode
+        with a different library, because they do not measure the decoder.
         """
         options = self.options
         if options.open_source is not None or options.sink is not None:
@@ -155,7 +155,8 @@ def build_cameras(
 def build_capture(config: AppConfig, factory: CameraFactory) -> tuple[list[Camera], CaptureProcesses | None]:
     """Create the cameras and, if `RunOptions.capture_workers` is not 0, the workers that read the cameras.
 
-    Return the cameras, and the workers; None in place of the workers if threads of this process read the cameras.
+    Return the cameras and the workers. If threads of this process read the cameras, return None in place of the
+    workers.
 
     Raises:
         ConfigError: the detector does not accept the frames of a camera's reader.

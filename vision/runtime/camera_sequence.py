@@ -47,7 +47,7 @@ class CameraSequence:
         Args:
             drops: number of dropped frames by reason: the frames of the lost results, and the drops that these results
                 would have reported.
-            unanswered: number of results that were sent to the worker, but not answered.
+            unanswered: number of results that were sent to the worker, and that the worker has not answered.
         """
         self.seq += unanswered
         self.last_id += SKIPPED_IDS
@@ -77,7 +77,7 @@ class WorkerTotals:
 
 @dataclass(slots=True)
 class WorkerConfig:
-    """The configuration that a result worker uses, and the newest one that it must use. Both are given as numbers."""
+    """The number of the configuration that a result worker uses, and the number of the newest configuration."""
 
     used: int = 0  # number of the configuration that the stages of the worker use
     newest: int = 0  # number of the newest configuration

@@ -34,13 +34,13 @@ class Camera:
 
 
 class CameraSet:
-    """The cameras of a program, which threads or capture workers read. The main thread calls all methods.
+    """The cameras of a program, which threads or capture workers read. Call all methods from the main thread.
 
     Attributes:
         cameras: the cameras by id.
-        departed: last reports of removed cameras, until `take_departed` returns them.
+        departed: last reports of removed cameras that `take_departed` has not yet returned.
         dropped: frames that removed cameras have dropped, by reason.
-        factory: creates further cameras; None if the cameras cannot change.
+        factory: object that creates further cameras. None if the cameras cannot change.
     """
 
     def __init__(
@@ -61,25 +61,25 @@ class CameraSet:
         self._epochs: dict[str, int] = {}  # last epoch of each removed camera
 
     def observe(self, watchdog: Watchdog, hang_s: float) -> None:
-        """Let a watchdog observe the threads of all cameras. After `hang_s` seconds, a read counts as hung."""
+        """Make a watchdog observe the threads of all cameras. After `hang_s` seconds, a read counts as hung."""
         self._watchdog, self._hang_s = watchdog, hang_s
         for part in self.threads.parts(hang_s):
             watchdog.watch(part)
 
     def watch(self, part: Part) -> None:
-        """Let the watchdog, if there is one, observe a part instead of an earlier part with the same name."""
+        """Make the watchdog, if any, observe a part. It stops observing a previous part with the same name."""
         if self._watchdog is not None:
             self._watchdog.forget(part.name)
             self._watchdog.watch(part)
 
     def next_epoch(self, camera_id: str) -> int:
-        """Return the first epoch of a camera that is added or opened again."""
+        """Return the first epoch of a camera that is added or reopened."""
         camera = self.cameras.get(camera_id)
         last = self._epochs.get(camera_id, -1) if camera is None else camera.supervisor.status().epoch
         return last + 1
 
     def add(self, camera: Camera) -> None:
-        """Start reading a camera, which is new or was retired."""
+        """Start reading a camera that is new or was retired."""
         camera_id = camera.slot.camera_id
         known = camera_id in self.cameras
         self.cameras[camera_id] = camera
@@ -133,7 +133,7 @@ class CameraSet:
 
 
 class StepQueue:
-    """Iterators that other threads pass to the main thread, which runs them one after the other.
+    """A queue of iterators that other threads submit, and that the main thread runs one after the other.
 
     Each item of an iterator is a step. The main thread does other work between two steps.
     """
@@ -160,7 +160,7 @@ class StepQueue:
         return self._present is not None or not self._waiting.empty()
 
     def advance(self) -> None:
-        """Run one step, if any remains. If the step raises an exception, pass it to the future, and raise it."""
+        """Run one step, if any remains. If the step raises an exception, set it on the future, and raise it."""
         if self._present is None:
             if self._waiting.empty():
                 return
@@ -177,7 +177,7 @@ class StepQueue:
             raise
 
     def close(self) -> None:
-        """Let all futures that are not done fail with `Closed`. Idempotent."""
+        """Make all pending futures fail with `Closed`. Idempotent."""
         self._closed = True
         ended = [] if self._present is None else [self._present]
         self._present = None

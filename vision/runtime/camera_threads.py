@@ -18,21 +18,22 @@ from vision.runtime.hang_watchdog import Part
 log = logging.getLogger(__name__)
 
 MAX_ABANDONED: Final = 16
-"""Maximum number of abandoned threads. Each of them keeps its memory and its descriptors, so the process ends if one
-more thread hangs."""
+"""Maximum number of abandoned threads. Each keeps its memory and its descriptors, so one more hang ends the process."""
 
 _CLOSING_S: Final = 0.5  # longest time in which a library closes one camera, while others wait for it
 _LOOK_S: Final = 0.05
 _LEFT_S: Final = 120.0
-"""Time in seconds after which a library thread of a closed camera counts as abandoned. A slow look-up of a host name
-ends earlier."""
+"""Time in seconds after which a library thread of a closed camera counts as abandoned.
+
+This time is longer than a slow look-up of a host name takes.
+"""
 
 
 class ForgetsBuffers(Protocol):
     """The sink of a camera whose thread can hang."""
 
     def forget_buffers(self) -> None:
-        """Stop using the present buffers, because the call that hangs can still write to one of them."""
+        """Stop using the current buffers, because the call that hangs can still write to one of the buffers."""
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ class CameraThreads:
         thread.start()
 
     def _replace(self, camera_id: str, _still_s: float) -> bool:
-        """Abandon the thread of a camera and start a new one. Return False if there are too many abandoned threads."""
+        """Abandon the thread of a camera, and start a new thread. Return False if too many threads were abandoned."""
         supervisor = self.supervisors.get(camera_id)
         if supervisor is None:  # the camera was removed a moment ago
             return True
@@ -130,9 +131,9 @@ class CameraThreads:
 
 
 def _call(supervisor: CameraSupervisor, *, opening: bool) -> tuple[str, int] | None:
-    """Return the call in progress and its start time; None if there is none of the requested kind.
+    """Return the call in progress and its start time. Return None if no call of the requested kind is in progress.
 
-    If `opening` is True, the call must open or close the source; otherwise, it must read a frame.
+    If `opening` is True, the call must open or close the source. Otherwise, it must read a frame.
     """
     call = supervisor.call()
     return call if call is not None and (call[0] not in READS) is opening else None

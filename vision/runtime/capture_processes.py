@@ -1,4 +1,4 @@
-"""The main process's side of the capture workers: it creates them, receives their frames, and replaces them."""
+"""The main process's side of the capture workers, which creates and replaces the workers, and receives their frames."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class RemoteCamera:
     def status(self) -> CameraStatus:
         """Return the state of the camera.
 
-        `reconnects` includes the connections of earlier worker processes, but `grabbed` does not include their frames.
+        `reconnects` includes the connections of previous worker processes, but `grabbed` does not include the frames of
+        these processes.
         """
         status, lost, now_ns = self._status, self._lost, self._clock()
         elapsed_s = (now_ns - self._status_ns) / 1e9
@@ -112,17 +113,17 @@ class RemoteCamera:
 
     @property
     def failure(self) -> str:
-        """The reason why the source has failed for good; empty if the source has not failed, or is retried."""
+        """The reason why the source has failed permanently. Empty if the source has not failed, or is retried."""
         return self._failure
 
     def blocked_in(self) -> str:
-        """Return the source's call in progress and its duration, from the worker's last message; empty if none."""
+        """Return the source's call in progress and its duration, as last reported. Return "" if there is no call."""
         return self._blocked_in
 
     # --- methods for the thread that polls the workers, except `ended` ------------------------------------------------
 
     def next_process(self) -> CapturedCamera | None:
-        """Return the description of the camera for a new worker process; None if its source has ended."""
+        """Return the camera's description for a new worker process. Return None if the camera's source has ended."""
         return None if self._ended else self._camera
 
     def connected(self) -> None:
@@ -130,7 +131,7 @@ class RemoteCamera:
         self._connected = True
 
     def _present_connections(self) -> int:
-        """Return the number of connections that the present worker process has made to the camera."""
+        """Return the number of connections that the current worker process has made to the camera."""
         return self._status.reconnects + (self._connected or self._status.width_px > 0)
 
     def received(self, status: CameraStatus, blocked_in: str, at_ns: int) -> None:
@@ -278,7 +279,7 @@ class _Link:
         worker.send(frame_messages.encode(reply), memory.fds)
 
     def _reused(self, camera: RemoteCamera, layout: Layout) -> FrameMemory | None:
-        """Return the memory of an earlier process; None if none has this layout, or the program still reads it."""
+        """Return unused memory with this layout from a previous process. Return None if there is no such memory."""
         # Freeing and allocating GPU memory stops all work on the GPU, including work for cameras of other workers.
         memory = self._former.pop(camera.number, None)
         return memory if memory is not None and memory.layout == layout and camera.slot.is_idle else None
@@ -292,7 +293,7 @@ class _Link:
         return give_back
 
     def lost(self, worker: Worker, reason: str) -> None:
-        """Receive the last frames, and drop all waiting frames. If `reason` is not empty, start a new epoch."""
+        """Receive the last frames, and then drop all waiting frames. If `reason` is not empty, start a new epoch."""
         frames = self.frames
         if frames is not None:
             while self.read(1024):
@@ -325,12 +326,12 @@ class _Link:
             self._requests.append(frame_messages.Close(camera.number))
 
     def _forget(self, number: int) -> None:
-        """Forget a camera that no process reads any longer, and its memory."""
+        """Forget a camera that no process reads any longer. Also forget the camera's memory."""
         for of_camera in (self.cameras, self._memory, self._former):
             of_camera.pop(number, None)
 
     def send_requests(self, worker: Worker) -> None:
-        """Send requests. If the worker has no room, keep them for the next call."""
+        """Send the waiting requests. If the worker has no room, keep the requests for the next call."""
         while self._requests and worker.send(frame_messages.encode(self._requests[0])):
             self._requests.popleft()
 
@@ -383,10 +384,10 @@ class _Link:
             raise ValueError(f"unknown kind {kind!r}")
 
     def _camera(self, number: int) -> RemoteCamera | None:
-        """Return a camera; None if its slot must not change, because the camera was retired.
+        """Return the camera with this number, or None if the camera was retired, so that its slot must not change.
 
         Raises:
-            KeyError: the number is higher than that of any camera that the worker was assigned.
+            KeyError: the number is higher than the number of any camera that the worker was assigned.
         """
         camera = self.cameras.get(number)
         if number > self._last_number:
@@ -394,7 +395,7 @@ class _Link:
         return None if camera is None or camera.is_retired else camera
 
     def return_buffers(self) -> None:
-        """Send the buffers that were given back. If the worker has no room, keep them for the next call."""
+        """Return the free buffers to the worker. If the worker has no room, keep the buffers for the next call."""
         frames, returns = self.frames, []
         while self._returns:
             returns.append(self._returns.popleft())
@@ -403,7 +404,7 @@ class _Link:
 
 
 class CaptureProcesses:
-    """The capture workers of a program. One thread calls all methods, except `receive_frames`."""
+    """The capture workers of a program. Call all methods except `receive_frames` from one thread."""
 
     def __init__(
         self,
@@ -419,13 +420,13 @@ class CaptureProcesses:
         """Create the workers. `poll` starts them.
 
         Args:
-            cameras: all cameras. The cameras are assigned to the workers in turn.
+            cameras: all cameras. The cameras are assigned to the workers in rotation.
             setup: the setup that all workers share. Its `cameras` are ignored.
             detector: the owner of the frame buffers.
             workers: number of processes, at most one per camera.
             leases: maximum number of frames of a camera that are leased at the same time.
             changed: the condition of all slots.
-            packets: address of the packet socket of each worker; empty if no packets are passed on.
+            packets: address of the packet socket of each worker. Empty if no packets are passed on.
         """
         self._numbers = itertools.count()
         self._workers = Workers(spare=None if setup.offline else SpareProcess(ENTRY))
@@ -449,7 +450,7 @@ class CaptureProcesses:
         _limit_memory(worker, len(link.cameras))
 
     def close_camera(self, camera: RemoteCamera) -> None:
-        """Stop reading a camera. `reads` returns False once its worker has confirmed this."""
+        """Stop reading a camera. `reads` returns False once the camera's worker has confirmed this."""
         for worker, link in self._links:
             if camera.number in link.cameras:
                 link.close_camera(camera, worker)
@@ -459,7 +460,7 @@ class CaptureProcesses:
         return any(camera.number in link.cameras for _, link in self._links)
 
     def poll(self, timeout_s: float) -> None:
-        """Start and check the workers, and answer their requests, for up to `timeout_s` seconds.
+        """Start and check the workers, and handle their requests, for up to `timeout_s` seconds.
 
         Raises:
             VisionError: a worker failed before it was ready for the first time.

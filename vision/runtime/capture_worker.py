@@ -53,7 +53,7 @@ _STATUS_S: Final = 0.25  # interval of the messages with the states of the camer
 _SETUP_S: Final = 30.0
 _JOIN_S: Final = 0.8
 CLOSE_S: Final = 2.0
-"""Time in seconds in which the thread of a removed camera must end. After that, the thread counts as abandoned."""
+"""Time in seconds within which the thread of a removed camera must end. After that, the thread counts as abandoned."""
 
 _SEND_S: Final = 0.25
 _COLLECT_S: Final = 0.01  # longest time in which one thread waits for the buffers of all cameras
@@ -70,9 +70,9 @@ class FrameConnection(Connection):
         self._poller.register(end, select.POLLIN)
 
     def collect(self, is_enough: Callable[[], bool]) -> None:
-        """Wait up to 10 ms for buffers that the main process returns, and pass them to their sinks.
+        """Wait up to 10 ms for buffers that the main process returns, and pass the buffers to their sinks.
 
-        Return at once if `is_enough()` is True, because a different thread has already received them.
+        If `is_enough()` is True, return immediately, because a different thread has already received enough buffers.
         """
         with self._collecting:
             if is_enough():  # another thread has collected them
@@ -104,7 +104,8 @@ class RemoteSink:
         Args:
             camera: number of the camera in messages.
             lossless: if True, `commit` and `configure` wait for the main process instead of dropping frames.
-            failure: function that returns the reason why the source has failed; empty if it has not failed.
+            failure: function that returns the reason why the source has failed, or an empty string if it has not
+                failed.
         """
         self._camera = camera
         self._channel = channel
@@ -213,7 +214,7 @@ class RemoteSink:
             self._changed.notify_all()
 
     def returned(self, generation: int, buffer: int) -> None:
-        """Make a returned buffer free for further frames. Ignore a buffer of an earlier generation.
+        """Make a returned buffer free for further frames. Ignore a buffer of a previous generation.
 
         The thread of any camera can call this method.
         """
@@ -222,7 +223,7 @@ class RemoteSink:
                 self._free.append(buffer)
 
     def forget_buffers(self) -> None:
-        """Make the next `configure` request new buffers, because a call that hangs may write to the present ones."""
+        """Make the next `configure` request new buffers, because a call that hangs may write to the current buffers."""
         with self._changed:
             self._layout, self._writing = None, None
             self._buffers, self._free = [], []
@@ -234,7 +235,7 @@ class RemoteSink:
             self._send_drops()
 
     def close(self) -> None:
-        """Make all calls that wait raise `Closed` or return."""
+        """Make all waiting calls return or raise `Closed`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

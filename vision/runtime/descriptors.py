@@ -38,13 +38,13 @@ def raise_limit() -> None:
 
 
 class DescriptorReserve:
-    """Reserved descriptors, which `check` releases if the process has no others. One thread calls all methods."""
+    """Reserved descriptors, which `check` releases if no others are free. Call all methods from one thread."""
 
     def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Take the reserve.
 
         Raises:
-            OSError: too few descriptors are free. Cameras and libraries would fail at once.
+            OSError: too few descriptors are free. Cameras and libraries would fail immediately.
         """
         self._clock = clock
         self._any = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -55,7 +55,7 @@ class DescriptorReserve:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def check(self) -> None:
-        """Release the reserve if no other descriptor is free. Take the reserve again if twice as many are free.
+        """Release the reserve if no other descriptor is free. Retake the reserve if twice as many are free.
 
         Raises:
             Unavailable: the reserve is used up too, and no descriptor has been free for 5 s.
@@ -84,7 +84,7 @@ class DescriptorReserve:
         os.close(self._any)
 
     def _take(self) -> bool:
-        """Take the reserve if twice as many descriptors are free. Return True if the reserve was taken."""
+        """Take the reserve if twice as many descriptors as it needs are free. Return True if it was taken."""
         try:
             for _ in range(2 * _RESERVE):
                 self._spares.append(os.dup(self._any))

@@ -21,7 +21,7 @@ class _Memory:
 
 
 class EventDesk:
-    """Receiver of the workers' events and counters. It stores both in one transaction, then publishes the events."""
+    """Receiver of the workers' events and counters. It stores both in one transaction. Then it publishes the events."""
 
     def __init__(self, publisher: Publisher, state: StateDatabase | None) -> None:
         self._publisher = publisher
@@ -41,11 +41,11 @@ class EventDesk:
         self._counters.pop(camera_id, None)
 
     def worker_ended(self, camera_ids: Sequence[str]) -> None:
-        """Publish the ends of the open states of these cameras, because the worker that reported them was lost."""
+        """Publish the ends of the open states of these cameras, because the worker that handled them was lost."""
         self._publisher.worker_ended(camera_ids)
 
     def take(self, answer: Answer) -> None:
-        """Store the counters and the events of an answer. Then publish the events and the summaries of objects."""
+        """Store the counters and events in a worker's answer. Then publish the events and the object summaries."""
         for camera_id, name, key, value in answer.counters:
             self._of(camera_id).set(name, key, value)
         changed = [row for counters in self._counters.values() for row in counters.changed()]

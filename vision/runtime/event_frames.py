@@ -34,14 +34,14 @@ class _SnapshotImages:
         self.reconfigure(config)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """In later snapshots, hide what `privacy` of a new configuration names. Without `privacy`, hide nothing."""
+        """Use the `privacy` settings of a new configuration for further snapshots. Without them, hide nothing."""
         from vision.drawing.privacy import PrivacyFilter
 
         self._privacy = PrivacyFilter(config.privacy, self._class_names) if config.privacy else None
         self._encoder.hide = None if self._privacy is None else self._privacy.fill
 
     def encode(self, frame: Frame, result: Result) -> bytes:
-        """Return the snapshot of a frame as a JPEG file. One thread at a time calls this method."""
+        """Return the snapshot of a frame as a JPEG file. Call this method from one thread at a time."""
         draws = self._annotate or self._privacy is not None
         return self._encoder.encode(frame, partial(self._draw, result=result) if draws else None)
 
@@ -62,7 +62,7 @@ class _SnapshotImages:
 def open_snapshots(
     config: AppConfig, options: RunOptions, resources: ExitStack, analytics: AnalyticsStage | None = None
 ) -> list[SnapshotStage]:
-    """Open the stage that saves frames of events. `analytics` is the stage whose present lines and zones are drawn.
+    """Open the stage that saves frames of events. `analytics` is the stage whose current lines and zones are drawn.
 
     Return an empty list if `snapshots` is not configured, or if `options.sink` is set.
     """
@@ -106,6 +106,6 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
-    """Return the configuration with lower limits, for a process that handles `cameras` of all `of` cameras."""
+    """Return the configuration with reduced limits, for a process that handles `cameras` of a total of `of` cameras."""
     files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
     return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})

@@ -2,9 +2,9 @@
 
 Messages about frames have a fixed format, and their own connection, so that they never wait for other messages.
 
-The number of a camera is unique in the program: a camera that is opened again has a new number. The buffers of one
-camera belong to a generation. The number of the generation increases each time that the worker requests new buffers, or
-forgets the present buffers.
+The number of a camera is unique in the program: a camera that is reopened has a new number. The buffers of one camera
+belong to a generation. The number of the generation increases each time that the worker requests new buffers, or
+forgets the current buffers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def frame_meta(frame: CommittedFrame, camera_id: str, height_px: int, width_px: 
 
 
 def encode_drop(camera: int, reason: DropReason, frames: int = 0) -> bytes:
-    """Return a message of the kind `DROP`, for `frames` frames, or `FLUSH`, for the waiting frames (`frames` is 0)."""
+    """Return a message of the kind `DROP` for `frames` frames, or, if `frames` is 0, `FLUSH` for the waiting frames."""
     return _DROP.pack(camera, _REASONS.index(reason), frames)
 
 
@@ -133,7 +133,7 @@ class Statuses(msgspec.Struct, tag=True, array_like=True):
 
 
 class Configured(msgspec.Struct, tag=True, array_like=True):
-    """Reply to `Configure`, with the buffers. For host memory, a file descriptor comes together with the message."""
+    """Reply to `Configure` that describes the buffers. For host memory, the message carries a file descriptor."""
 
     camera: int
     generation: int
@@ -150,7 +150,7 @@ class Open(msgspec.Struct, tag=True, array_like=True):
 
 
 class Close(msgspec.Struct, tag=True, array_like=True):
-    """Request to a worker to stop reading a camera. The worker answers with `ClosedCamera`."""
+    """Request to a worker to stop reading a camera. The worker replies with `ClosedCamera`."""
 
     camera: int
 

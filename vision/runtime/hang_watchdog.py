@@ -1,7 +1,7 @@
 """`Watchdog`, which replaces a part of the program that hangs, or ends the process if this part cannot be replaced.
 
-The watchdog also observes the whole chain: if frames come in, results must go out. Each part reports its progress
-without taking a lock, because a part that hangs can hold the lock.
+The watchdog also observes the whole pipeline: if frames arrive, results must be produced. Each part reports its
+progress without taking a lock, because a part that hangs can hold the lock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vision.state.service_manager import notify, watchdog_interval_s
 log = logging.getLogger(__name__)
 
 _MAX_STEP_NS: Final = 1_000_000_000
-"""Maximum time that one interval between calls of `look` contributes. Usually, an interval is at most a second."""
+"""Maximum time that one interval between calls to `look` contributes. Usually, an interval is at most a second."""
 
 _LONGEST_CHECK_S: Final = 0.5  # longest time between two checks
 _GIL_HANGS: Final = 2  # multiple of `hang_s` after which the process ends if no thread runs Python
@@ -31,15 +31,17 @@ _END_HANGS: Final = 4  # multiple of `hang_s` for an orderly end, if that is sho
 _STANDARD_ERROR: Final = 2
 
 Progress: TypeAlias = Callable[[], object]
-"""Function that returns the progress of a part, such as a count or a time: any change is progress. It returns None if
-the part has nothing to do. It must not take a lock."""
+"""Function that returns the progress of a part, such as a count or a time. Any change is progress.
+
+The function returns None if the part has nothing to do. It must not take a lock.
+"""
 
 
 @dataclass(slots=True)
 class ProgressMonitor:
     """Measurement of the time in which a part has made no progress.
 
-    A long interval between two calls of `look` counts only in part, because the whole process may have been suspended.
+    A long interval between two calls to `look` counts only in part, because the whole process may have been suspended.
     """
 
     looked_ns: int
@@ -47,7 +49,7 @@ class ProgressMonitor:
     still_ns: int = 0
 
     def look(self, progress: object, now_ns: int) -> int:
-        """Return how long the part has made no progress, in ns; 0 if it has nothing to do (`progress` is None)."""
+        """Return the time without progress in ns, or 0 if the part has nothing to do (`progress` is None)."""
         since_ns = min(now_ns - self.looked_ns, _MAX_STEP_NS)
         self.still_ns = self.still_ns + since_ns if progress is not None and progress == self.progress else 0
         self.progress, self.looked_ns = progress, now_ns
@@ -56,7 +58,7 @@ class ProgressMonitor:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the program that the watchdog observes: a thread, a stage, a worker process, or the whole chain."""
+    """A part of the program that the watchdog observes: a thread, a stage, a worker process, or the whole pipeline."""
 
     name: str
     progress: Progress
@@ -67,7 +69,7 @@ class Part:
 
 
 class Watchdog:
-    """Observer of parts. It repairs a part that makes no progress. If this is not possible, the program must end."""
+    """Observer of parts that repairs a part without progress. If a repair is not possible, the program must end."""
 
     def __init__(self, fail: Callable[[Part, float], object], *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Create the watchdog.
@@ -84,7 +86,7 @@ class Watchdog:
         self._fed_ns = 0
 
     def watch(self, part: Part) -> None:
-        """Observe a part from now on."""
+        """Start observing a part."""
         self._parts.append((part, ProgressMonitor(self._clock())))
 
     def forget(self, name: str) -> None:
@@ -92,7 +94,7 @@ class Watchdog:
         self._parts = [entry for entry in self._parts if entry[0].name != name]
 
     def check(self, *, end_s: float | None = None) -> bool:
-        """Check the parts, and repair those that hang. Return False at the first part that cannot be repaired.
+        """Check the parts, and repair the parts that hang. Return False at the first part that cannot be repaired.
 
         If a part cannot be repaired and `end_s` is not None, the process ends after `end_s` seconds, even if an
         orderly end hangs.

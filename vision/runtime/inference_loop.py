@@ -32,9 +32,11 @@ class InferredFrame(Struct, frozen=True):
     result: Result
     lease: Lease
     expires_ns: int | None
-    """Monotonic time in ns after which the result is too old to be processed; None means never. The time that the
-    detector needed for the frame is added. Otherwise, no result would be published if the detector needed longer than
-    `max_frame_age_s`."""
+    """Monotonic time in ns after which the result is too old to be processed. None means never.
+
+    The time that the detector needed for the frame is added. Otherwise, no result would be published if the detector
+    needed longer than `max_frame_age_s`.
+    """
 
 
 @dataclass(slots=True)

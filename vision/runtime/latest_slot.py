@@ -1,8 +1,8 @@
 """`LatestSlot`, which passes the newest frame of one camera from the camera thread to the inference thread.
 
-A queue would grow without limit if a later step were slower than the cameras. Therefore, only the newest frame of each
-camera waits, and no further frame is taken while `MAX_UNFINISHED` results of the camera are unfinished. Every grabbed
-frame is counted (``grabbed = taken + dropped + waiting``). Drops are counted by reason.
+A queue would grow without limit if a step after the slot were slower than the cameras. Therefore, only the newest frame
+of each camera waits, and no further frame is taken while `MAX_UNFINISHED` results of the camera are unfinished. Every
+grabbed frame is counted (``grabbed = taken + dropped + waiting``). Drops are counted by reason.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ EXTRA_BUFFERS: Final = 2
 """Number of buffers that a slot has in addition to its leases: one is being written, and one waits."""
 
 MAX_UNFINISHED: Final = 2
-"""Number of unfinished results of a camera at which no further frame of the camera is taken: one that the stages
-process, and one that waits, so that the stages never wait for the detector."""
+"""Number of unfinished results of a camera at which no further frame of the camera is taken.
+
+The stages process one result while another waits, so that the stages never wait for the detector.
+"""
 
 
 @dataclass(slots=True)
@@ -74,7 +76,7 @@ class Lease:
 def release_together(leases: Sequence[Lease]) -> None:
     """Release all leases of a batch.
 
-    This function and the next ones acquire the cameras' shared lock only once, because acquiring it can be slow.
+    The functions for batches acquire the cameras' shared lock only once, because acquiring the lock can be slow.
     """
     if leases:
         with leases[0].slot.changed:
@@ -95,7 +97,7 @@ def hand_over(leases: Sequence[Lease], *, keep: bool) -> None:
 def finish_together(leases: Sequence[Lease], reasons: Iterable[DropReason | None]) -> None:
     """Release leases for which `hand_over` was called, and count their results as finished.
 
-    `reasons` contains, for each lease, the reason for which its result was dropped; None if it was published.
+    `reasons` contains, for each lease, the reason why its result was dropped, or None if the result was published.
     """
     if leases:
         with leases[0].slot.changed:
@@ -112,7 +114,7 @@ def discard(leases: Sequence[Lease]) -> None:
 
 @dataclass(slots=True)
 class _Buffers:
-    """The frame buffers of one slot, which all have one layout. Leases can still hold buffers of an earlier layout."""
+    """The frame buffers of one slot, which all have one layout. Leases can still hold buffers of a previous layout."""
 
     layout: tuple[int, int, PixelFormat] | None = None  # height, width, format; None if there are no buffers
     all: list[FrameBuffer] = field(default_factory=list)
@@ -158,9 +160,9 @@ class LatestSlot:
             lossless: if True, the writer waits instead of dropping frames, and `max_fps` and `max_frame_age_s` are
                 ignored.
             max_fps: maximum number of frames per second that the reader takes. None means no limit.
-            max_frame_age_s: age in seconds above which a frame is dropped instead of taken, and which `Lease` passes on
-                to the later steps. None means no limit.
-            changed: condition that all slots of one `Batcher` must share. None creates a new condition.
+            max_frame_age_s: age in seconds above which a frame is dropped instead of taken. `Lease` passes this limit
+                on to the steps after the slot. None means no limit.
+            changed: condition that all slots of one `Batcher` must share. If it is None, create a condition.
         """
         self.camera_id = camera_id
         self.changed = changed or threading.Condition()
@@ -185,7 +187,7 @@ class LatestSlot:
 
         Drop the waiting frame. Leased frames stay valid until they are released. The old buffers are freed first,
         because there may be too little memory for both. If the size is invalid, raise `ValueError` and change nothing.
-        If `allocate` raises an error, pass it on; the slot then has no buffers until the next call.
+        If `allocate` raises an error, raise the same error. In this case, the slot has no buffers until the next call.
         """
         layout = (height_px, width_px, pixel_format)
         if layout == self._buffers.layout:
@@ -197,7 +199,7 @@ class LatestSlot:
     def reopen(self, allocate: Allocate, *, max_fps: float | None, max_frame_age_s: float | None) -> None:
         """Prepare for a new writer. Drop the waiting frame and the buffers, and continue the counters.
 
-        The arguments have the same meaning as those of the constructor.
+        The arguments have the same meaning as in the constructor.
         """
         self._replace_buffers(None, ())
         self.adjust(max_fps=max_fps, max_frame_age_s=max_frame_age_s)
@@ -213,7 +215,7 @@ class LatestSlot:
             self.changed.notify_all()
 
     def forget_buffers(self) -> None:
-        """Make the next `configure` allocate new buffers, because a call that hangs may write to the present ones."""
+        """Make the next `configure` allocate new buffers, because a call that hangs may write to the current set."""
         self._replace_buffers(None, ())
 
     def _replace_buffers(self, layout: tuple[int, int, PixelFormat] | None, buffers: Sequence[FrameBuffer]) -> None:
@@ -250,8 +252,8 @@ class LatestSlot:
     def commit(self, meta: FrameMeta) -> None:
         """Make the buffer from `write_buffer` the newest frame. The buffer must contain the frame of `meta`.
 
-        Raise `ValueError` if there is no buffer from `write_buffer`, or if the buffers were replaced since then. If the
-        slot is closed, drop the frame.
+        Raise `ValueError` if `write_buffer` was not called before, or if the buffers were replaced since that call. If
+        the slot is closed, drop the frame.
         """
         with self.changed:
             buffer, self._buffers.writing = self._buffers.writing, None
@@ -260,7 +262,7 @@ class LatestSlot:
             self._put(Frame(meta, buffer))
 
     def _put(self, frame: Frame) -> None:
-        """Count a frame as grabbed, and let it replace the waiting frame. If the slot is closed, drop the new frame."""
+        """Count a frame as grabbed, and make it the waiting frame. If the slot is closed, drop the new frame."""
         self._counts.grabbed += 1
         self._drop_waiting(self._overwrite_reason())
         self._waiting = self._arrived(frame)
@@ -311,12 +313,12 @@ class LatestSlot:
 
     @property
     def served_ns(self) -> int:
-        """Time when a frame of this camera was last taken, in ns; -1 if none was taken yet."""
+        """Time when a frame of this camera was last taken, in ns, or -1 if no frame was taken yet."""
         return self._rate.served_ns
 
     @property
     def interval_s(self) -> float:
-        """Minimum time in seconds between two frames that the reader takes; 0 means no limit."""
+        """Minimum time in seconds between two frames that the reader takes. 0 means no limit."""
         return self._rate.interval_ns / 1e9
 
     @property
@@ -357,8 +359,7 @@ class LatestSlot:
     def take(self) -> Lease | None:
         """Lease the waiting frame. If the frame is stale, drop it.
 
-        Return None if there is no frame that may be taken now, because of `max_fps` or for a reason that `ready_ns`
-        lists.
+        Return None if no frame may be taken, either because of `max_fps` or for a reason that `ready_ns` lists.
         """
         with self.changed:
             now_ns = self._clock()
@@ -391,7 +392,7 @@ class LatestSlot:
     def finish_result(self, reason: DropReason | None) -> None:
         """Count a result as finished: published if `reason` is None, otherwise dropped after its frame was taken.
 
-        The caller must hold `changed`. The drop is not part of the `dropped_before` of later leases.
+        The caller must hold `changed`. The `dropped_before` of subsequent leases does not include this drop.
         """
         counts = self._counts
         if counts.unfinished == MAX_UNFINISHED and self._waiting is not None:
@@ -421,7 +422,7 @@ class LatestSlot:
             self.changed.notify_all()  # otherwise, no thread waits, because the writer could already write
 
     def _awaited_stage(self) -> SlowStage:
-        """Return the stage for which frames wait at present."""
+        """Return the stage that waiting frames currently wait for."""
         return "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
 
     def _count_drop(self, reason: DropReason) -> None:

@@ -3,9 +3,9 @@
 No step waits, so the main thread continues to check workers and to publish the status. The cameras that do not change
 are not touched. The steps are in this order:
 
-1. Cameras that were removed, or must connect again, are no longer read. The results of removed cameras are finished.
+1. Cameras that were removed, or must reconnect, are no longer read. The results of removed cameras are finished.
 2. The stages and the process that records cameras use the new configuration.
-3. New cameras start, and the cameras of step 1 that were not removed connect again, with a new epoch.
+3. New cameras start, and the cameras of step 1 that were not removed reconnect, with a new epoch.
 4. The other cameras use their new limits, and the page and the sinks use the new configuration.
 """
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def change_running(runtime: Runtime, factory: CameraFactory, config: AppConfig, plan: Plan) -> Iterator[None]:
-    """Return the steps that apply the configuration `config`, which differs from the present one as `plan` describes.
+    """Return the steps that apply `config`, which differs from the current configuration as `plan` describes.
 
     The caller must have checked that the plan needs no restart. Pass the steps to `Runtime.steps.submit`.
     """
@@ -62,7 +62,7 @@ def change_running(runtime: Runtime, factory: CameraFactory, config: AppConfig, 
 
 
 def _retire(runtime: Runtime, plan: Plan) -> Iterator[None]:
-    """Stop reading the cameras that are removed or opened again, and forget those that are removed."""
+    """Stop reading the cameras that are removed or reopened, and forget the cameras that are removed."""
     cameras, retired = runtime.cameras, (*plan.removed, *plan.reopened)
     for camera_id in retired:
         cameras.retire(camera_id, for_good=camera_id in plan.removed)

@@ -23,7 +23,7 @@ def require_trusted_model(folder: Path, file: Path) -> None:
     Accept files that cannot be examined, for example because they are missing. The detector reports such errors.
 
     Raises:
-        ModelError: other users can replace one of them.
+        ModelError: other users can replace the folder or one of the two files.
     """
     try:
         require_private_folder(folder, content="models", shared=True)

@@ -101,7 +101,7 @@ class Pipeline:
         )
 
     def _workers(self, config: AppConfig, options: RunOptions) -> int:
-        """Return the number of result workers; 1 if this process handles the results."""
+        """Return the number of result workers, or 1 if this process handles the results."""
         count = process_count(config)
         reasons = {
             "the video needs the frames": options.has_video,

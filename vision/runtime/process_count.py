@@ -17,11 +17,11 @@ _MOST: Final = 8
 
 
 def process_count(config: AppConfig) -> int:
-    """Return the number of result workers and of capture workers; 1 if one process does everything.
+    """Return how many result workers and how many capture workers to start, or 1 if one process does everything.
 
     With `processes: auto`, the number depends on the configured frame rates, on the number of cameras, and on the CPU
-    cores that this process can use, and is at most 8. Otherwise, it is the configured number. In both cases, it is not
-    greater than the number of cameras.
+    cores that this process can use, and is at most 8. Otherwise, the number is the configured value. In both cases, the
+    number does not exceed the number of cameras.
     """
     if config.processes != "auto":
         return min(config.processes, len(config.cameras))

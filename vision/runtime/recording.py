@@ -1,4 +1,4 @@
-"""`Packets`, with which cameras pass packets and frames to other processes, and functions that open them."""
+"""`Packets`, with which cameras pass packets and frames to other processes, and functions that open the sockets."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Packets:
             self.recorder.follow(cameras)
 
     def tap(self, camera_id: str) -> PacketTap | None:
-        """Return the object that passes on the packets of a camera; None if capture workers read the cameras."""
+        """Return the object that passes on the packets of a camera. Return None if capture workers read the cameras."""
         if self.socket is None:
             return None
         return PacketTap(camera_id, self.socket, recorded=camera_id in self.recorded)
 
     def frame_tap(self, camera_id: str) -> FrameTap | None:
-        """Return the object that passes on the frames of a camera; None if capture workers read the cameras."""
+        """Return the object that passes on the frames of a camera. Return None if capture workers read the cameras."""
         return None if self.frame_taps is None else self.frame_taps.tap(camera_id)
 
 
 def plan_packets(config: AppConfig, processes: int) -> tuple[str, ...]:
-    """Return one address per process that reads cameras; empty if no other process needs their packets."""
+    """Return one address per process that reads cameras, or no address if no other process needs packets."""
     if config.recording is None and config.page is None:
         return ()
     return tuple(packet_addresses(packet_address_prefix(), processes))
@@ -57,7 +57,7 @@ def plan_packets(config: AppConfig, processes: int) -> tuple[str, ...]:
 def open_packets(config: AppConfig, addresses: tuple[str, ...], workers: int, resources: ExitStack) -> Packets | None:
     """Open the sockets for packets at addresses from `plan_packets`. Return None if there are no addresses.
 
-    `workers` is the number of capture workers, which open the sockets themselves; 0 means that this process reads the
+    `workers` is the number of capture workers, which open the sockets themselves. 0 means that this process reads the
     cameras.
     """
     if not addresses:

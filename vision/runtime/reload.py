@@ -74,7 +74,7 @@ _DESCRIPTORS_PER_CAMERA: Final = 8
 
 
 class Reloader:
-    """Handler of the control requests to one running program. One thread at a time calls `handle`."""
+    """Handler of the control requests to one running program. Call `handle` from one thread at a time."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Reloader:
             config: configuration of the program.
             read: function that reads the configuration again.
             path: file of the configuration.
-            environ: values of ``${NAME}`` in the password of an added camera.
+            environ: variables that replace ``${NAME}`` in the password of an added camera.
         """
         self._runtime = runtime
         self._config = config
@@ -145,7 +145,7 @@ class Reloader:
         return AnalyticsReply(analytics=contents[0], privacy=contents[1], version=digest.hexdigest())
 
     def _apply(self, config: AppConfig, path: Path | None = None) -> ChangedReply:
-        """Check a configuration, and apply it. `path` is its file, for errors with lines; None if it has no file."""
+        """Check a configuration, and apply it. `path` is its file, if any, for the line numbers in errors."""
         factory = self._factory()
         plan = compare(self._config, config, self._detector_score)
         if plan.restart:
@@ -206,9 +206,9 @@ def _reported_to_service_manager() -> Iterator[None]:
 
 
 def check_models(config: AppConfig, path: Path | None) -> None:
-    """Check the folders of the models, because each process that starts later reads them.
+    """Check the folders of the models, because each process that is started after the change reads these folders.
 
-    `path` is the file of the configuration, for errors with lines. None means that it has no file.
+    `path` is the file of the configuration, for line numbers in errors. None means that the configuration has no file.
 
     Raises:
         ConfigError: the configuration names a class that the model does not have.

@@ -60,9 +60,10 @@ class RemoteSlot(LatestSlot):
     def adopt(
         self, generation: int, layout: tuple[int, int, PixelFormat], buffers: Sequence[FrameBuffer], give_back: GiveBack
     ) -> None:
-        """Replace the buffers with those of a new generation. Drop the frames that wait in the old buffers.
+        """Replace the buffers with `buffers` of a new generation. Drop the frames that wait in the old buffers.
 
-        The worker owns all new buffers until it sends a frame in one of them. `give_back` returns a buffer to it.
+        The worker owns each new buffer until it sends a frame in this buffer. `give_back` returns a buffer to the
+        worker.
         """
         self.abandon(DropReason.EPOCH)
         self._replace_buffers(layout, buffers)
@@ -83,7 +84,7 @@ class RemoteSlot(LatestSlot):
     def receive(self, generation: int, number: int, fields: CommittedFrame) -> None:
         """Receive the frame that the worker has written to the buffer `number` of a generation of buffers.
 
-        Drop the frame if the buffers were replaced since then. The caller must hold `changed`.
+        Drop the frame if the buffers were replaced after the worker had written it. The caller must hold `changed`.
 
         Args:
             generation: number of the generation of buffers.

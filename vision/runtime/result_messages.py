@@ -1,8 +1,8 @@
 """Messages between the main process and a result worker, in MessagePack.
 
 The main process sends one `Begin`, and then lists of encoded results (`Results`) and new configurations (`NewConfig`).
-The worker sends one `Answer` per list. It sends `Totals` after an answer, but at most once per second, and also after
-each new configuration and at the end.
+The worker sends one `Answer` per list. It sends `Totals` after an answer (at most once per second), after each new
+configuration, and at the end.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Results(msgspec.Struct, array_like=True, gc=False, tag="results"):
 
 
 class NewConfig(msgspec.Struct, array_like=True, tag="config"):
-    """A new configuration. The worker answers with `Totals` once its stages use it."""
+    """A new configuration. Once its stages use the configuration, the worker replies with `Totals`."""
 
     number: int  # number of the configuration
     config: AppConfig
@@ -231,7 +231,7 @@ class FrameFiles:
             os.close(fd)
 
     def frame(self, meta: FrameMeta, camera: int, place: tuple[int, int, PixelFormat]) -> Frame:
-        """Return the frame at a place in a mapped file. If this file is new for the camera, unmap its previous file.
+        """Return the frame at a place in a mapped file. If the file is new for the camera, unmap the camera's old file.
 
         `camera` is the number of the camera. `place` is the number of the file, the offset in bytes, and the format.
         """
@@ -259,14 +259,14 @@ def decode_work(data: bytes) -> Results | NewConfig:
 def decode_results(
     content: Results, fds: Sequence[int], camera_ids: Mapping[int, str], files: FrameFiles
 ) -> list[tuple[Result, Frame | None, int | None]]:
-    """Return each result in a message, its frame, and the time in ns after which it is too old.
+    """Return each result in a message, its frame, and the time in ns after which the result is too old.
 
-    The frame is None if the message does not contain its place. A time of None means that the result is never too old.
-    This function closes the file descriptors.
+    The frame is None if the message does not contain the place of the frame. A time of None means that the result is
+    never too old. This function closes the file descriptors.
 
     Args:
         content: the message.
-        fds: its file descriptors.
+        fds: file descriptors that arrived with the message.
         camera_ids: the cameras by number.
         files: the files with frames.
 

@@ -1,8 +1,8 @@
-"""The main process's side of the result workers: it sends results, and counts what the workers did with them.
+"""The main process's side of the result workers, which sends results, and counts published and dropped results.
 
 The inference thread calls `put`. The results thread runs `run`, which receives answers, and replaces workers that end.
-A camera stays with its worker. When a worker ends, the frames that it has not answered count as dropped, and its
-cameras start a new epoch.
+A camera stays with its worker. When a worker ends, the frames that the worker has not answered count as dropped, and
+the worker's cameras start a new epoch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _Link:
             cameras: for each camera of the worker, its number in messages.
             metrics: counters of published results.
             desk: receiver of events and counters.
-            recorder: recorder of detections; None if they are not recorded.
+            recorder: recorder of detections. None if detections are not recorded.
             with_frames: if True, a stage of the worker reads pixels, so the worker gets the frames.
         """
         self.worker: Worker | None = None
@@ -97,7 +97,7 @@ class _Link:
         self._unsent: deque[tuple[InferredFrame, bytes]] = deque()
         self._sent: deque[InferredFrame] = deque()
         self._files: dict[str, int] | None = {} if with_frames else None
-        """For each camera, the number of the file of frames that the process knows; None if it needs no frames."""
+        """For each camera, the number of the frame file that the process has mapped. None if no stage needs frames."""
 
     @property
     def unfinished(self) -> int:
@@ -105,7 +105,7 @@ class _Link:
         return len(self._unsent) + len(self._sent)
 
     def put(self, frames: Sequence[InferredFrame]) -> None:
-        """Send results to the worker. Drop them if no process runs."""
+        """Send results to the worker. If no process runs, drop the results."""
         with self._lock:
             if self._runs:
                 self._unsent.extend((frame, self._encode(frame)) for frame in frames)
@@ -118,7 +118,7 @@ class _Link:
         finish_together([frame.lease for frame in frames], [DropReason.WORKER] * len(frames))
 
     def flush(self) -> None:
-        """Send the results and the configuration that the worker had no room for."""
+        """Send the results and the configuration for which the worker had no room before."""
         with self._lock:
             self._send()
         unsent = self.config.unsent
@@ -130,18 +130,22 @@ class _Link:
         self.cameras[camera_id], self.sequences[camera_id] = number, sequence
 
     def remove(self, camera_id: str) -> CameraSequence:
-        """Forget a camera without unfinished results. Return its numbers, in case the camera is added again."""
+        """Forget a camera, which must have no unfinished results.
+
+        Return the message numbers, track ids, and epochs of the camera, so that they continue if the camera is added
+        again.
+        """
         del self.cameras[camera_id]
         return self.sequences.pop(camera_id)
 
     def reconfigure(self, setup: WorkerSetup, added: Sequence[str], removed: Sequence[str], last_id: int) -> None:
-        """Give the worker a new configuration. `config.used` is its number once the worker uses it.
+        """Send the worker a new configuration. Once the worker uses it, `config.used` is the configuration's number.
 
         Args:
-            setup: the setup with the new configuration. Later processes of the worker also start with it.
+            setup: the setup with the new configuration. Processes that replace the worker also start with this setup.
             added: cameras that were added to the worker.
-            removed: cameras that were removed from it.
-            last_id: upper limit of the track ids so far; 0 if the program has no new camera.
+            removed: cameras that were removed from the worker.
+            last_id: upper limit of the track ids so far. 0 if the program has no new camera.
         """
         assert self.worker is not None
         self.worker.spec = replace(self.worker.spec, setup=setup.encode())
@@ -195,7 +199,7 @@ class _Link:
                 self._unsent.popleft()
 
     def _next_message(self) -> tuple[list[tuple[InferredFrame, bytes]], dict[str, SharedMemory]]:
-        """Return the next results of different cameras, and the files that the process does not know yet, by camera."""
+        """Return the next results of different cameras, and, by camera, the files that the process has not mapped."""
         frames: dict[str, tuple[InferredFrame, bytes]] = {}
         files: dict[str, SharedMemory] = {}
         for frame, encoded in self._unsent:
@@ -299,10 +303,10 @@ class ResultProcesses:
 
         Args:
             setup: the configuration that all workers share.
-            count: number of workers, at most one per camera. The cameras are assigned to them in turn.
+            count: number of workers, at most one per camera. The cameras are assigned to the workers in rotation.
             publisher: the publisher of events and reports. The workers publish through its proxy.
-            state: database for events and counters. If None, they are only in memory.
-            recorder: recorder of detections; None if they are not recorded.
+            state: database for events and counters. If None, events are not stored, and counters are only in memory.
+            recorder: recorder of detections. None if detections are not recorded.
             observe: see `ResultMetrics`.
             with_frames: if True, a stage reads pixels, so the frames must be in shared memory.
             clock: function that returns the monotonic time in ns.
@@ -346,11 +350,11 @@ class ResultProcesses:
 
     @property
     def parts(self) -> list[object]:
-        """The sinks, but no stages, because the stages are in the workers."""
+        """The sinks. The stages are not included, because the workers contain the stages."""
         return list(self.sinks)
 
     def progress(self) -> int | None:
-        """Return the number of answered results; None if no worker has results to process."""
+        """Return the number of answered results. Return None if no worker has results to process."""
         return self.handled if any(link.unfinished for link in self._links) else None
 
     @property
@@ -371,10 +375,10 @@ class ResultProcesses:
         return 0 if link is None else link.sequences[camera_id].epochs
 
     def reconfigure(self, config: AppConfig, added: Sequence[str]) -> Callable[[], bool]:
-        """Let the stages use a new configuration. Return a function that returns True once all stages use it.
+        """Make the stages use a new configuration. Return a function that returns True once all stages use it.
 
-        The results thread informs the workers later. It assigns each camera in `added` to the worker that has the
-        fewest cameras. Cameras that `config` does not contain must have no unfinished results.
+        The results thread informs the workers after this call. It assigns each camera in `added` to the worker that has
+        the fewest cameras. Cameras that `config` does not contain must have no unfinished results.
         """
         self._setup = setup = msgspec.structs.replace(
             self._setup, config=config, secrets=registered_secrets(), number=self._setup.number + 1
@@ -401,7 +405,7 @@ class ResultProcesses:
             link.reconfigure(setup, own, removed[link], last_id if added else 0)
 
     def put(self, batch: list[InferredFrame]) -> None:
-        """Send a batch to the workers, or drop it after `abort`. Release its leases, unless a stage reads pixels."""
+        """Send a batch to the workers. After `abort`, drop it. Release its leases, unless a stage reads pixels."""
         hand_over([frame.lease for frame in batch], keep=self._with_frames)
         if self._aborted:
             finish_together([frame.lease for frame in batch], [DropReason.STOPPED] * len(batch))
@@ -445,7 +449,7 @@ class ResultProcesses:
             link.discard(DropReason.STOPPED)
 
     def close(self) -> None:
-        """Stop the workers, unless `end` or `abort` was called: `run` then stops them. Idempotent."""
+        """Stop the workers, unless `end` or `abort` was called, because `run` then stops the workers. Idempotent."""
         if not self._ending.is_set():
             self._ending.set()
             self._workers.stop(_STOP_S)

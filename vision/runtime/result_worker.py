@@ -50,7 +50,7 @@ _SEND_S: Final = 0.2  # interval of heartbeats while the main process does not r
 
 
 class HandedOverCounters:
-    """The counters of a worker. They come from the main process, which receives every change."""
+    """The counters of a worker. Their initial values come from the main process, which receives every change."""
 
     def __init__(self, rows: Sequence[CounterRow]) -> None:
         self.changed: list[CounterRow] = []
@@ -94,7 +94,7 @@ class _Socket:
         self.discard_subscriptions()
 
     def discard_subscriptions(self) -> None:
-        """Remove the subscriptions from the queue of the socket, which has already applied them."""
+        """Remove the subscriptions from the queue of the socket, because the socket has already applied them."""
         while self._socket.poll(0):
             self._socket.recv(zmq.NOBLOCK)
 
@@ -134,7 +134,7 @@ class _Outbox:
 
 
 class _Records:
-    """Collector of detections messages, which the main process records."""
+    """Collector of detections messages, so that the main process can record the messages."""
 
     def __init__(self) -> None:
         self.payloads: list[bytes] = []
@@ -172,7 +172,7 @@ class _ResultWorker:
     def handle(self, message: Message) -> None:
         """Process a message of the main process: a list of results or a new configuration.
 
-        For results, send an `Answer`, and also `Totals` if the last `Totals` are at least one second old. For a new
+        For results, send an `Answer`, and also `Totals` if the previous `Totals` are at least one second old. For a new
         configuration, send `Totals`.
         """
         content = decode_work(message.data)

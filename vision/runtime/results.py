@@ -1,8 +1,8 @@
-"""`ResultHandler`, which runs the stages on each result and passes it to the sinks, in the results thread.
+"""`ResultHandler`, which runs the stages on each result and passes the result to the sinks, in the results thread.
 
-A result that is too old when its turn comes is dropped. Only a first stage that processes whole batches may have seen
-the result by then. The queue needs no limit of its own: a camera's next frame is not taken while too many results of
-the camera are unfinished (`vision.runtime.latest_slot`).
+A result that is too old when its turn comes is dropped. Before that, only a first stage that processes whole batches
+may have processed the result. The queue needs no limit of its own: a camera's next frame is not taken while too many
+results of the camera are unfinished (`vision.runtime.latest_slot`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vision.stages.stage import Reconfigurable, Sink, Stage
 from vision.types import DropReason, Result
 
 _MAX_TOGETHER: Final = 32
-"""Queued batches are joined until they have at least this number of frames. Their results finish together."""
+"""Queued batches are joined until they have at least this number of frames. The joined results finish together."""
 
 
 class ResultHandler:
-    """Handler of the results of the inference thread. It runs the stages on them, and passes them to the sinks."""
+    """Handler that runs the stages on the results of the inference thread, and passes the results to the sinks."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class ResultHandler:
         return 0
 
     def progress(self) -> int | None:
-        """Return the number of handled results; None if no result waits."""
+        """Return the number of handled results. Return None if no result waits."""
         return self._handled if self._busy or not self._queue.empty() else None
 
     @property
@@ -72,9 +72,9 @@ class ResultHandler:
         return self._handled
 
     def reconfigure(self, config: AppConfig, _added: Sequence[str]) -> Callable[[], bool]:
-        """Let the stages use a new configuration from the next batch on.
+        """Make the stages use a new configuration from the next batch on.
 
-        Return a function that returns True once they use it.
+        Return a function that returns True once all stages use the configuration.
         """
         done = threading.Event()
         self._changes.put((config, done))
@@ -82,7 +82,10 @@ class ResultHandler:
         return done.is_set
 
     def put(self, batch: list[InferredFrame]) -> None:
-        """Queue a batch. If no stage reads pixels, release its leases first. After `abort`, discard the batch."""
+        """Queue a batch. If no stage reads pixels, first release the leases of the batch.
+
+        After `abort`, discard the batch instead.
+        """
         hand_over([inferred.lease for inferred in batch], keep=self._runner.reads_pixels)
         if self._aborted:
             self._finish(batch, [DropReason.STOPPED] * len(batch))
@@ -119,7 +122,7 @@ class ResultHandler:
         done.set()
 
     def _next_batch(self) -> list[InferredFrame] | None:
-        """Wait for a batch, and join it with queued batches until it has `_MAX_TOGETHER` frames. None means the end."""
+        """Wait for a batch, and join queued batches to it until it has `_MAX_TOGETHER` frames. None means the end."""
         batch = self._queue.get()
         while batch is not None and len(batch) < _MAX_TOGETHER and not self._queue.empty():
             following = self._queue.get()

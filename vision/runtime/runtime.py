@@ -8,9 +8,9 @@ The lease of a frame ends when the detector has finished with the frame. In a pi
 the lease ends when the results thread has run the stages on the frame
 (docs/decisions/004-leases-for-stages-that-read-pixels.md).
 
-If a thread fails, the others stop, and `Runtime.run` raises the exception once they have ended. A stop follows the path
-of the data: cameras and slots close, the batches in flight finish, and their results are published. After that, the
-caller closes what it opened (sockets, files, detector).
+If a thread fails, the other threads stop, and `Runtime.run` raises the exception once all threads have ended. A stop
+follows the path of the data: cameras and slots close, the batches in flight finish, and their results are published.
+After that, the caller closes what it opened (sockets, files, detector).
 """
 
 from __future__ import annotations
@@ -62,17 +62,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.05
-"""Maximum time until the main thread notices that the program must stop."""
+"""Maximum time in seconds until the main thread notices that the program must stop."""
 
 _FRAMES_S: Final = 0.5
-"""Time in which the thread `frames` must end after the capture workers have ended."""
+"""Time in seconds within which the thread `frames` must end after the capture workers have ended."""
 
 _STEP_S: Final = 0.005
-"""Time between two steps of a change of the configuration."""
+"""Time in seconds between two steps of a configuration change."""
 
 _LONG_HANGS: Final = 1.5
-"""Multiple of `hang_s` after which the watchdog reports parts that wait for others. The inference loop itself reports a
-batch that takes longer than `hang_s`, but cannot while it is stuck inside a call."""
+"""Multiple of `hang_s` after which the watchdog reports parts that wait for other parts.
+
+The inference loop itself reports a batch that takes longer than `hang_s`, unless the loop is stuck inside a call.
+"""
 
 _STUCK_HINT: Final = "the stacks of the threads in the log show the call that hangs"
 _CAMERA_HINT: Final = "reconnect the camera, or set a different `reader`; `dmesg` can show why its driver hangs"
@@ -102,7 +104,7 @@ class Runtime:
 
         Args:
             capture: the workers that read the cameras. None means that each camera has a thread.
-            factory: creates cameras while the program runs. None means that the cameras cannot change.
+            factory: object that creates cameras while the program runs. None means that the cameras cannot change.
             stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
                 `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             observe: see `ResultMetrics`. Not used if workers run the stages.
@@ -194,7 +196,7 @@ class Runtime:
         return threads
 
     def _watchdog(self) -> Watchdog:
-        """Return a watchdog for all parts. The limit of a part that waits for another part is longer."""
+        """Return a watchdog for all parts. A part that waits for another part has a longer time limit."""
         watchdog, results, long_s = Watchdog(self._fail_hung), self.results, _LONG_HANGS * self._hang_s
         self.cameras.observe(watchdog, self._hang_s)
         parts = [
@@ -212,7 +214,7 @@ class Runtime:
         return watchdog
 
     def chain(self) -> Part:
-        """Return the whole chain as a part for the watchdog: if a frame waits, results must go out."""
+        """Return the whole pipeline as a part for the watchdog: if a frame waits, results must be produced."""
         batcher, results = self.cameras.batcher, self.results
         slowest_s = max((slot.interval_s for slot in batcher.slots), default=0.0)
 
@@ -307,7 +309,7 @@ class Runtime:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
-        """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the last report."""
+        """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the previous one."""
         results, now = self.results, Instant(time.monotonic_ns(), time.time_ns())
         # The published frames are read first, because frames that are published later can be missing in `slots`.
         published = {camera_id: metrics.published for camera_id, metrics in results.metrics.cameras.items()}

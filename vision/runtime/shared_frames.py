@@ -61,7 +61,7 @@ class FrameMemory:
 
     @property
     def fds(self) -> list[int]:
-        """The descriptor of shared host memory, which stays open as long as the buffers exist; empty for GPU memory."""
+        """The descriptor of shared host memory, which stays open as long as the buffers exist. Empty for GPU memory."""
         shared = self.buffers[0].shared
         return [] if shared is None else [shared[0].fileno()]
 
@@ -87,7 +87,7 @@ def allocate_frames(detector: Detector, count: int, layout: Layout, *, on_gpu: b
 def _allocate_shared(
     detector: Detector, count: int, height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> list[FrameBuffer]:
-    """Allocate buffers in shared host memory, and page-lock them if the detector profits from it.
+    """Allocate buffers in shared host memory, and page-lock the buffers if this makes the detector faster.
 
     Raises:
         ValueError: the format does not allow this size.

@@ -1,6 +1,7 @@
-"""`StageRunner`, which runs the stages on results and passes them to the sinks, and `ResultMetrics`, which counts them.
+"""`StageRunner`, which runs the stages on results, and `ResultMetrics`, which counts the published results.
 
-The results thread of a small site and the result workers of a large one use the same `StageRunner`.
+`StageRunner` also passes the results to the sinks. The results thread of a small site and the result workers of a large
+site use the same `StageRunner`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ number of objects, and the monotonic time of publication in ns."""
 
 
 class StageRunner:
-    """Runner of the stages. It passes the results to the sinks. Both run in the thread that calls the methods."""
+    """Runner of the stages, which passes the results to the sinks. Stages and sinks run in the caller's thread."""
 
     def __init__(self, stages: Sequence[Stage], sinks: Sequence[Sink], clock: Clock) -> None:
         self.stages: list[Stage] = []
@@ -53,10 +54,12 @@ class StageRunner:
             self._steps.append((name, lambda result, _frame: stage(result)))
 
     def begin(self, batch: Sequence[tuple[Result, int | None]]) -> list[Result | None]:
-        """Run the first stage on all results of a batch, if it can process a batch. `run_stages` runs the others.
+        """Run the first stage on all results of a batch, if the stage can process batches.
+
+        `run_stages` runs the other stages.
 
         Args:
-            batch: results, in order per camera, each with the time after which it is too old; None means never.
+            batch: results, in order per camera, each with the time after which it is too old. None means never.
 
         Returns:
             The results in the same order. A result that is too old is None.
@@ -69,12 +72,12 @@ class StageRunner:
         return [None if result is None else next(done) for result in results]
 
     def run_stages(self, result: Result, frame: Frame | None, expires_ns: int | None) -> Result | None:
-        """Return a result of `begin` after all stages; None if it is too old to be processed.
+        """Run all stages on a result of `begin`, and return it. Return None if the result is too old to be processed.
 
         Args:
             result: a result from `begin`.
             frame: the frame of the result. It can be None if no stage reads pixels.
-            expires_ns: time after which the result is too old; None means never.
+            expires_ns: time after which the result is too old. None means never.
 
         Raises:
             ValueError: a stage reads pixels, but `frame` is None.
@@ -116,7 +119,7 @@ class StageRunner:
         return counters
 
     def _is_too_old(self, result: Result, expires_ns: int | None) -> bool:
-        """Return True if a result is too old. If so, the camera's next result reports this drop and those before it."""
+        """Return True if a result is too old. If so, the camera's next result reports this and all previous drops."""
         if expires_ns is None or self._clock() <= expires_ns:
             return False
         unreported = self._unreported.setdefault(result.meta.camera_id, Counter())

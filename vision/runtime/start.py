@@ -1,7 +1,7 @@
 """`open_patiently`, which repeats the start of a service until disks, addresses, and locks can be used.
 
-The function also waits for the driver of the GPU. When the driver answers, the function raises an error, because only a
-new process can use the GPU.
+The function also waits for the driver of the GPU. When the driver responds, the function raises an error, because only
+a new process can use the GPU.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ def open_patiently(
 ) -> _Value:
     """Return the result of `open_parts`, whose resources are registered with `resources`.
 
-    After an error that can pass (`Unavailable`, or an error of the system that `from_os_error` converts to it),
-    close what was opened, wait, and try again. Log the failed attempts 1, 2, 4, 8, ...
+    After an error that can pass (`Unavailable`, or an error of the system that `from_os_error` converts to it), close
+    what was opened, wait, and retry. Log the failed attempts 1, 2, 4, 8, ...
 
     Args:
-        open_parts: function that opens all parts. It registers them with its argument.
-        resources: closes the parts of the successful attempt.
+        open_parts: function that opens all parts, and registers the parts with its argument.
+        resources: stack that closes the parts of the successful attempt.
         stop: event that ends the wait.
-        patient: if False, raise the first error. None means True for a service, otherwise False.
+        patient: if False, raise the first error. None means True for a service, and False otherwise.
         backoff: the times between attempts. None means random times of 1 s to 60 s.
         driver_s: longest wait in seconds for the driver of the GPU.
 
     Raises:
         Unavailable: `patient` is False, and a part cannot be opened at present.
-        DeviceNotReady: the driver of the GPU did not answer. If `patient` is True, the driver either did not answer for
-            `driver_s` seconds, or answers, but only to a new process.
+        DeviceNotReady: the driver of the GPU did not respond. If `patient` is True, the driver either did not respond
+            for `driver_s` seconds, or responds only to a new process.
         Closed: `stop` was set during a wait.
-        ConfigError: `open_parts` raised an `OSError` that only an operator can solve.
+        ConfigError: `open_parts` raised an `OSError` whose cause only an operator can remove.
         Exception: `open_parts` raised another error, which is raised unchanged.
     """
     patient = is_service() if patient is None else patient
@@ -101,7 +101,7 @@ def _wait(failure: Unavailable, backoff: Backoff, stop: threading.Event) -> None
 
 
 def _wait_for_driver(failure: DeviceNotReady, backoff: Backoff, stop: threading.Event, longest_s: float) -> None:
-    """Wait until the driver of the GPU answers to a new process, but at most for about `longest_s` seconds."""
+    """Wait until the driver of the GPU responds to a new process, but at most for about `longest_s` seconds."""
     log.warning("waiting up to %.0f s for the driver of the GPU: %s", longest_s, failure.args[0])
     notify("STATUS=waiting for the driver of the GPU")
     deadline_s = time.monotonic() + longest_s

@@ -52,9 +52,9 @@ class Instant:
 def camera_status(
     camera_id: str, status: CameraStatus, slot: SlotCounts, metrics: CameraMetrics, now: Instant, *, published: int
 ) -> CameraReport:
-    """Build the report of one camera. Latencies cover the time since the camera's last report.
+    """Build the report of one camera. Latencies cover the time since the camera's previous report.
 
-    `published` is the number of published frames at the time of `slot` or earlier.
+    `published` is the number of published frames, read at the same time as `slot` or before.
     """
     latency = metrics.latency.snapshot(reset=True)
     return CameraReport(
@@ -134,7 +134,7 @@ def resident_bytes() -> int:
 def _memory_file() -> int:
     """Return the descriptor of the kernel's file about the memory of this process.
 
-    The first call opens the file, because all descriptors can be in use later.
+    The first call opens the file and keeps it open, because all descriptors can be in use at a subsequent call.
     """
     return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 

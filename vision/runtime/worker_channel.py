@@ -49,7 +49,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _ARG_START: Final = 45  # index of the address of the command line among the fields of /proc/PID/stat after the name
 
 Entry = Callable[["WorkerChannel", bytes], None]
-"""Type of the function that a worker process runs, with its channel and its setup."""
+"""Type of the function that a worker process runs. The arguments are the channel and the setup of the worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Message:
 
 
 class Connection:
-    """One end of a connection. Any thread can send; one thread receives. No call blocks, except `send_waiting`."""
+    """One end of a connection. Send from any thread, but receive in one thread. Only `send_waiting` blocks."""
 
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
@@ -72,18 +72,18 @@ class Connection:
 
     @staticmethod
     def pair() -> tuple[Connection, socket.socket]:
-        """Return a connection, and the socket for the other end, which another process turns into a connection."""
+        """Return a connection, and the socket of the other end, from which another process creates a connection."""
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return Connection(own), other
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on; -1 after `close`."""
+        """Return the descriptor to wait on, or -1 after `close`."""
         return self._socket.fileno()
 
     def send(self, kind: bytes, data: bytes = b"", fds: Sequence[int] = ()) -> bool:
         """Send a message. Return False if the other end is closed or has no room, or too many descriptors are in use.
 
-        The descriptors in `fds` are duplicated, so the caller keeps its own.
+        The descriptors in `fds` are duplicated, so the caller must still close its own descriptors.
 
         Raises:
             OSError: the file for a message that is longer than 32 KiB cannot be created.
@@ -112,7 +112,7 @@ class Connection:
             os.close(fd)
 
     def send_waiting(self, kind: bytes, data: bytes, fds: Sequence[int], timeout_s: float) -> bool:
-        """Send a message as `send` does, but wait up to `timeout_s` seconds until the other end has room for it."""
+        """Send a message as `send` does, but wait up to `timeout_s` seconds until the other end has room."""
         deadline = time.monotonic() + timeout_s
         while not self.send(kind, data, fds):
             poller = select.poll()
@@ -127,7 +127,7 @@ class Connection:
         return True
 
     def receive(self) -> tuple[bytes, Message] | None:
-        """Return the kind and the content of the next message; None if none waits.
+        """Return the kind and the content of the next message. Return None if no message waits.
 
         Raises:
             EOFError: the other end is closed.
@@ -156,9 +156,9 @@ class Connection:
         return bytes([first & ~_IN_FILE]), Message(content, tuple(fds[1:]))
 
     def receive_short(self) -> bytes | None:
-        """Return the next message, with its kind as the first byte; None if none waits.
+        """Return the next message, with its kind as the first byte. Return None if no message waits.
 
-        Use this method if all messages are short and contain no descriptors. It is twice as fast as `receive`.
+        Use this method if all messages are short and carry no descriptors. It is twice as fast as `receive`.
 
         Raises:
             EOFError: the other end is closed.
@@ -182,8 +182,8 @@ class Connection:
 class WorkerChannel:
     """The worker's end of its connection to the main process.
 
-    The thread that runs the entry must call `receive` regularly, because this sends heartbeats. Any thread can call
-    `send`.
+    The thread that runs the entry must call `receive` regularly, because `receive` sends heartbeats. Any thread can
+    call `send`.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -201,7 +201,7 @@ class WorkerChannel:
         self._connection.send_waiting(READY, b"", (), HEARTBEAT_S)
 
     def beat(self) -> None:
-        """Send a heartbeat, if one is due. Call this during long work: a worker without heartbeats is replaced."""
+        """Send a heartbeat if it is due. Call this during long work. A worker without heartbeats is replaced."""
         now = time.monotonic()
         if now >= self._next_heartbeat:
             self._connection.send(HEARTBEAT)
@@ -212,7 +212,7 @@ class WorkerChannel:
         return self._connection.send_waiting(APPLICATION, data, fds, timeout_s)
 
     def receive(self, timeout_s: float) -> Message | None:
-        """Return the next message of the main process; None if none arrives within `timeout_s` seconds.
+        """Return the next message of the main process, or None if no message arrives within `timeout_s` seconds.
 
         Raises:
             Closed: the main process asks the worker to stop, or has ended.
@@ -366,7 +366,7 @@ def _send_failure(connection: Connection, error: VisionError) -> None:
 
 
 def failure(data: bytes) -> VisionError:
-    """Return the exception in a message of the kind `FAILURE`; a `VisionError` if its class cannot be used."""
+    """Return the exception in a message of the kind `FAILURE`, as a `VisionError` if its own class cannot be used."""
     import vision.errors
 
     name, text, hint, code = json.loads(data)

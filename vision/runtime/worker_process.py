@@ -125,7 +125,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id; None if no process runs."""
+        """Process id. None if no process runs."""
         process = self._process
         return None if process is None else process.process.pid
 
@@ -153,14 +153,14 @@ class SpareProcess:
     """
 
     def __init__(self, entry: str, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Create the object; `keep` starts the process. `entry` is the entry of the workers that it can replace."""
+        """Create the object without a process, which `keep` starts. `entry` is the entry of the workers to replace."""
         self.entry = entry
         self._clock = clock
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
         self._due_ns = clock() + _SPARE_DELAY_NS
 
     def keep(self) -> None:
-        """Start the process if none runs, and it is due. Call this regularly while all workers are ready."""
+        """Start a process if it is due and none runs. Call this regularly while all workers are ready."""
         now_ns = self._clock()
         if self._running is not None and self._running[0].poll() is not None:
             self.close()
@@ -172,7 +172,7 @@ class SpareProcess:
                 OWN_PROCESSES.add(SPARE.strip(), self._running[0].pid)
 
     def take(self) -> tuple[subprocess.Popen[bytes], Connection] | None:
-        """Return the process, which then belongs to the caller; None if none runs."""
+        """Return the process, and pass its ownership to the caller. Return None if no process runs."""
         self._due_ns = self._clock() + _SPARE_DELAY_NS
         if self._running is not None and self._running[0].poll() is not None:
             self.close()
@@ -180,7 +180,7 @@ class SpareProcess:
         return taken
 
     def close(self) -> None:
-        """Kill the process, if one runs."""
+        """Kill the process, if it runs."""
         if self._running is None:
             return
         process, connection = self._running
@@ -196,8 +196,8 @@ class SpareProcess:
 class Workers:
     """The workers of a program. `poll` replaces processes that crash, hang, or use too much memory.
 
-    Only one thread at a time can call methods. A thread that calls `poll` must not end before the workers that it
-    started, because Linux kills a worker when the thread that started it ends.
+    Call the methods from one thread at a time. A thread that calls `poll` must not end before the workers that it
+    started, because Linux kills a worker when the thread that started the worker ends.
     """
 
     clock: Callable[[], int] = time.monotonic_ns
@@ -209,7 +209,7 @@ class Workers:
     _is_stopping: bool = False
 
     def add(self, spec: WorkerSpec, handler: WorkerHandler) -> Worker:
-        """Add a worker. The next call of `poll` starts its process."""
+        """Add a worker. The next call to `poll` starts its process."""
         worker = Worker(spec, handler)
         self._workers.append(worker)
         return worker
@@ -243,7 +243,7 @@ class Workers:
             self._check()
 
     def kill(self, worker: Worker, reason: str) -> None:
-        """Kill the process of a worker, if one runs, so that it is replaced. `WorkerHandler.lost` receives `reason`."""
+        """Kill the process of a worker, if any, so that it is replaced. `WorkerHandler.lost` receives `reason`."""
         if worker._process is not None and not worker._process.end:
             self._kill(worker, reason)
 
@@ -336,7 +336,7 @@ class Workers:
     def _end_if_exited(self, worker: Worker) -> None:
         """Clean up after a process that has closed its connection, once it has ended or `_EXIT_NS` have passed.
 
-        The loop does not wait for the end, because the messages of the other workers would wait too.
+        The loop does not wait for the end of the process, because the messages of the other workers would also wait.
         """
         process = self._process(worker)
         if process.process.poll() is not None or self.clock() - process.closed_ns >= _EXIT_NS:
@@ -417,7 +417,7 @@ def _spawn(name: str, entry: str) -> tuple[subprocess.Popen[bytes], Connection]:
 
 
 def worker_name(command: Sequence[str]) -> str:
-    """Return the name of the worker that runs with the command line `command`; empty if it is not a worker."""
+    """Return the name of the worker that runs with the command line `command`. Return "" if it is not a worker."""
     return command[3].strip() if len(command) > 3 and command[2] == _PROGRAM else ""
 
 
@@ -431,7 +431,7 @@ def _describe_end(code: int | None, error: VisionError | None) -> str:
 
 
 def own_memory_bytes(pid: int) -> int:
-    """Return the resident memory in bytes that a process does not share; 0 if the process has ended."""
+    """Return the resident memory in bytes that a process does not share. Return 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):

@@ -1,7 +1,7 @@
 """`TrackStage` turns detections into tracks. `AnalyticsStage` turns tracks into events and counts.
 
-Each stage has one `Tracker` or `Analytics` for each camera, and restarts it with each epoch, because the camera can
-show a different scene after a reconnection.
+Each stage has one `Tracker` or `Analytics` for each camera. It restarts this object in each epoch, because the camera
+can show a different scene after a reconnection.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ class TrackStage:
     """Stage that turns detections into tracks, with a new tracker for each camera and epoch.
 
     A detection starts a track if its score reaches both `score` (`detect.score_threshold` in camera.yaml) and
-    `TrackConfig.new_score`. From then on, detections with lower scores can extend the track. Therefore, the detector
-    must report detections down to `detector_score`.
+    `TrackConfig.new_score`. After that, detections with lower scores can extend the track. Therefore, the detector must
+    report detections down to `detector_score`.
 
     Args:
         config: settings of the trackers. If None, the defaults are used.
         score: minimum score of a detection that starts a track. `TrackConfig.new_score` applies if it is higher.
-        class_names: classes of the model, by class id. The groups of `TrackConfig.class_groups` refer to them.
-        camera_ids: ids of all cameras of the program. Each camera then has its own track ids: they depend only on this
-            camera, and no other camera uses them. If empty, all trackers of the process share one sequence of ids.
+        class_names: classes of the model, by class id. The groups of `TrackConfig.class_groups` refer to these classes.
+        camera_ids: ids of all cameras of the program. Each of these cameras has its own track ids, which depend only
+            on this camera, and which no other camera uses. If empty, all trackers of the process share one sequence of
+            ids.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class TrackStage:
         self._score_key = "detect.score_threshold" if score > config.new_score else "track.new_score"
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use new settings. The tracks continue, except those of cameras that `config` no longer contains."""
+        """Use new settings. The tracks continue, except the tracks of cameras that `config` no longer contains."""
         self._configure(config.track, config.detect.score_threshold)
         cameras = [camera.id for camera in config.cameras]
         self._trackers = {camera: each for camera, each in self._trackers.items() if camera in cameras}
@@ -85,7 +86,7 @@ class TrackStage:
     def _number(self, cameras: Sequence[str]) -> None:
         """Assign a sequence of track ids to each camera, so that no two cameras have an id in common.
 
-        If there is a new camera, divide all ids above the highest id so far among the cameras again.
+        If there is a new camera, redistribute all ids above the highest assigned id among the cameras.
         """
         self._reached = max([self._reached, *(ids.reached for ids in self._ids.values())])
         is_new = not self._ids.keys() >= set(cameras)
@@ -98,13 +99,13 @@ class TrackStage:
         return HiddenObjects(self._least_score, self._config.new_score, self._score_key)
 
     def last_ids(self) -> dict[str, int]:
-        """Return an upper limit of the track ids that each camera has used, by camera id; 0 if there are none yet."""
+        """Return an upper limit of the track ids that each camera has used, by camera id. 0 means no ids yet."""
         return {camera: ids.last for camera, ids in self._ids.items()}
 
     def continue_after(self, last_ids: Mapping[str, int]) -> None:
-        """Give new tracks of each camera higher ids than an earlier process did. Call this before the first frame.
+        """Give new tracks of each camera higher ids than a previous process did. Call this before the first frame.
 
-        `last_ids` contains the result of `last_ids` in the earlier process.
+        `last_ids` contains the result of the method `last_ids` in the previous process.
         """
         for camera, last in last_ids.items():
             self._ids[camera].skip(last)
@@ -164,7 +165,7 @@ class _TrackIds(Iterator[int]):
         self.skip(after)
 
     def skip(self, last: int) -> None:
-        """Skip all ids up to `last`: later ids are above it."""
+        """Skip all ids up to and including `last`."""
         self.last = max(self.last, last)
         self._next += max(0, last - self._next + self._step) // self._step * self._step
 
@@ -197,7 +198,7 @@ class AnalyticsStage:
         Args:
             sections: configuration of each camera that has lines or zones, by camera id.
             class_names: class names of the model, by class id. `sections` must use only these names.
-            forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker.
+            forget_s: time in seconds after which an undetected object counts as gone. Pass the tracker's `lost_s`.
             state: source of counters that continue after a restart. If None, the counters start at 0.
             resets: if True, reset the counters at the times in `CameraAnalytics.reset_at`.
 
@@ -231,7 +232,7 @@ class AnalyticsStage:
             self._outdated.add(camera_id)
 
     def section(self, camera_id: str, width_px: int, height_px: int) -> CameraAnalytics | None:
-        """Return the configuration of a camera, with lines and zones at their positions in the present view.
+        """Return the configuration of a camera, with lines and zones at their positions in the current view.
 
         Return None if the camera has neither lines nor zones. `width_px` and `height_px` are the size of the frame.
         """
@@ -269,7 +270,7 @@ class AnalyticsStage:
         return structs.replace(result, events=result.events + events, counts=watched.counts)
 
     def _update_outdated(self, meta: FrameMeta) -> tuple[Event, ...]:
-        """Apply the present configuration and view to the analytics of a camera. Return the events that this causes."""
+        """Apply the current configuration and view to the analytics of a camera. Return the events that this causes."""
         camera_id = meta.camera_id
         self._outdated.remove(camera_id)
         watched = self._cameras[camera_id]

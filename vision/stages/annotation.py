@@ -54,7 +54,7 @@ class FrameAnnotator:
         self._privacy = PrivacyFilter(privacy, class_names)
 
     def draw(self, image: NDArray[np.uint8], result: Result) -> None:
-        """Apply the privacy settings of the camera to `image`, and draw `result` on it.
+        """Apply the privacy settings of the camera to `image`, and draw `result` on the image.
 
         `image` is (H, W, 3) BGR, and has the size of the frame.
         """

@@ -77,7 +77,7 @@ _UNSEEN: Final = _Seen(np.eye(2, 3), held=False, is_learned=False, reported="")
 
 @dataclass(slots=True)
 class _Camera:
-    """The state of one camera. Only the thread of the stage uses the tracker and the times. Only it writes `seen`."""
+    """The state of one camera. Only the stage's thread uses the tracker and the times, and it alone writes `seen`."""
 
     key: str  # identifies the geometry of the lines and zones
     realigns: bool
@@ -103,9 +103,9 @@ class CameraViewStage:
 
         Args:
             config: the configuration, which selects the cameras to watch.
-            analytics: the stage that follows the views of the cameras; None if the pipeline has no such stage.
+            analytics: the stage that follows the views of the cameras. None if the pipeline has no such stage.
             folder: folder for the backgrounds of cameras with lines, zones, or ground points. If None, the stage learns
-                the backgrounds again after each start.
+                the backgrounds after each start.
 
         Raises:
             ModelError: the folder cannot be created, or other users can write to it or to a folder above it.
@@ -122,10 +122,10 @@ class CameraViewStage:
         self._worker = FrameWorker("views", self._compare, buffers=_BUFFERS, lossless=False)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new configuration. If the lines or zones of a camera change, its present view becomes the reference.
+        """Use a new configuration. If the lines or zones of a camera change, its current view becomes the reference.
 
         If a camera was reported as moved or covered, its next result contains the end of this state in two cases: the
-        camera is no longer watched, or its present view has become the reference.
+        camera is no longer watched, or its current view has become the reference.
         """
         cameras, watched = {}, set(config.watched_views)
         for each in config.cameras:
@@ -141,7 +141,7 @@ class CameraViewStage:
         self._cameras = cameras
 
     def _configured(self, camera_id: str, section: CameraAnalytics, patience: ReportAfter) -> _Camera:
-        """Return the state of a camera with new settings. Keep its state, unless its lines or zones have changed."""
+        """Return the state of a camera with new settings. If lines or zones have changed, return a new state."""
         known, key = self._cameras.get(camera_id), geometry_key(section)
         stores = section.realign or bool(section.lines or section.zones or section.ground)
         new = _Camera(key, section.realign, stores, patience)
@@ -184,12 +184,12 @@ class CameraViewStage:
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:
-        """Return how often lines and zones were moved, and for how many cameras counting is paused at present."""
+        """Return how often lines and zones were moved, and for how many cameras counting is currently paused."""
         held = sum(camera.realigns and camera.seen.held for camera in self._cameras.values())
         return {"views.realigned": self._realigned, "views.held": held}
 
     def close(self) -> None:
-        """Compare the frames that wait, and stop the thread. Give up after one second."""
+        """Compare the frames that wait, and stop the thread. Stop waiting for the thread after one second."""
         self._worker.finish()
         self._worker.join(_STOP_S)
 
@@ -255,7 +255,7 @@ class CameraViewStage:
 
 
 def _reported(camera: _Camera, tracker: ViewTracker, now_s: float) -> _Fault:
-    """Return the fault of a camera if it has lasted for the configured time at `now_s` (seconds); "" otherwise."""
+    """Return a camera's fault if, at `now_s` (seconds), it has lasted for the configured time. Otherwise, return ""."""
     if camera.examined_s is None or now_s - camera.examined_s > _GAP_S:
         camera.found_s = now_s
     camera.examined_s = now_s
@@ -281,7 +281,7 @@ def _fault(camera: _Camera, tracker: ViewTracker) -> _Fault:
 
 
 def luma(frame: Frame) -> Image:
-    """Return the brightness of the pixels (H, W). If the pixels are in color, this is the green channel."""
+    """Return the brightness of the pixels (H, W). If the pixels are in color, return the green channel."""
     pixels = frame.pixels
     if frame.pixel_format in ("nv12", "i420"):
         return pixels[: frame.meta.height_px]
@@ -314,7 +314,7 @@ def saved(tracker: ViewTracker, key: str) -> bytes:
 
 
 def loaded(contents: bytes, key: str) -> ViewTracker:
-    """Return the tracker from a file that `saved` wrote; a new tracker if the key in the file differs from `key`.
+    """Return the tracker from a file that `saved` wrote. If the file has a different key, return a new tracker.
 
     Raises:
         ValueError: the file is too large, or was not written by `saved`.

@@ -38,7 +38,7 @@ class FrameWorker:
     """Separate thread that processes copies of frames.
 
     While the results thread holds the lease of a frame, it only copies the frame. If no buffer is free, a lossless
-    worker makes the results thread wait. Any other worker skips the frame and counts it in `skipped`.
+    worker makes the results thread wait. Any other worker skips the frame, and counts the frame in `skipped`.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class FrameWorker:
                 iteration.
             buffers: maximum number of copies, including the copy that the thread is processing.
             lossless: if True, `add` waits for a free buffer instead of skipping a frame.
-            most_bytes: maximum size in bytes of all copies. `add` skips frames that would exceed it, unless there is no
-                other copy. None means no limit. This argument has no effect if `lossless` is True.
+            most_bytes: maximum size in bytes of all copies. `add` skips frames that would exceed this size, unless
+                there is no other copy. None means no limit. This argument has no effect if `lossless` is True.
         """
         self.skipped = 0
         self._name = name
@@ -94,7 +94,7 @@ class FrameWorker:
         return True
 
     def progress(self) -> int | None:
-        """Return the number of processed copies; None if no copy waits or is being processed."""
+        """Return the number of processed copies, or None if no copy waits or is being processed."""
         return None if self._free.qsize() == self._buffers else self._done
 
     def check(self) -> None:
@@ -136,7 +136,7 @@ class FrameWorker:
                 self._free.put(copy)
 
     def _reserve(self, nbytes: int) -> bool:
-        """Count a copy. Return False without counting it if the copies would become too large."""
+        """Count a copy of `nbytes` bytes. If the copies would become too large, do not count it, and return False."""
         with self._lock:
             most = None if self._lossless else self._most_bytes
             if most is not None and self._used_bytes and self._used_bytes + nbytes > most:

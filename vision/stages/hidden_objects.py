@@ -15,10 +15,12 @@ _SHARE: Final = 0.5  # minimum fraction of the frames in `_AFTER_S` that contain
 
 
 class HiddenObjects:
-    """Check that warns once if at least half of a camera's frames in 30 s have detections, but none can start a track.
+    """Check that warns once if a score threshold probably hides the objects of a camera.
+
+    The check warns if at least half of the camera's frames in 30 s have detections, but no detection can start a track.
 
     Only detections with a score of at least `least` count. The first score that can start a track ends the check, so
-    that an empty scene causes no warning later.
+    that an empty scene after that causes no warning.
 
     Args:
         least: minimum score of a detection that is probably an object.

@@ -1,10 +1,10 @@
 """`InquiryStage` sends events and their frames to the process that asks the language model.
 
 The results thread only copies a frame when a question needs an image. One thread of the stage encodes the copies, and
-another thread sends the questions. If no buffer for a copy is free, a question gets its image from a later frame.
+another thread sends the questions. If no buffer for a copy is free, a question gets its image from a subsequent frame.
 
-The stage does not wait for the process: if the process receives nothing, the stage skips and counts questions. It also
-reports each question that it cannot send, so that the event of the question does not wait for an answer.
+The stage does not wait for the process: if the process receives nothing, the stage skips and counts questions. The
+stage also reports each question that it cannot send, so that the event of the question does not wait for an answer.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Failures:
         self._socket.connect(failures_address(address))
 
     def add(self, question: _Open, code: str, text: str, *, counter: str) -> bool:
-        """Give up a question, so that its event does not wait for an answer. Return False if it was given up before.
+        """Abandon a question, so that its event does not wait for an answer. Return False if it was already abandoned.
 
         Log each code at most once per minute. If the report cannot be sent immediately, discard it.
         """
@@ -167,7 +167,8 @@ class InquiryStage:
             config: the configuration, with `language`.
             address: address of the process that asks the language model.
             encode: function that encodes a frame, or only the part in a box, as JPEG. A thread of the stage calls it.
-            use: function that is called with each new configuration; None if `encode` does not depend on it.
+            use: function that is called with each new configuration. None if `encode` does not depend on the
+                configuration.
             most_bytes: maximum size in bytes of the images that wait. The copies of frames have a separate limit of the
                 same size. A single question or a single copy can exceed its limit.
         """
@@ -218,7 +219,7 @@ class InquiryStage:
         return {f"language.questions.{name}": count for name, count in counters.items()}
 
     def close(self) -> None:
-        """Send the waiting questions, and stop. Give up after two seconds. Idempotent."""
+        """Send the waiting questions, and stop the threads. Wait at most two seconds. Idempotent."""
         self._worker.finish()
         self._worker.join(_STOP_S)
         self._sender.close(_STOP_S)
@@ -233,7 +234,7 @@ class InquiryStage:
         return structs.replace(result, events=events)
 
     def _questioned(self, event: Event, meta: FrameMeta) -> Event:
-        """Start the questions about an event, and return the event with an id. Without questions, return it unchanged.
+        """Start the questions about an event, and return the event with an id, or unchanged if it has no questions.
 
         If too many questions of the camera are open, report that they are skipped, and return the event unchanged.
         """
@@ -276,7 +277,7 @@ class InquiryStage:
             waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
 
     def _copy(self, due: list[_Open], result: Result, frame: Frame) -> None:
-        """Copy the frame for the questions `due`. If no copy is free, leave them for a later frame."""
+        """Copy the frame for the questions in `due`. If no buffer is free, the questions wait for the next frame."""
         self._due.append(due)
         if not self._worker.add(frame, result):
             self._due.pop()
@@ -313,7 +314,7 @@ class InquiryStage:
         self._sender.put(question)
 
     def _limit_memory(self, question: _Open, added_bytes: int) -> None:
-        """Count the image of a question, and give up the questions that must make room for it."""
+        """Count the image of a question, and abandon the questions that must make room for this image."""
         text = "the images of the waiting questions need too much memory"
         for each in self._budget.add(question.meta.camera_id, question, added_bytes):
             if each.complete is None or self._sender.remove(each.meta.camera_id, each):
@@ -363,7 +364,7 @@ def _question_of(open_: _Open, *, is_cropped: bool) -> Question:
 
 
 def _box_of(question: _Open, result: Result) -> Box | None:
-    """Return the box around the object of the event, with its margin; None to send the whole frame."""
+    """Return the box around the object of the event, with a margin. Return None if the whole frame must be sent."""
     event, objects = question.event, result.objects
     if not question.entry.crop or event is None or event.track_id is None or not isinstance(objects, Tracks):
         return None

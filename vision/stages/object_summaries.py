@@ -1,7 +1,8 @@
 """`ObjectStage` summarizes each object that has left the scene, and adds the summary to a result.
 
-The stage looks at all objects of a camera five times per second, and otherwise only at those that appear or disappear.
-Per frame, it takes at most one snapshot, and adds at most 20 summaries; further summaries wait for the next frames.
+The stage examines all objects of a camera five times per second. In other frames, it examines only objects that appear
+or disappear. Per frame, the stage takes at most one snapshot, and adds at most 20 summaries. Further summaries wait for
+the next frames.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class _Object:
     def seen(self, box: Box, score: float, class_id: int, at_ns: int) -> None:
         """Store the object's box (x1, y1, x2, y2 in px), score, and class at the time `at_ns`.
 
-        Also append its position to the path if the last position is at least `spacing_ns` old.
+        Also append the object's position to the path if the last position is at least `spacing_ns` old.
         """
         self.box, self.class_id, self.last_ns = box, class_id, at_ns
         self.score = max(self.score, score)
@@ -65,8 +66,8 @@ class _Object:
     def add_position(self, at_ns: int) -> None:
         """Append the bottom center of the box to the path.
 
-        If the path then has more than `_MAX_POSITIONS` positions, remove every second one except the newest, and double
-        `spacing_ns`.
+        If the path has more than `_MAX_POSITIONS` positions after that, remove every second position except the newest,
+        and double `spacing_ns`.
         """
         x1, _, x2, y2 = self.box
         self.path.append(((at_ns - self.first_ns) // 1_000_000, (x1 + x2) / 2, y2))
@@ -124,9 +125,9 @@ class ObjectStage:
         return self.process(result, None)
 
     def process(self, result: Result, frame: Frame | None) -> Result:
-        """Return the result with summaries of up to 20 objects that left. Later results contain the others.
+        """Return the result with summaries of up to 20 objects that left. Subsequent results contain the others.
 
-        `frame` is the frame of the result, for snapshots; None if the stage takes no snapshots.
+        `frame` is the frame of the result, for snapshots. It is None if the stage takes no snapshots.
 
         Raises:
             TypeError: the objects of the result are not tracked.
@@ -233,7 +234,7 @@ class ObjectSnapshotStage(ObjectStage):
         """Create the stage.
 
         Args:
-            forget_s: seconds without a detection after which an object has left.
+            forget_s: time in seconds without a detection after which an object has left.
             crop: function that returns the JPEG of a part of a frame.
             use: function that is called with each new configuration, and returns the ids of the cameras whose `privacy`
                 differs from the previous configuration. None means that no camera has masks.
@@ -243,7 +244,7 @@ class ObjectSnapshotStage(ObjectStage):
         self._use = use
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new configuration. If the `privacy` of a camera changes, discard the snapshots of present objects."""
+        """Use a new configuration. If the `privacy` of a camera changes, discard the snapshots of its objects."""
         super().reconfigure(config)
         for camera_id in () if self._use is None else self._use(config):
             for known in self._cameras[camera_id].objects.values() if camera_id in self._cameras else ():

@@ -27,12 +27,12 @@ _MOTION: Final = ("speed_kmh", "heading_deg")
 class RuleStage:
     """Stage that adds the events of rules to the events of lines and zones.
 
-    A rule for a state reports the start of the state once the state has lasted long enough, and later its end. A rule
-    for an instant, such as a crossing, reports that instant.
+    A rule for a state reports the start of the state once the state has lasted long enough, and also reports the end of
+    the state. A rule for an instant, such as a crossing, reports that instant.
 
     During its cooldown, a rule reports only the end of states whose start it has reported. If another state still lasts
-    when the cooldown ends, the rule then reports the start of this state. `suppressed` in the next report of a start or
-    an instant is the number of suppressed reports.
+    when the cooldown ends, the rule reports the start of this state at that time. `suppressed` in the next report of a
+    start or an instant is the number of suppressed reports.
     """
 
     def __init__(self, rules: Sequence[RuleConfig], sections: Mapping[str, CameraAnalytics]) -> None:
@@ -41,7 +41,7 @@ class RuleStage:
         self._cameras = {camera_id: camera for camera_id, camera in cameras.items() if camera.rules}
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use new rules. A rule that has not changed continues; others start with the next event of their kind.
+        """Use new rules. Unchanged rules continue. Other rules start with the next event of their kind.
 
         For a rule that was changed or removed, the next result of the camera reports the end of its reported states.
         """
@@ -54,10 +54,10 @@ class RuleStage:
                 self._cameras[camera_id] = camera
 
     def clock(self, camera_id: str) -> FrameClock | None:
-        """Return the clock of a camera's rules; None if the camera has no rules.
+        """Return the clock of a camera's rules. Return None if the camera has no rules.
 
-        A caller that judges recorded frames can skip frames that have no events and cause no report (`due_s`). The
-        caller must then advance this clock to the time of the last skipped frame.
+        A caller that evaluates recorded frames can skip frames that have no events and cause no report (`due_s`). After
+        that, the caller must advance this clock to the time of the last skipped frame.
         """
         camera = self._cameras.get(camera_id)
         return None if camera is None else camera.time
@@ -93,7 +93,7 @@ class RuleStage:
             epoch: epoch of the frame.
             captured_ns: capture time of the frame in ns.
             events: events of the frame.
-            occupancy: number of objects in each zone, by its name.
+            occupancy: number of objects in each zone, by name of the zone.
         """
         camera = self._cameras[camera_id]
         camera.time.advance(captured_ns)
@@ -115,7 +115,7 @@ class _Camera:
         self._epoch: int | None = None
 
     def adopt(self, earlier: _Camera) -> None:
-        """Continue the clock and the unchanged rules of `earlier`. Keep its other rules that still report a state."""
+        """Continue the clock and the unchanged rules of `earlier`. Keep changed rules that still report a state."""
         self.time, self._epoch = earlier.time, earlier._epoch
         known = {rule.identity: rule for rule in earlier.rules}
         self.rules = [known.pop(rule.identity, rule) for rule in self.rules]
@@ -160,7 +160,7 @@ class _Rule:
     """One rule, applied to the events of one camera."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
-        """Create the rule. Crowding starts `crowded_for_s` seconds before the event that reports it."""
+        """Create the rule. Crowding starts `crowded_for_s` seconds before the event that reports the crowding."""
         self.states: dict[int | None, _State] = {}  # by track id; None for a crowded zone
         self.identity = config.model_dump_json(), crowded_for_s  # equal for rules that work in the same way
         self._camera_id = camera_id
@@ -212,7 +212,7 @@ class _Rule:
     def _current_data(self, state: _State, now: _Now) -> dict[str, Any]:
         """Return the data of the event that started a state, updated to the current frame, and `lasted_s`.
 
-        If the event is from an earlier frame, its speed and heading are omitted.
+        If the event is not from the current frame, its speed and heading are omitted.
         """
         lasted_s, data = _since(state, now), dict(state.start_event.data)
         if "stayed_s" in data:

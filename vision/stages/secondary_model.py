@@ -1,12 +1,12 @@
 """`CascadeStage` classifies tracked objects with a second model, once or periodically.
 
 Two threads share the work. While the results thread holds the lease of a frame, it cuts out the objects that are due
-for classification. If the GPU cuts them out, the results thread keeps the lease until the GPU has read the frame. A
-thread of the stage classifies the crops of all cameras in batches. From then on, the messages of an object contain the
-result.
+for classification. If the GPU cuts out the objects, the results thread keeps the lease until the GPU has read the
+frame. A thread of the stage classifies the crops of all cameras in batches. After that, the messages of an object
+contain the result.
 
-If more objects are due than buffers are free, the stage counts the remaining objects as skipped and retries them with
-their next frame. Objects that were never classified come first, then the objects that were classified longest ago.
+If more objects are due than buffers are free, the stage counts the remaining objects as skipped, and retries them with
+their next frame. Objects that were never classified come first, followed by objects with the oldest results.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FORGET_S: Final = 10.0  # time after which an undetected object is forgotten; l
 class Classifier(Protocol[Crop]):
     """A model that classifies crops of objects.
 
-    The results thread calls `crop`, `is_reading`, and `wait_until_read`. A second thread calls `classify`.
+    The results thread calls `crop`, `is_reading`, and `wait_until_read`. A different thread calls `classify`.
     """
 
     name: str  # name of the model in messages
@@ -53,7 +53,7 @@ class Classifier(Protocol[Crop]):
         """Scale the part of the frame inside `box` to the model's input, and write the result to `out`."""
 
     def is_reading(self) -> bool:
-        """Return True while a frame is still being read for an earlier call of `crop`."""
+        """Return True while a frame is still being read for a previous call to `crop`."""
 
     def wait_until_read(self) -> None:
         """Wait until no frame is being read."""
@@ -141,7 +141,7 @@ class CascadeStage:
         self._cameras = {camera_id: each for camera_id, each in self._cameras.items() if camera_id in cameras}
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of classified and skipped crops since the start, and of crops that wait."""
+        """Return the numbers of classified and skipped crops since the start, and the number of crops that wait."""
         worker = self._worker
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
@@ -154,7 +154,7 @@ class CascadeStage:
         self._worker.close()
 
     def _objects(self, tracks: Tracks, meta: FrameMeta) -> dict[int, _ObjectState]:
-        """Forget objects of earlier epochs, and objects that were not detected for `_FORGET_S`.
+        """Forget objects of previous epochs, and objects that were not detected for `_FORGET_S` seconds.
 
         Return the states of the remaining objects, by track id.
         """
@@ -173,7 +173,7 @@ class CascadeStage:
         return objects
 
     def _due(self, tracks: Tracks, objects: dict[int, _ObjectState], meta: FrameMeta) -> list[tuple[_ObjectState, Box]]:
-        """Return the states and boxes of the objects to classify: new objects first, then those with old results."""
+        """Return the states and boxes of the objects to classify: first new objects, then objects with old results."""
         boxes = tracks.boxes_xyxy.clip(0, (meta.width_px, meta.height_px) * 2)
         large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= self._config.min_size_px
         large &= np.isin(tracks.class_ids, self._classes)
@@ -286,7 +286,7 @@ class _ClassifierThread(Generic[Crop]):
         self.looked += len(batch)
 
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
-        """Yield the classes whose scores reach the threshold, best first; at most the best if classes are exclusive."""
+        """Yield the classes whose scores reach the threshold, best first. Exclusive classes yield at most the best."""
         order = np.argsort(-scores, kind="stable")
         for column in order[: 1 if self.classifier.exclusive else None].tolist():
             if scores[column] >= self._score_threshold:
@@ -295,7 +295,7 @@ class _ClassifierThread(Generic[Crop]):
 
 
 def _with_attributes(result: Result, tracks: Tracks, objects: Mapping[int, _ObjectState]) -> Result:
-    """Return `result` with the attributes of this stage in addition to the attributes of earlier stages."""
+    """Return `result` with the attributes of this stage in addition to the attributes of previous stages."""
     attributes = dict(result.attributes)
     for track_id in tracks.track_ids.tolist():
         state = objects.get(track_id)

@@ -55,7 +55,8 @@ class SnapshotStage:
             lossless: if True, wait for the disk instead of skipping a snapshot.
             camera_ids: ids of the cameras of this process. The stage does not count or delete the files of other
                 cameras, which belong to other processes. None means that there are no other processes.
-            use: function that is called with each new configuration; None if `encode` does not depend on it.
+            use: function that is called with each new configuration. None if `encode` does not depend on the
+                configuration.
 
         Raises:
             ConfigError: the folder cannot be created, or is not writable.
@@ -75,7 +76,8 @@ class SnapshotStage:
     def with_frame(self, result: Result, frame: Frame) -> Result:
         """Copy the frame if events need a snapshot, and return the result with the path of the file in these events.
 
-        If no buffer is free, skip the snapshot and return the result unchanged, or wait if lossless.
+        If no buffer is free, skip the snapshot, and return the result unchanged. If the stage is lossless, wait
+        instead.
 
         Raises:
             VisionError: the thread has failed.
@@ -106,7 +108,7 @@ class SnapshotStage:
         return {"snapshots": self._worker.progress()}
 
     def close(self) -> None:
-        """Write the waiting snapshots. Give up after one second. Idempotent."""
+        """Write the waiting snapshots. Wait at most one second. Idempotent."""
         self._worker.finish()
         self._worker.join(_STOP_S)
 
@@ -159,7 +161,7 @@ class _SnapshotFolder:
         self._prune()
 
     def _make_room(self) -> None:
-        """Delete the oldest files while the disk is nearly full. Raise `OSError` if it stays nearly full."""
+        """Delete the oldest files while the disk is nearly full. Raise `OSError` if the disk stays nearly full."""
         if not self._space.is_low():
             return
         while self.sizes and self._space.is_low(now=True):

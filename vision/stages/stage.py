@@ -28,7 +28,7 @@ class PixelStage(Protocol):
 
 
 Stage: TypeAlias = Callable[[Result], Result] | PixelStage
-"""A stage of either kind: without or with access to the frame."""
+"""A stage of either kind: a function without access to the frame, or an object with access to the frame."""
 
 
 @runtime_checkable
@@ -92,7 +92,7 @@ class Reconfigurable(Protocol):
 
 @runtime_checkable
 class HasProgress(Protocol):
-    """A stage or sink with threads of its own, which the watchdog observes."""
+    """A stage or sink that has its own threads, which the watchdog observes."""
 
     def progress(self) -> Mapping[str, object]:
         """Return a dict from the name of each thread to a value that changes with its progress, or to None.

@@ -1,4 +1,4 @@
-"""`VideoStage` draws results on frames, writes them to a video file for each camera, and shows them in a window.
+"""`VideoStage` draws results on frames, writes the frames to one video file per camera, and shows them in windows.
 
 For each camera, a thread draws and encodes the frames. If frames arrive faster than the thread can encode them, some
 frames are skipped and counted. Each frame keeps its capture time, so the video plays in real time.
@@ -82,7 +82,7 @@ class VideoStage:
         return result
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of drawn and skipped frames. A frame that a full disk cannot store counts as both."""
+        """Return the numbers of drawn and skipped frames. A frame that a full disk cannot store counts twice."""
         return {
             "video.written": sum(video.written for video in self._cameras.values()),
             "video.skipped": sum(worker.skipped for worker in self._workers.values())
@@ -90,7 +90,7 @@ class VideoStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return a dict from the name of each thread to the number of processed frames; None if no frame waits."""
+        """Return a dict from each thread's name to the number of processed frames, or to None if no frame waits."""
         return {f"video-{camera_id}": worker.progress() for camera_id, worker in self._workers.items()}
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class _CameraVideo:
         self._parts = PartReader()
 
     def write(self, copies: Iterator[tuple[Frame, Result]]) -> None:
-        """Draw all frames. If there is a file, write the frames to it. If there is a window, show them.
+        """Draw the result on each frame. Write the frames to the file, if any, and show them in the window, if any.
 
         If there are no frames, create no file. While the disk is nearly full, count frames as lost instead of writing
         them.
@@ -154,7 +154,7 @@ class _CameraVideo:
         return not is_low
 
     def _annotate(self, frame: Frame, result: Result) -> Image:
-        """Draw the result on the copy of its frame. Show and return the image, which is valid as long as the copy."""
+        """Draw the result on the copy of its frame. Show and return the image. It is valid as long as the copy."""
         meta = frame.meta
         image = np.ascontiguousarray(self._parts.read(frame, 0, 0, meta.width_px, meta.height_px))
         self._draw(image, result)

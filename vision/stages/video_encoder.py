@@ -26,7 +26,7 @@ _USUAL_FPS: Final = 25  # used only by the rate control of the codec
 
 
 class VideoEncoder:
-    """Encoder of frames with timestamps. `open_encoder` creates it, and closes its file."""
+    """Encoder of frames with timestamps. `open_encoder` creates the encoder, and closes its file."""
 
     def __init__(self, container: OutputContainer, width_px: int, height_px: int) -> None:
         has_h264 = "libx264" in av.codecs_available

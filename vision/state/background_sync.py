@@ -64,7 +64,10 @@ class BackgroundSync:
         self._thread.start()
 
     def request(self, *, urgent: bool = False) -> None:
-        """Make the thread force the latest commit to disk within the interval, or at once if `urgent`. Do not wait."""
+        """Make the thread force the latest commit to disk within the interval, or immediately if `urgent` is True.
+
+        Do not wait for the thread.
+        """
         self._commits += 1
         if urgent:
             self._hurry.set()
@@ -73,7 +76,8 @@ class BackgroundSync:
     def stop(self, timeout_s: float = _STOP_S) -> bool:
         """Force everything to disk, and end the thread. Idempotent.
 
-        Return False if the thread has not ended after `timeout_s` seconds. The thread then continues in the background.
+        Return False if the thread has not ended after `timeout_s` seconds. In this case, the thread continues in the
+        background.
         """
         self._ending.set()
         self._hurry.set()
@@ -120,10 +124,10 @@ class BackgroundSync:
             self._requested.set()
 
     def _checkpoint(self) -> bool:
-        """Move the pages of the log into the database. Empty the log if there was no commit in the meantime.
+        """Move the pages of the log into the database. Empty the log if there was no commit during the move.
 
-        If frequent commits prevent this until the log reaches 64 MiB, let commits wait while the log is emptied. Return
-        True if the log was emptied.
+        If frequent commits prevent this until the log reaches 64 MiB, make commits wait while the log is emptied.
+        Return True if the log was emptied.
         """
         commits = self._commits
         self._pin.execute("BEGIN")

@@ -24,7 +24,7 @@ class CounterStore(Protocol):
         """Return the stored counters of the camera, in any order."""
 
     def store_counters(self, rows: Sequence[CounterRow]) -> bool:
-        """Store new values. Return False if they cannot be stored at present. The caller must then try again later."""
+        """Store new values. Return False if they cannot be stored at present, so that the caller must retry."""
 
 
 class HasCameraCounters(Protocol):
@@ -60,13 +60,13 @@ class CameraCounters:
 
     @property
     def period_s(self) -> int | None:
-        """Start of the current counting period, in seconds since 1970; None if no period has started yet."""
+        """Start of the current counting period, in seconds since 1970. None if no period has started yet."""
         return self._counts.get(_PERIOD)
 
     def start_period(self, period_s: int, *, keep: bool) -> None:
         """Start a new period at `period_s`, in seconds since 1970. The next `flush` writes the changes.
 
-        If `keep` is True, keep the values of the counters; otherwise, set them to 0.
+        If `keep` is True, keep the values of the counters. Otherwise, set all values to 0.
         """
         if not keep:
             self._counts = dict.fromkeys(self._counts, 0)
@@ -74,18 +74,18 @@ class CameraCounters:
         self._dirty = dict.fromkeys(self._counts)
 
     def add(self, name: str, keys: Iterable[str]) -> None:
-        """Increment the counters `keys` of the line or zone called `name` by 1. The next `flush` writes them."""
+        """Increment the counters `keys` of the line or zone `name` by 1. The next `flush` writes these counters."""
         for key in keys:
             self._counts[name, key] = self._counts.get((name, key), 0) + 1
             self._dirty[name, key] = None
 
     def set(self, name: str, key: str, value: int) -> None:
-        """Set the counter `key` of the line or zone called `name` to `value`. The next `flush` writes it."""
+        """Set the counter `key` of the line or zone called `name` to `value`. The next `flush` writes the counter."""
         self._counts[name, key] = value
         self._dirty[name, key] = None
 
     def flush(self) -> None:
-        """Write the changed counters to the store. If the store fails, a later call writes them."""
+        """Write the changed counters to the store. If the store fails, a subsequent call writes these counters."""
         if self._dirty and self._store.store_counters(self.changed()):
             self._dirty.clear()
 

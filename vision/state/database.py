@@ -2,9 +2,10 @@
 
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk. The system keeps this
 data even if the process is killed. `BackgroundSync` forces the log to disk only about once per second, because doing so
-for every event would wear out a memory card and delay results. Therefore, a power failure can lose the last second. The
-numbers of lost events are not used again: after a power failure or a failure of the disk, the program skips
-`NUMBERS_SKIPPED` numbers. The same transaction stores events and the counters that these events changed.
+for every event would wear out a memory card and delay results. Therefore, a power failure can cause the loss of the
+events of the last second. The numbers of lost events are not reused: after a power failure or a failure of the disk,
+the program skips `NUMBERS_SKIPPED` numbers. The same transaction stores events and the counters that these events
+changed.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
@@ -71,13 +72,13 @@ class DamagedState(Exception):
 
 
 class StateDatabase:
-    """The events and counters of one deployment. Only one thread writes. Any thread can read events.
+    """The events and counters of one deployment. Only one thread may write. Any thread can read events.
 
     Attributes:
         folder: folder of the database.
-        notice: message for the operator about a damaged database; None if there is nothing to report.
+        notice: message for the operator about a damaged database. None if there is nothing to report.
         events: log of the numbered events.
-        run: record of this run, and of the end of the last run.
+        run: record of this run, and of the end of the previous run.
         placement: check that the database file is still at its path.
         is_failing: True if the last transaction failed, for example because the disk is full or read-only.
         defers_counters: if True, counters wait in memory for the transaction that stores the next events.
@@ -101,7 +102,7 @@ class StateDatabase:
         Args:
             max_events: number of newest events that are always kept, unless they exceed `max_bytes`.
             max_bytes: maximum total size of the stored events.
-            boot: identifier of the machine's current boot. An empty text means that it is unknown.
+            boot: identifier of the machine's current boot. An empty string means that the boot is unknown.
             sync_s: maximum time in seconds until a commit is forced to disk.
             sync: function that forces the file of a descriptor to disk.
             marks: folder for the `LossMark` of the database, usually in memory.
@@ -142,7 +143,7 @@ class StateDatabase:
             self._opened = opened.pop_all()
 
     def counters(self, camera_id: str) -> CameraCounters:
-        """Return the counters of a camera, with their stored values. Later calls return the same object."""
+        """Return the counters of a camera, with their stored values. Subsequent calls return the same object."""
         if camera_id not in self._counters:
             self._counters[camera_id] = CameraCounters(self, camera_id)
         return self._counters[camera_id]
@@ -150,8 +151,8 @@ class StateDatabase:
     def close(self) -> None:
         """Force all data to disk, and mark the session as ended normally, unless the disk fails. Idempotent.
 
-        If the disk takes longer than 4 s, leave the database open, so that the background thread can finish. The next
-        start then still finds all data. If somebody has removed the database file, write it again.
+        If the disk takes longer than 4 s, leave the database open, so that the background thread can finish, and the
+        next start finds all data. If the database file was removed, restore it.
         """
         if self._closed:
             return
@@ -183,8 +184,8 @@ class StateDatabase:
         """Store counters. Return False if the disk is full or not writable. Raise `Closed` after `close`.
 
         If `defers_counters` is True, keep the counters in memory, and return True. The transaction of the next events
-        stores them, because these are the events that changed the counters. If no events follow, the next call of this
-        method stores them.
+        stores the counters, because these events caused the changes. If no events follow, the next call to this method
+        stores the counters.
         """
         if not self.defers_counters:
             return self.write([counter_statement(rows)])
@@ -293,7 +294,7 @@ class StateDatabase:
     def _start_session(self, boot: str, *, is_lossy: bool) -> None:
         """Record that a session is running. Skip event numbers if the last events may be lost.
 
-        This is the case if a power failure may have ended the last session, or if `is_lossy` is True.
+        Events may be lost if a power failure may have ended the previous session, or if `is_lossy` is True.
         """
         ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
         if is_lossy or (not clean and (not boot or boot != last_boot)):
@@ -303,7 +304,7 @@ class StateDatabase:
     def _start_sync(
         self, opened: contextlib.ExitStack, sync: Callable[[int], None], sync_s: float, mark: LossMark
     ) -> BackgroundSync:
-        """Start the thread that forces commits to disk. `opened` ends it, and then closes what it uses."""
+        """Start the thread that forces commits to disk. `opened` ends the thread, and then closes its resources."""
         wal = os.open(self.folder / f"{_FILE}-wal", os.O_RDONLY | os.O_CLOEXEC)
         opened.callback(os.close, wal)
         connections = [opened.enter_context(contextlib.closing(self.connect())) for _ in range(2)]

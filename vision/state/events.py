@@ -63,11 +63,12 @@ class Page:
 
 
 class EventLog:
-    """Log of numbered events with a limited size. Only one thread appends; any thread can read.
+    """Log of numbered events with a limited size. Append from only one thread. Any thread can read.
 
     Attributes:
-        journal: identifier of this sequence of numbers. A database that replaces a damaged one has a new identifier.
-        newest: last assigned number. The next event gets the number after it.
+        journal: identifier of this sequence of numbers. A database that replaces a damaged database has a new
+            identifier.
+        newest: last assigned number. The next event gets the number `newest` + 1.
         lost: number of events that were not stored, because the disk was full or not writable.
         unsynced: number of events that are possibly not on disk yet.
     """
@@ -176,7 +177,7 @@ class EventLog:
         self._database.defers_counters = True
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of stored and of lost events, and ``journal.stopped``: 1 while events cannot be stored."""
+        """Return the numbers of stored and lost events, and ``journal.stopped``, which is 1 while storing fails."""
         stopped = int(self._database.is_failing)
         return {"journal.kept": self._count, "journal.lost": self.lost, "journal.stopped": stopped}
 
@@ -192,9 +193,10 @@ class EventLog:
             self._reader.close()
 
     def _oldest_to_keep(self, count: int, size: int) -> int | None:
-        """Return the oldest number to keep when `count` events of `size` bytes in total are added; None to keep all.
+        """Return the oldest event number to keep if `count` events of `size` bytes in total are added.
 
-        At the limit, about an eighth of the log is deleted at once, so that most appends delete nothing.
+        Return None if all events can be kept. At the limit, about an eighth of the log is deleted together, so that
+        most appends delete nothing.
         """
         if self._bytes + size > self._max_bytes:
             excess = self._bytes + size - self._max_bytes * 7 // 8

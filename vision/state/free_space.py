@@ -14,7 +14,7 @@ _INTERVAL_S: Final = 1.0
 
 
 class FreeSpace:
-    """The free space of the disk that contains `folder`. The reserve is 5 % of the disk, at most 500 MB."""
+    """The free space of the disk that contains `folder`. The reserve is 5 % of the disk, but at most 500 MB."""
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
@@ -26,7 +26,7 @@ class FreeSpace:
         """Return True if the free space, minus `promised_bytes`, is less than `times` the reserve.
 
         Query the file system at most once per second, or in each call if `now` is True. If the query fails, return the
-        last result.
+        previous result.
         """
         if now or self._clock() - self._checked_s >= _INTERVAL_S:
             self._checked_s = self._clock()

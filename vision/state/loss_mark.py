@@ -1,4 +1,4 @@
-"""`LossMark` remembers across restarts of the program that a disk has failed, and possibly lost the last events."""
+"""`LossMark` records, across restarts of the program, that a disk has failed and has possibly lost the last events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LossMark:
         return self._path is not None and self._path.exists()
 
     def set(self) -> None:
-        """Create the file, unless this is not possible, or other users can write to its folder."""
+        """Create the file. Do nothing if this fails, or if other users can write to the folder of the file."""
         if self._path is None:
             return
         with contextlib.suppress(OSError, VisionError):

@@ -24,8 +24,8 @@ _GRACE_S: Final = 10.0  # time in which somebody can put the file back
 class Placement:
     """The path of an open database file, and the identity of this file.
 
-    If somebody removes the file, Linux keeps its content until the program closes the file. Therefore, `restore` can
-    write the content again.
+    If the file is removed, Linux keeps its content until the program closes the file. Therefore, `restore` can write
+    the content to a new file.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,7 +40,7 @@ class Placement:
     def check(self) -> None:
         """Check which file is at the path, at most once per second. Raise `OSError` if a different file is there.
 
-        If there is no file at the path, only log an error, because `restore` can write the database again.
+        If there is no file at the path, only log an error, because `restore` can write the database to a new file.
         """
         if self._clock() - self._looked_s >= _LOOK_S:
             self._look()
@@ -71,7 +71,7 @@ class Placement:
             raise Unavailable(text, hint="start the program again", code="state-removed")
 
     def restore(self, connection: sqlite3.Connection) -> None:
-        """Write the database again if there is no file at its path. `connection` must still have the old file open."""
+        """Write the database to a new file if its path has no file. `connection` must still have the old file open."""
         if self._found() is not None:
             return
         partial = self.path.with_name(f"{self.path.name}.part")
@@ -89,7 +89,7 @@ class Placement:
         log.warning("%s was removed, and was written again", self.path)
 
     def _found(self) -> tuple[int, int] | None:
-        """Return the device and the inode of the file at the path; None if there is none."""
+        """Return the device and inode numbers of the file at the path. Return None if there is no file."""
         try:
             status = self.path.stat()
         except OSError:

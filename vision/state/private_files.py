@@ -34,7 +34,7 @@ _OTHER_FOLDER: Final = "set XDG_CACHE_HOME, or CACHE_DIRECTORY for a service, to
 
 
 class Untrusted(ModelError):
-    """A file cannot be trusted: other users can write it or a folder above it, it is a link, or it is unreadable."""
+    """A file cannot be trusted: it is a link or unreadable, or other users can write to it or to a folder above it."""
 
 
 class Held(Unavailable):
@@ -49,7 +49,7 @@ def cache_folder(name: str) -> Path:
     """Return the path of the cache folder `name`. The folder may not exist yet.
 
     In a service with ``CacheDirectory=``, the path is in the folder that systemd names in ``CACHE_DIRECTORY``.
-    Otherwise, it is in ``$XDG_CACHE_HOME/vision`` or ``~/.cache/vision``.
+    Otherwise, the path is in ``$XDG_CACHE_HOME/vision`` or ``~/.cache/vision``.
     """
     given = os.environ.get("CACHE_DIRECTORY")
     if given:
@@ -58,9 +58,9 @@ def cache_folder(name: str) -> Path:
 
 
 def _who_may_write(status: os.stat_result, *, shared: bool = False) -> str:
-    """Return a text that states which other users can write to a file; an empty text if none can.
+    """Return a text that states which other users can write to a file. Return an empty string if no other user can.
 
-    For `shared`, see `require_private_folder`.
+    `require_private_folder` describes `shared`.
     """
     if status.st_uid not in (os.geteuid(), 0) and not (shared and _is_no_other_user(status.st_uid)):
         return f"belongs to user {status.st_uid}"
@@ -148,7 +148,7 @@ def _remedy(path: Path, status: os.stat_result) -> str:
 
 
 def require_private_file(path: Path, *, shared: bool = False) -> None:
-    """Check that no other user except root can write a file. Follow links. See `require_private_folder` for `shared`.
+    """Check that only this user and root can write a file. Follow links. `require_private_folder` explains `shared`.
 
     Raises:
         OSError: the file does not exist, or cannot be examined.
@@ -249,7 +249,7 @@ def write_checked(path: Path, contents: bytes) -> None:
 
 
 def read_checked(path: Path) -> bytes | None:
-    """Return the contents that `write_checked` wrote; None if the file is missing or damaged. Damage is logged.
+    """Return the contents that `write_checked` wrote. Return None if the file is missing or damaged. Log any damage.
 
     Raises:
         Untrusted: the file is a link or cannot be read, or other users can write to it or to a folder above it.
@@ -293,7 +293,7 @@ def locked(
     The system also releases the lock when the process ends or is killed.
 
     Args:
-        path: lock file. It remains after the release, unless the holder removes it.
+        path: lock file. The file remains after the release, unless the holder of the lock removes it.
         timeout_s: maximum time in seconds to wait for the lock. 0 means no wait.
         when_waiting: function that is called once if a different process holds the lock.
         canceled: function that returns True to end the wait.
@@ -315,7 +315,7 @@ def locked(
 
 
 def _locked_file(path: Path) -> BinaryIO | None:
-    """Open and lock a file. Return the open file; None if a different process holds the lock."""
+    """Open and lock a file. Return the open file, or None if a different process holds the lock."""
     try:
         file = path.open("ab")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`RunRecord` stores how a run of the program ended, so that the next run can report it."""
+"""`RunRecord` stores how a run of the program ended, so that the next run can report this."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INTERVAL_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """The end of the last run.
+    """How and when the previous run ended.
 
     Attributes:
         end: reason for the end:
@@ -46,17 +46,17 @@ class LastRun:
 
 
 class RunRecord:
-    """The record of the present run, and the end of the last run. As a context manager, it calls `end` on exit.
+    """The record of the current run, and the end of the previous run. Exiting the context manager calls `end`.
 
     Attributes:
-        last: end of the last run; None if no run is recorded.
+        last: end of the previous run. None if no previous run is recorded.
     """
 
     def __init__(self, database: StateDatabase, boot: str) -> None:
-        """Read the record of the last run from a database.
+        """Read the record of the previous run from a database.
 
         Args:
-            boot: identifier of the machine's current boot. An empty text means that it is unknown.
+            boot: identifier of the machine's current boot. An empty string means that the boot is unknown.
         """
         self._database = database
         self._boot = boot
@@ -72,7 +72,7 @@ class RunRecord:
         return LastRun("crash" if boot == self._boot else "machine-restart", at_utc_ns)
 
     def begin(self) -> LastRun | None:
-        """Record that this run has started. Return the end of the last run; None if no run is recorded.
+        """Record that this run has started. Return the end of the previous run, or None if no run is recorded.
 
         Raises:
             Closed: the database was closed.
@@ -90,7 +90,7 @@ class RunRecord:
             self._store(_RUNNING)
 
     def end(self, state: Literal["stop", "error"]) -> None:
-        """Record that this run ended with `state`. Do nothing before `begin`, and after an earlier `end`.
+        """Record that this run ended with `state`. Do nothing before `begin`, and if `end` was already called.
 
         Raises:
             Closed: the database was closed.

@@ -19,7 +19,7 @@ _PROBE_BYTES: Final = 1 << 20
 
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
-    """Yield a temporary folder in the folder that TMPDIR names, or in /tmp. Remove it after the `with` block.
+    """Yield a temporary folder in the folder that TMPDIR names, or in /tmp. Remove this folder after the `with` block.
 
     If the disk of the folder is full, any error in the `with` block except `Closed` becomes `Unavailable`. This
     includes errors of libraries that do not mention the full disk.

@@ -17,7 +17,7 @@ START_TIMEOUT_S: Final = 300.0
 
 
 def is_service() -> bool:
-    """Return True if a service manager started the program and waits for messages of the program."""
+    """Return True if a service manager started the program, and waits for messages from the program."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
@@ -42,7 +42,7 @@ def extend_start(wait_s: float = 0.0) -> None:
 
 
 def watchdog_interval_s() -> float | None:
-    """Return the time in seconds within which the service manager expects a sign of life; None if it expects none."""
+    """Return the time in seconds within which the service manager expects each sign of life. None means no limit."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     try:

@@ -86,7 +86,7 @@ def _move_hours(connection: sqlite3.Connection, folder: Path, now_us: int) -> No
 
 
 def _move_hour(connection: sqlite3.Connection, folder: Path, camera: str, start_us: int) -> None:
-    """Write the rows of one camera and hour to files, then delete these rows from the database."""
+    """Write the rows of one camera and one hour to files. Then delete these rows from the database."""
     written: list[Path] = []
     limits = (camera, start_us, start_us + HOUR_US)
     for table in SCHEMAS:
@@ -114,7 +114,7 @@ def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def _part_path(folder: Path, table: Table, camera: str, start_us: int) -> Path:
-    """Return a new path for the part of one hour. If late rows need a second part, its name gets a number."""
+    """Return a new path for the part of one hour. If late rows need a second part, its file name contains a number."""
     hour = datetime.fromtimestamp(start_us // 1_000_000, timezone.utc).strftime("%Y-%m-%dT%H")
     base = camera_folder(folder, table, camera)
     path, number = base / f"{hour}.parquet", 1
@@ -157,7 +157,7 @@ def _delete_parts(file: ArchiveFile) -> None:
 def write_parquet(
     path: Path, table: Table, groups: Sequence[pa.Table], *, is_final: bool, parts: Sequence[str] = ()
 ) -> None:
-    """Write a file with one row group per table of `groups`, and force it to disk. Its name ends in ``.tmp``.
+    """Write a file with one row group per table in `groups`, and force it to disk. The file name ends in ``.tmp``.
 
     Args:
         path: path of the file after `_give_name` has renamed it. The folder is created if it is missing.
@@ -180,7 +180,7 @@ def write_parquet(
 
 
 def _give_name(path: Path) -> None:
-    """Rename a complete file from ``*.tmp`` to its final name `path`. Do nothing if it has this name already."""
+    """Rename a complete file from ``*.tmp`` to `path`. Do nothing if the file already has this name."""
     with suppress(FileNotFoundError):
         path.with_suffix(".tmp").rename(path)
     sync_folder(path.parent)

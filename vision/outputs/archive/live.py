@@ -24,7 +24,7 @@ from vision.types import STEPS_PER_PX
 
 LIVE_NAME: Final = "live.sqlite"
 SCORE_EVERY_US: Final = 5_000_000
-"""Time in µs between two stored scores of a track. The scores of all rows would need a tenth of the archive."""
+"""Time in µs between two stored scores of a track. The scores of all rows would take up a tenth of the archive."""
 
 _MAX_SCORED: Final = 20_000
 _BUSY_MS: Final = 60_000
@@ -54,7 +54,7 @@ class LiveDatabase:
 
     @property
     def last_event(self) -> tuple[str, int] | None:
-        """Journal and number of the newest event that was added; None if no event had a number."""
+        """Journal and number of the newest event that was added. None if no event had a number."""
         return self._last_event
 
     def expected_seq(self, topic: str, instance: str) -> int:
@@ -106,7 +106,7 @@ class LiveDatabase:
         self._rows["frames"].append((*row, message.frame, *size, message.clock, len(tracks)))
 
     def _is_score_due(self, camera: str, detected: DetectedObject, captured_us: int) -> bool:
-        """Return True for the first row of a track, and then every 5 s."""
+        """Return True if the row needs the score: for the first row of a track, and every 5 s after that."""
         key = camera, detected.track_id
         if detected.previous_box is None and captured_us - self._scored_us.get(key, 0) < SCORE_EVERY_US:
             return False
@@ -117,7 +117,7 @@ class LiveDatabase:
         return True
 
     def add_event(self, message: EventMessage) -> None:
-        """Add an event, unless it or a newer event of its journal was added before. Leave out amendments."""
+        """Add an event, unless this or a newer event of the same journal was already added. Leave out amendments."""
         if message.journal is not None and message.number is not None:
             journal, newest = self._last_event or ("", 0)
             if message.journal == journal and message.number <= newest:
@@ -131,7 +131,7 @@ class LiveDatabase:
         self._rows["events"].append((*place, message.instance, message.epoch, message.frame, *about, *stored))
 
     def add_counts(self, message: CountsMessage) -> None:
-        """Add the counts of each line and zone. Leave out counts that equal the last counts of the same `instance`."""
+        """Add the counts of each line and zone. Leave out counts that have not changed within the same `instance`."""
         place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns, message.instance
         totals: tuple[int | None, ...]
         shapes: dict[str, LineCounts | ZoneCounts] = {**message.lines, **message.zones}
@@ -146,7 +146,7 @@ class LiveDatabase:
             self._rows["counts"].append((*place, name, *totals, _by_class(counted)))
 
     def add_gap(self, camera: str, at_us: int, instance: str, kind: str, *, missing: tuple[int, int]) -> None:
-        """Add a gap. `missing` contains the numbers of the first and the last missing message."""
+        """Add a gap. `missing` contains the sequence numbers of the first and the last missing message."""
         self._rows["gaps"].append((camera, at_us, instance, kind, *missing))
 
     def discard(self) -> None:
@@ -154,7 +154,7 @@ class LiveDatabase:
         self._rows = {table: [] for table in COLUMNS}
 
     def commit(self) -> int:
-        """Write the rows that were added since the last commit. Return their number.
+        """Write the rows that were added since the last commit. Return the number of these rows.
 
         Raises:
             sqlite3.Error: the rows could not be written. They are discarded.
@@ -196,7 +196,7 @@ def connect(folder: Path) -> sqlite3.Connection:
 
 
 def live_columns(table: Table) -> list[str]:
-    """Return the columns of a table in SQLite: `camera`, then those of `COLUMNS`.
+    """Return the columns of a table in SQLite: `camera`, and then the columns in `COLUMNS`.
 
     The column `position`, the position of a track in its frame, replaces `order_shift`.
     """

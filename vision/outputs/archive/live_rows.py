@@ -96,8 +96,8 @@ class LiveHour(NamedTuple):
 class LivePart:
     """The frames and the tracks of one camera that were in the live database when `find` was called.
 
-    Each method opens the database for a short time. If rows have been moved to files since then, the methods read these
-    files. Therefore, a long evaluation neither blocks the database nor misses rows.
+    Each method opens the database for a short time. If rows have been moved to files since `find`, the methods read
+    these files. Therefore, a long evaluation neither blocks the database nor misses rows.
     """
 
     def __init__(self, folder: Path, camera: str, since_us: int, until_us: int) -> None:
@@ -189,7 +189,7 @@ class LivePart:
         return archive_files(self._folder, table, self._camera)
 
     def _new_parts(self, table: Table, hours: Sequence[LiveHour]) -> list[Part]:
-        """Return the files that `find` did not know and that can contain frames of `hours`, or their tracks."""
+        """Return the files that were created since `find` and that can contain frames of `hours`, or their tracks."""
         days = {day_of(hour.start_us) for hour in hours}
         new = [file for file in self._files(table) if file.path not in self._known and file.day in days]
         return [Part(file.path.name, table, file.path, None) for file in new]
@@ -202,7 +202,7 @@ def class_names(tracks: pa.Table) -> dict[int, str]:
 
 
 def _complete(found: Callable[[], pa.Table], expected: int) -> pa.Table:
-    """Return the first table that `found` returns with `expected` rows; otherwise, the last one."""
+    """Call `found` until its table has `expected` rows. Return this table, or the table of the last attempt."""
     for _ in attempts():
         table = found()
         if table.num_rows == expected:

@@ -18,7 +18,7 @@ class Part:
     """The rows of one table in one file, or in the live database."""
 
     def __init__(self, name: str, table: Table, path: Path | None, rows: pa.Table | None) -> None:
-        """Open the file at `path`. If `path` is None, use `rows` of the live database; None means no rows.
+        """Open the file at `path`. If `path` is None, use `rows` of the live database, or no rows if `rows` is None.
 
         `name` identifies the part.
 
@@ -42,7 +42,7 @@ class Part:
 
     @property
     def number(self) -> int:
-        """Number of rows in the file; 0 if there is no file."""
+        """Number of rows in the file, or 0 if there is no file."""
         return 0 if self._file is None else int(self._file.metadata.num_rows)
 
     def groups(self) -> range:
@@ -50,7 +50,7 @@ class Part:
         return range(1 if self._file is None else self._file.num_row_groups)
 
     def limits(self, group: int) -> tuple[int, int] | None:
-        """Return the lowest and the highest `frame_id` of a row group; None if the group is empty."""
+        """Return the lowest and the highest `frame_id` of a row group. Return None if the group is empty."""
         if self._file is not None:
             found = self._file.metadata.row_group(group).column(0).statistics
             if found is not None and found.has_min_max:
@@ -59,7 +59,7 @@ class Part:
         return None if ids["min"] is None else (ids["min"], ids["max"])
 
     def read(self, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of one row group; all rows if `group` is None. If `columns` is None, return all columns.
+        """Return the rows of one row group, or all rows if `group` is None. If `columns` is None, return all columns.
 
         Raises:
             ConfigError: the file cannot be read.
@@ -110,7 +110,7 @@ class Source(Protocol):
         """Return the frames of a row group. Raise `ConfigError` if they cannot be read."""
 
     def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
-        """Return the rows whose `frame_id` is from `first` to `last`, inclusive. Errors are those of `read`."""
+        """Return the rows whose `frame_id` is from `first` to `last`, inclusive. Raise the same errors as `read`."""
 
 
 class Group(NamedTuple):

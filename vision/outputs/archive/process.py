@@ -43,7 +43,7 @@ class ArchiveProcess:
             config: the section `archive` of the configuration. Its folder must be an absolute path.
             address: address to subscribe to.
             replay: True if the publisher answers requests for missed events.
-            keys: keys for CURVE; None if messages are not encrypted.
+            keys: keys for CURVE. None if messages are not encrypted.
 
         Raises:
             ConfigError: pyarrow is missing, or the folder cannot be created.
@@ -86,7 +86,7 @@ class ArchiveProcess:
         self._is_stopped = True
 
     def counters(self) -> dict[str, int]:
-        """Return the number of restarts of the process, and ``archive.stopped``: 1 while messages cannot be stored."""
+        """Return the number of restarts of the process, and ``archive.stopped``, which is 1 while storing fails."""
         return {"archive.restarts": self._process.restarts, "archive.stopped": int(self._is_stopped)}
 
     def close(self) -> None:

@@ -54,12 +54,12 @@ _JUDGED: Final = (
     *("track_id", "class_id", "x", "y", "w", "h", "hidden", "order_shift"),
     *("previous_x", "previous_y", "previous_w", "previous_h"),
 )
-"""Columns of `tracks` that the analytics reads, besides `frame_id`."""
+"""Columns of `tracks` that the analytics stage reads, besides `frame_id`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedFrame:
-    """A frame of the archive. `result` contains the tracks of the frame, as the analytics received them."""
+    """A frame of the archive. `result` contains the tracks of the frame, as the analytics stage received them."""
 
     instance: str  # identifies the start of the program that published the frame
     result: Result
@@ -67,7 +67,7 @@ class ArchivedFrame:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedEvent:
-    """An event of the archive, and its frame."""
+    """An event of the archive, and the frame in which it happened."""
 
     event: Event
     instance: str
@@ -118,7 +118,7 @@ class Archive:
         return sorted(names)
 
     def oldest_event_us(self) -> int | None:
-        """Return a time at or before the oldest event, at most one day before it; None if there are no events."""
+        """Return a time that is 0 to 24 hours before the oldest event. Return None if there are no events."""
         times = [file.start_us for file in archive_files(self._folder, "events")]
         if (self._folder / LIVE_NAME).exists():
             with closing(connect(self._folder)) as connection:
@@ -173,10 +173,11 @@ class Archive:
     ) -> Iterator[ArchivedEvent]:
         """Yield the events that are needed to compute the counts at the start of a time range, oldest first.
 
-        For each start of the program, these are the first crossing of each line, and all events until a given time.
+        For each start of the program, these events are the first crossing of each line, and all events until a given
+        time.
 
         Args:
-            until_ns: the given times, by `instance`, in nanoseconds on the monotonic clock.
+            until_ns: the given time for each `instance`, in nanoseconds on the monotonic clock.
         """
         crossed: set[tuple[str, str]] = set()
         for day_us in self._days_of_events(camera, since_us, until_us):
@@ -227,7 +228,10 @@ class Archive:
         return [ArchivedGap(row["kind"], row["at_utc"], row["last"] - row["first"] + 1) for row in rows]
 
     def number_of_tracks(self, camera: str, since_us: int, until_us: int) -> int:
-        """Return the approximate number of rows of `tracks` in a time range. Files at its ends count completely."""
+        """Return the approximate number of rows of `tracks` in a time range.
+
+        Files that contain rows inside and outside the range count completely.
+        """
         _, tracks, live = self._sources(camera, since_us, until_us)
         return sum(part.number for part in tracks.values()) + sum(hour.objects for hour in live.hours)
 
@@ -250,7 +254,7 @@ class Archive:
     ) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Yield the frames and the tracks of about one hour each, including rows outside the range in the same files.
 
-        The frames are in the order of their publication, and the tracks in the order of tracks, then frames.
+        The frames are in the order of their publication. The rows of tracks are sorted by track, and then by frame.
         `columns` selects columns of the tracks, in addition to `frame_id`. If it is empty, all columns are read.
         """
         wanted = None if not columns else [*columns, "frame_id"]
@@ -393,7 +397,7 @@ def _frames_of(
 
 
 class _Objects:
-    """The tracks of many frames, in the order in which the analytics received them."""
+    """The tracks of many frames, in the order in which the analytics stage received them."""
 
     def __init__(self, table: pa.Table, frame_ids: NDArray[np.int64], captured_ns: NDArray[np.int64]) -> None:
         """Convert the rows of `table`.
@@ -425,7 +429,7 @@ class _Objects:
         return first.tolist(), end.tolist()
 
     def tracks(self, first: int, end: int) -> Tracks:
-        """Return the tracks of one frame. `first` and `end` are its bounds, which `bounds` returns."""
+        """Return the tracks of one frame. `first` and `end` are the row indices that `bounds` returns for the frame."""
         hidden, previous = self._has_hidden, self._has_previous
         return Tracks(
             self._boxes[first:end],
@@ -441,9 +445,9 @@ class _Objects:
 def _nearest_stored(column: pa.ChunkedArray, track_ids: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return, for each row, the index of the row whose stored value applies to it.
 
-    This is the last row of the same track, up to the row itself, that has a value. If there is no such row, it is the
-    next row of the track that has a value. If the track has no value, it is row 0. The rows are in the order of tracks,
-    then frames.
+    For each row, use the last row of the same track, up to the row itself, that has a value. If there is no such row,
+    use the next row of the track that has a value. If the track has no value, use row 0. The rows are sorted by track,
+    and then by frame.
     """
     number = len(track_ids)
     rows = np.arange(number)

@@ -1,4 +1,4 @@
-"""Functions that convert the rows of an archive to the arrays that `RecordedAnalytics` judges, in blocks of frames."""
+"""Functions that convert the rows of an archive, in blocks of frames, to the arrays that `RecordedAnalytics` reads."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ArchivedBlock:
     at_us: NDArray[np.int64]  # (F,) capture time, microseconds since 1970 (UTC)
     tracks: RecordedTracks
     settled_us: int = 0
-    """The frames of this block and of all later blocks were captured after this time, in µs since 1970 (UTC).
+    """The frames of this block and of all following blocks were captured after this time, in µs since 1970 (UTC).
 
-    Capture times can go back only within about an hour.
+    Capture times can be out of order only within about one hour.
     """
 
 
@@ -51,8 +51,8 @@ def blocks_of(
 ) -> Iterator[ArchivedBlock]:
     """Yield the frames at or after `since_us` and before `until_us` (µs since 1970, UTC), in blocks.
 
-    `settled_us` is a time before all frames of `frames` and of later calls. The rows of `frames` must be in the order
-    of publication. The rows of `tracks` must be sorted by track, then by frame.
+    `settled_us` is a time before all frames in `frames` and in subsequent calls. The rows of `frames` must be in the
+    order of publication. The rows of `tracks` must be sorted by track, then by frame.
     """
     columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
     at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)
@@ -112,7 +112,7 @@ def published_order(frames: NDArray[np.intp], shifts: NDArray[np.int64]) -> NDAr
     """Return the indices of rows in the order of publication.
 
     Args:
-        frames: index (N,) of the frame of each row. The rows are in the order of tracks, then frames.
+        frames: index (N,) of the frame of each row. The rows are sorted by track, and then by frame.
         shifts: the column `order_shift` (N,).
     """
     by_frame = sorted_order(frames)
@@ -124,7 +124,7 @@ def published_order(frames: NDArray[np.intp], shifts: NDArray[np.int64]) -> NDAr
 
 
 def previous_boxes(table: pa.Table, order: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the previous boxes (N, 4) in px, in the order `order` (N,) of the rows; NaN if a row has none."""
+    """Return the previous boxes (N, 4) in px, in the order `order` (N,) of the rows. NaN means no previous box."""
     found = np.full((len(order), 4), np.nan, np.float32)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -143,7 +143,7 @@ def numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def boxes(
     x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, which equal those of the tracker."""
+    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, equal to the tracker's corners."""
     return pixels(np.stack([x, y, x + width, y + height], axis=1))
 
 

@@ -1,6 +1,6 @@
 """The tables of the archive: their columns, and how each column is stored in Parquet. docs/archive.md explains them.
 
-The rows of `tracks` are in the order of tracks, then frames, because the values of one track are alike.
+The rows of `tracks` are sorted by track, and then by frame, because the values of one track are similar.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ _DELTAS: Final[Mapping[Table, frozenset[str]]] = {
 _ONE_PAGE: Final = 64 << 20
 """Maximum number of bytes and of rows of a page. It is so high that a column has one page per row group.
 
-Parquet compresses each page on its own.
+Parquet compresses each page separately.
 """
 _HAS_ROW_LIMIT: Final = "max_rows_per_page" in inspect.signature(pq.ParquetWriter.__init__).parameters
 """True if pyarrow limits the rows of a page, to 20,000 by default. Early versions limit only the bytes."""
 
 
 def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
-    """Return the options of `pyarrow.parquet.ParquetWriter`. Final files are small; others are written quickly.
+    """Return the options of `pyarrow.parquet.ParquetWriter`. Make final files small, and writing other files fast.
 
     Brotli predicts each byte from its neighbors, so it needs less space for boxes than zstd.
     """

@@ -33,7 +33,7 @@ from vision.state.private_files import Held, locked
 COMMIT_S: Final = 2.0
 """Interval of commits in seconds.
 
-A power failure loses at most the messages that arrive during one interval and during one commit.
+A power failure causes the loss of at most the messages that arrive during one interval and one commit.
 """
 
 ALL_CAMERAS: Final = "_all"
@@ -56,7 +56,8 @@ class ArchiveWriter:
     def __init__(self, folder: Path, *, recovers_events: bool = False) -> None:
         """Open the live database in `folder`.
 
-        `recovers_events` is True if the subscription requests missed events, and reports the events that it cannot get.
+        `recovers_events` is True if the subscription requests missed events, and reports the events that remain
+        missing.
         """
         self._recovers_events = recovers_events
         self._live = LiveDatabase(folder)
@@ -72,7 +73,7 @@ class ArchiveWriter:
 
     @property
     def last_event(self) -> tuple[str, int] | None:
-        """Journal and number of the newest event that was added; None if no event had a number."""
+        """Journal and number of the newest event that was added. None if no event had a number."""
         return self._live.last_event
 
     def add(self, item: Item) -> None:
@@ -147,7 +148,7 @@ def write(options: Mapping[str, Any]) -> None:
     `vision.outputs.archive.process.ArchiveProcess` creates the `options`.
 
     Raises:
-        OSError: somebody has removed or replaced the archive, so that a new process must open it again.
+        OSError: the archive was removed or replaced, so that a new process must open it.
     """
     folder, stop = Path(options["folder"]), threading.Event()
     folder.mkdir(parents=True, exist_ok=True)  # somebody can have removed it

@@ -1,7 +1,7 @@
 """Functions that convert messages of the program to ONVIF metadata documents.
 
 A document is a `tt:MetadataStream`. It contains one frame, the notifications of one event, or all counters of a camera.
-Coordinates are those of ONVIF: x from -1 (left) to 1 (right), and y from -1 (bottom) to 1 (top).
+Coordinates are normalized as in ONVIF: x from -1 (left) to 1 (right), and y from -1 (bottom) to 1 (top).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNPRINTABLE: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0
 """Characters that XML cannot contain."""
 
 _VEHICLES: Final = {"car": "Car", "bus": "Bus", "truck": "Truck", "bicycle": "Bicycle", "motorcycle": "Motorcycle"}
-"""Value of `tt:VehicleInfo/tt:Type` for each class that has one."""
+"""Value of `tt:VehicleInfo/tt:Type` for each class of vehicles that ONVIF defines."""
 
 _ANIMALS: Final = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 _TYPES: Final = {
@@ -41,7 +41,7 @@ _TYPES: Final = {
     **dict.fromkeys(("car", "bus", "truck", "motorcycle", "train", "boat", "airplane"), "Vehicle"),
     **dict.fromkeys(_ANIMALS, "Animal"),
 }
-"""Value of `tt:Class/tt:Type` for each class that has one. Other classes keep their names."""
+"""Value of `tt:Class/tt:Type` for each class that ONVIF defines. Other classes keep their names."""
 
 _Point = tuple[float, float]
 
@@ -112,7 +112,7 @@ def event_document(message: EventMessage) -> bytes | None:
 
 
 def counts_document(message: CountsMessage) -> bytes:
-    """Return the document with the present values of all counters of a camera, for a client that has just started."""
+    """Return the document with the current values of all counters of a camera, for a client that has just started."""
 
     def notifications() -> Iterator[_Notification]:
         for name, line in message.lines.items():
@@ -201,7 +201,7 @@ def _moved(message: EventMessage) -> Iterator[_Notification]:
 
 
 def _other(message: EventMessage) -> Iterator[_Notification]:
-    """Yield the notification of a kind for which ONVIF has no topic. Starts and ends of states have a `State`."""
+    """Yield the notification of an event for whose kind ONVIF has no topic. Add `State` if a state starts or ends."""
     topic = f"tns1:RuleEngine/vision:{message.kind}"
     phase = message.data.get("phase")
     values = {

@@ -31,16 +31,16 @@ _IN_FLIGHT: Final = 256  # documents between the two threads
 
 
 class Documents:
-    """Converter of messages to documents. The subscription's thread converts them; the server's thread sends them."""
+    """Converter of messages to documents, in the subscription's thread. The server's thread sends the documents."""
 
     def __init__(self, account: tuple[str, str] | None, cameras: tuple[str, ...]) -> None:
-        """Create the server. `cameras` are the ids of the cameras at the start. For `account`, see `MetadataServer`."""
+        """Create the server. `cameras` are the ids of the initial cameras. `MetadataServer` describes `account`."""
         self.server = MetadataServer(account, cameras, self.greeting)
         self._counts: dict[str, CountsMessage] = {}
         self._slots = threading.BoundedSemaphore(_IN_FLIGHT)
 
     def greeting(self, camera: str) -> tuple[bytes, int] | None:
-        """Return the document with the present counts of a camera, and their time in ns since 1970 (UTC).
+        """Return the document with the current counts of a camera, and the time of the counts in ns since 1970 (UTC).
 
         Return None before the first counts have arrived.
         """
@@ -64,7 +64,7 @@ class Documents:
         action()
 
     def action(self, item: Item) -> Callable[[], None] | None:
-        """Return the function that the server's thread must call for an item; None if there is nothing to do."""
+        """Return the function that the server's thread must call for an item. Return None if there is nothing to do."""
         server = self.server
         if isinstance(item, CameraStatusMessage):
             camera = item.camera

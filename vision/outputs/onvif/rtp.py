@@ -51,7 +51,7 @@ class RtpStream:
         return (self._offset + utc_ns * CLOCK_HZ // 1_000_000_000) & 0xFFFFFFFF
 
     def report(self) -> bytes:
-        """Return a sender report for the present time, followed by a source description."""
+        """Return a sender report for the current time, followed by a source description."""
         now_ns = time.time_ns()
         seconds, ns = divmod(now_ns, 1_000_000_000)
         ntp_s, ntp_fraction = (seconds + _NTP_EPOCH_S) & 0xFFFFFFFF, (ns << 32) // 1_000_000_000

@@ -1,4 +1,4 @@
-"""Requests and responses of RTSP 1.0 (RFC 2326), limited to those that the metadata server needs."""
+"""The requests and responses of RTSP 1.0 (RFC 2326) that the metadata server needs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The decoded path of the URL, without slashes at its ends; empty if the URL is malformed."""
+        """The decoded path of the URL, without slashes at its ends. Empty if the URL is malformed."""
         try:
             return unquote(urlsplit(self.url).path).strip("/")
         except ValueError:
@@ -62,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Transport of the packets: the connection of the requests, or datagrams to two ports of the client."""
+    """Transport of the packets: the connection that carries the requests, or datagrams to two ports of the client."""
 
     is_tcp: bool
     rtp: int
@@ -71,7 +71,7 @@ class Transport:
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """Return the next request; None if the client sends a packet, such as an RTCP receiver report.
+    """Return the next request. Return None if the client sends a packet, such as an RTCP receiver report.
 
     Raises:
         RequestError: the request is malformed or too large.
@@ -104,7 +104,7 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
 
 
 def response(status: int, request: Request | None, headers: Mapping[str, str] | None = None, body: str = "") -> bytes:
-    """Return a response. `request` is the request that it answers; None if the request could not be read."""
+    """Return a response to `request`, which is None if the request could not be read."""
     lines = [f"RTSP/1.0 {status} {_REASONS[status]}"]
     number = "" if request is None else request.headers.get("cseq", "")
     if re.fullmatch(r"\d{1,10}", number):
@@ -134,7 +134,7 @@ def description(camera: str, host: str, payload_type: int, clock_hz: int) -> str
 
 
 def choose_transport(header: str) -> Transport | None:
-    """Return the first transport of a `Transport` header that the server supports; None if it supports none."""
+    """Return the first supported transport in a `Transport` header. Return None if no transport is supported."""
     for offer in header.split(","):
         protocol, *options = (option.strip() for option in offer.split(";"))
         values = dict(option.partition("=")[::2] for option in options)
@@ -158,7 +158,7 @@ class Gate:
     """Check of the user and the password of one connection, with HTTP Digest authentication."""
 
     def __init__(self, account: Sequence[str] | None) -> None:
-        """Create the gate. `account` consists of the user and the password; None permits every request."""
+        """Create the gate. `account` consists of the user and the password. If it is None, permit every request."""
         self._account = account
         self._nonce = secrets.token_hex(16)
 

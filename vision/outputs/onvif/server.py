@@ -25,7 +25,7 @@ from vision.outputs.onvif.rtsp import (
 
 MOST_CLIENTS: Final = 32
 TIMEOUT_S: Final = 60
-"""Time in seconds in which a client must send a request or a receiver report."""
+"""Time in seconds within which a client must send a request or a receiver report."""
 
 _GRACE_S: Final = 15.0
 _SETUP_S: Final = 10.0  # time limit before SETUP, so that idle connections do not keep clients out
@@ -36,7 +36,7 @@ _QUEUE_BYTES: Final = 512 * 1024
 """Maximum size of the packets that wait for one client."""
 
 Greeting = Callable[[str], "tuple[bytes, int] | None"]
-"""A function that returns the first document for a client of a camera, and its time in UTC, in ns."""
+"""A function that returns the first document for a client of a camera, and the time of the document (ns, UTC)."""
 
 
 class MetadataServer:
@@ -46,8 +46,8 @@ class MetadataServer:
         """Create the server.
 
         Args:
-            account: user and password that clients must send; None means that clients need no account.
-            cameras: ids of the cameras at the start.
+            account: user and password that clients must send. None means that clients need no account.
+            cameras: ids of the initial cameras.
             greeting: see `Greeting`.
         """
         self.watched: frozenset[str] = frozenset()
@@ -75,7 +75,7 @@ class MetadataServer:
         self._cameras.add(camera)
 
     def remove_camera(self, camera: str) -> None:
-        """Refuse new clients of a camera, and disconnect its present clients."""
+        """Refuse new clients of a camera, and disconnect its current clients."""
         self._cameras.discard(camera)
         for client in tuple(self._clients):
             if client.camera == camera:
@@ -94,7 +94,7 @@ class MetadataServer:
         return camera in self._cameras
 
     def greeting(self, camera: str) -> tuple[bytes, int] | None:
-        """Return the first document for a client of a camera, and its time in ns; None if there is none yet."""
+        """Return the first document for a client of a camera, and its time in ns, or None if no document exists yet."""
         return self._greeting(camera)
 
     def update(self) -> None:
@@ -177,7 +177,7 @@ class Client:
         self._has_reported = False
 
     async def run(self, reader: asyncio.StreamReader) -> None:
-        """Answer requests until the client ends the session, or has failed to authenticate too often.
+        """Respond to requests until the client ends the session, or has failed to authenticate too often.
 
         Raises:
             EOFError, OSError: the connection has ended.
@@ -203,7 +203,7 @@ class Client:
                 self._start()
 
     def _answer(self, request: Request) -> bytes | None:
-        """Return the response to a request; None if the client must authenticate."""
+        """Return the response to a request. Return None if the client must authenticate."""
         if request.method == "OPTIONS":  # does not need an account, so that clients can use it as a sign of life
             return response(200, request, {"Public": ", ".join(METHODS)})
         if not self._gate.permits(request):
@@ -261,7 +261,7 @@ class Client:
         return response(200, request, {**self._session_header(), "Range": "npt=now-", "RTP-Info": info})
 
     def _start(self) -> None:
-        """Start playing. The first document contains the present values of the counters, if they are known."""
+        """Start playing. The first document contains the current values of the counters, if they are known."""
         if self.is_playing:
             return
         self.is_playing = True

@@ -4,8 +4,8 @@
   name the address of this machine, and read the page in the browser of a visitor (DNS rebinding).
 * A request that a different website makes must neither read data nor change anything. Browsers name the website in the
   header `Origin`, or show in `Sec-Fetch-Site` that it differs. Only links to the start page are permitted.
-* If a token is configured, a request needs the token, or the cookie that a person receives by logging in with it. The
-  login itself and the static files need neither.
+* If a token is configured, a request needs the token, or the cookie that a person receives by logging in with the
+  token. Requests for the login form and for static files need neither.
 * The body of a request is limited to `MAX_BODY_BYTES`.
 """
 
@@ -75,7 +75,7 @@ _TOO_LONG: Final = Refusal(413, "too-long", f"expected a body of at most {MAX_BO
 
 
 class AccessRules:
-    """ASGI middleware that refuses requests that break the rules of this module, and handles the login."""
+    """ASGI middleware that enforces the rules for requests to the page (see the module), and handles the login."""
 
     def __init__(self, app: ASGIApp, login_page: ASGIApp, *, token: str | None, hosts: tuple[str, ...] = ()) -> None:
         """Protect an application.
@@ -83,7 +83,7 @@ class AccessRules:
         Args:
             app: the application.
             login_page: application that responds with the login form. It replaces the start page before the login.
-            token: token that clients need; None if clients need no token.
+            token: token that clients need. None if clients need no token.
             hosts: names under which a reverse proxy serves the page.
         """
         self._app = app
@@ -162,7 +162,7 @@ class AccessRules:
         return self._sessions.accepts_cookie(connection.cookies.get(_cookie_name(connection), ""))
 
     async def _login(self, request: Request) -> Response:
-        """Return the response to the login form: a cookie if the form contains the token, otherwise the form again."""
+        """Return a response with a cookie if the login form contains the token. Otherwise, return the login form."""
         try:
             body = await request.body()
         except ClientDisconnect:
@@ -200,7 +200,7 @@ def _refused(refusal: Refusal) -> Response:
 
 
 def _name_of(place: str) -> str:
-    """Return the host in ``HOST`` or ``HOST:PORT``, in lower case; an empty text if `place` has a different form."""
+    """Return the host in ``HOST`` or ``HOST:PORT``, in lower case. Return "" if `place` has a different form."""
     try:
         return (urlsplit(f"//{place}").hostname or "") if not set(place) & set("/?#@\\") else ""
     except ValueError:
@@ -208,5 +208,5 @@ def _name_of(place: str) -> str:
 
 
 def _cookie_name(connection: HTTPConnection) -> str:
-    """Return the name of the cookie. It contains the port, because browsers send a cookie to all ports of a host."""
+    """Return the cookie's name. The name contains the port, because browsers send a cookie to all ports of a host."""
     return f"vision-{connection.headers.get('host', '').rpartition(':')[2]}"

@@ -25,12 +25,12 @@ def read_archive(folder: Path, chosen: EventFilter, before_us: int, limit: int) 
 
     Args:
         folder: folder of the archive.
-        chosen: conditions of the events.
+        chosen: conditions that the events must meet.
         before_us: time before which the events happened, in µs since 1970 (UTC).
         limit: wanted number of events.
 
     Returns:
-        The events, and `before_us` for the next page; None if there are no older events.
+        The events, and the value of `before_us` for the next page. This value is None if there are no older events.
 
     Raises:
         ConfigError: there is no archive, or it cannot be read.

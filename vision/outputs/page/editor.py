@@ -3,14 +3,15 @@
 ================================== ====================================================================================
 path                               response
 ================================== ====================================================================================
-GET  /api/editor/CAMERA            the present lines, zones, ground points, and masks, and what the editor can do
+GET  /api/editor/CAMERA            the current lines, zones, ground points, and masks, and what the editor can do
 POST /api/editor/CAMERA/check      the faults of a draft, each with its key and its line, and the draft as YAML
 POST /api/editor/CAMERA/estimate   how the events of the last hour would differ with a draft
 POST /api/editor/CAMERA/apply      what was changed, after the draft was applied to the program, and saved if possible
 ================================== ====================================================================================
 
 The editor validates a draft together with the rest of the file, as `vision check` does. When the draft is applied, the
-running program validates it again. A draft that is based on earlier lines and zones, or on an earlier file, is refused.
+running program validates it again. A draft that is based on outdated lines and zones, or on an outdated file, is
+refused.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class Editor:
         return " ".join(filter(None, texts))
 
     def _size(self, camera: str) -> tuple[int, int] | None:
-        """Return the width and height of the camera's frames in pixels; None if they are not known."""
+        """Return the width and height of the camera's frames in pixels. Return None if they are not known."""
         try:
             reply = ask(self._socket, StatusRequest(), timeout_s=_ANSWER_S)
         except Unavailable:  # the program is starting
@@ -240,9 +241,9 @@ def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
 
 
 async def _when_done(result: Awaitable[dict[str, Any]]) -> AsyncIterator[bytes]:
-    """Yield a result as JSON. Until it is known, yield spaces, because the server closes connections without progress.
+    """Yield a result as JSON. Until then, yield spaces, because the server closes connections without progress.
 
-    If the browser closes the connection, cancel the work.
+    If the browser closes the connection, cancel the computation of the result.
     """
     work = asyncio.ensure_future(result)
     try:

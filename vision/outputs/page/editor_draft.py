@@ -77,7 +77,7 @@ def drawn_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def with_masks(section: Mapping[str, Any] | None, draft: Draft) -> dict[str, Any] | None:
-    """Return a section of `privacy` with the masks of a draft. Return `section` if neither of them has masks."""
+    """Return a section of `privacy` with the masks of a draft. Without any masks, return `section` unchanged."""
     if not draft.privacy.masks and not (section or {}).get("masks"):
         return None if section is None else dict(section)
     return {**(section or {}), "units": draft.privacy.units, "masks": draft.privacy.masks}
@@ -118,7 +118,7 @@ class DraftFile:
         return read_document(self.path)
 
     def unsaved(self, document: Document, camera: str) -> str:
-        """Return the code of the reason why changes of a camera cannot be saved; an empty text if they can be saved."""
+        """Return a code that says why changes of a camera cannot be saved. Return "" if they can be saved."""
         if self.path in shipped_configs().values():
             return "shipped"
         if not has_camera(document, camera):
@@ -162,12 +162,12 @@ class DraftFile:
 
 
 def revision(document: Document) -> str:
-    """Return a text that identifies the content of a file."""
+    """Return a string that identifies the content of a file."""
     return hashlib.sha256(document.text.encode()).hexdigest()
 
 
 def section(document: Document, name: str, camera: str) -> dict[str, Any] | None:
-    """Return the section of a camera in `analytics` or `privacy`, as lists and dicts; None if there is none."""
+    """Return a camera's section in `analytics` or `privacy`, as lists and dicts. Return None if it is missing."""
     node = document.node((name, camera))
     content = None if node is None else node.plain()
     return _thawed(content) if isinstance(content, dict) else None

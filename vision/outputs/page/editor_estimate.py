@@ -40,7 +40,7 @@ class Estimator:
 
         Args:
             limit_s: longest duration of an estimate, in seconds.
-            wait_s: time in seconds to wait for the end of a different estimate.
+            wait_s: maximum time in seconds to wait for a running estimate to end.
         """
         self._limit_s = limit_s
         self._wait_s = wait_s
@@ -54,7 +54,7 @@ class Estimator:
         Args:
             running: the configuration of the file, with absolute paths.
             draft: the configuration with the draft.
-            camera: id of the camera to judge.
+            camera: id of the camera whose events are compared.
 
         Returns:
             Numbers of events, as published and with the draft, for JSON: see `_summary`.
@@ -139,9 +139,9 @@ def _reduced(running: AppConfig, draft: AppConfig) -> dict[str, Any]:
 def _summary(report: dict[str, Any], camera: str) -> dict[str, Any]:
     """Return the numbers of events, as published and with the draft, for JSON.
 
-    ``published`` and ``now`` are totals, and ``rows`` has both for each kind, name, and direction. ``texts`` contains
-    the rows as pairs of texts, and ``note`` contains remarks for a person. The other keys are the period, numbers of
-    differing events, and the numbers of frames and of lost frames.
+    ``published`` and ``now`` (with the draft) are totals. ``rows`` contains both numbers for each kind, name, and
+    direction. ``texts`` contains the rows as pairs of texts, and ``note`` contains remarks for a person. The other keys
+    are the period, the numbers of differing events, the number of frames, and the number of lost frames.
     """
     total = report["cameras"][camera]
     now = Counter({_key(event): event["events"] for event in total["tallies"]})

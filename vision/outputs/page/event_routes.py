@@ -67,5 +67,5 @@ _ENDS: Final = {
 
 
 def _time(text: str) -> int | None:
-    """Return a time of RFC 3339 in microseconds since 1970; None for an empty text. Raise `ValueError` if invalid."""
+    """Parse an RFC 3339 time to µs since 1970. Return None for an empty string. Raise `ValueError` if it is invalid."""
     return utc_ns(text) // 1000 if text else None

@@ -1,7 +1,8 @@
 """Events for the page: from the journal in `state_dir`, from the archive, or from the memory of this process.
 
-Events are returned in pages, newest first. The first pages come from the journal. When it contains no older events, the
-next pages come from the archive. If neither exists, the newest events since the process started come from memory.
+Events are returned in pages, newest first. The first pages come from the journal. When the journal contains no older
+events, the next pages come from the archive. If neither exists, the newest events since the process started come from
+memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _END_US: Final = 10**17
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Conditions that events must meet. An empty text and None mean no limit. Times are µs since 1970 (UTC)."""
+    """Conditions that events must meet. An empty string and None mean no limit. Times are µs since 1970 (UTC)."""
 
     camera: str = ""
     kind: str = ""
@@ -83,7 +84,7 @@ _START: Final = Cursor(10**18 - 1)
 
 
 def parse_cursor(text: str) -> Cursor:
-    """Return the cursor that `Cursor.__str__` has formatted; for an empty text, the first cursor.
+    """Return the cursor that `Cursor.__str__` has formatted. For an empty string, return the first cursor.
 
     Raises:
         ValueError: the text has a different form.
@@ -165,7 +166,7 @@ class EventReader:
         return EventPage(events, following, "archive")
 
     def _journal(self) -> str | None:
-        """Return the identifier of the journal; None if there is none, or if it cannot be read."""
+        """Return the identifier of the journal. Return None if there is no journal, or if it cannot be read."""
         if self._state_dir is None:
             return None
         try:
@@ -195,7 +196,7 @@ def of_message(message: EventMessage, numbered: EventMessage | None = None) -> S
 
 
 def _decoded(number: int, payload: bytes, checksum: int) -> EventMessage | None:
-    """Return a stored message; None if it is damaged, or if this version of the program cannot read it."""
+    """Return a stored message. Return None if it is damaged, or if this version of the program cannot read it."""
     if checksum != event_checksum(number, payload):
         return None
     with contextlib.suppress(msgspec.MsgspecError, ValueError):

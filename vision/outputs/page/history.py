@@ -1,6 +1,6 @@
 """Counts over hours and days, for the plots of the page: from the archive, or from messages that this process received.
 
-The time is divided into equal buckets. Each bucket has the increase of each count in this time, and the maximum of the
+The time is divided into equal buckets. Each bucket has the increase of each count during the bucket, and the maximum
 occupancy. If a count decreases, it was reset, and continues from 0.
 """
 
@@ -136,7 +136,7 @@ class CountBuckets:
 
 
 class LiveHistory:
-    """The counts that this process has received in the last day. One thread adds messages; any thread can read."""
+    """The counts that this process received in the last 24 hours. Call `add` in one thread, and `history` in any."""
 
     def __init__(self) -> None:
         self.since_s = time.time()

@@ -1,4 +1,4 @@
-"""Paths of the live view. A browser receives all its cameras over one web socket (`vision.outputs.page.live_format`).
+"""Paths of the live view. A browser receives all cameras over one web socket (`vision.outputs.page.live_format`).
 
 The browser sends JSON: ``{"watch": CAMERA, "codecs": ["h264", "hevc"]}`` with the codecs that it decodes, and
 ``{"leave": CAMERA}``.
@@ -55,7 +55,7 @@ class _LiveRoutes:
         self._viewers = 0
 
     async def live(self, websocket: WebSocket) -> None:
-        """Send live views until the browser closes the connection. If there are too many viewers, close it at once."""
+        """Send live views until the browser disconnects. If there are too many viewers, close the connection."""
         await websocket.accept()
         if self._viewers >= MAX_VIEWERS:
             await websocket.close(_TRY_LATER, "too many viewers")

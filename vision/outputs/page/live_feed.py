@@ -51,7 +51,7 @@ class Watch:
     waits: bool = True  # for a key frame
 
     def push(self, text: bytes) -> None:
-        """Send a record to the viewer. If it is lost, the viewer needs a new key frame."""
+        """Send a record to the viewer. If the record is lost, the viewer needs a new key frame."""
         if not self.viewer.push(text):
             self.waits = True
 
@@ -81,7 +81,7 @@ class _Stream:
 
 
 class _ImageRequests:
-    """The requests for images of one camera: one at a time, and at most ten per second."""
+    """The requests for images of one camera. At most one request is pending, and at most ten are sent per second."""
 
     def __init__(self, request: Callable[[ImageRequest], None], max_width_px: int) -> None:
         self._request = request
@@ -102,14 +102,14 @@ class _ImageRequests:
         return asked if asked is not None and asked.captured_monotonic_ns == image.captured_ns else None
 
     def done(self, *, failed: bool = False) -> None:
-        """Permit the next request. If the last one has `failed`, permit it without a pause."""
+        """Permit the next request. If the previous request has `failed`, permit the next one without a pause."""
         self._asked = None
         if failed:
             self._asked_ns = 0
 
 
 class CameraFeed:
-    """The live view of one camera. One thread calls all methods."""
+    """The live view of one camera. Call all methods from one thread."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class CameraFeed:
             camera_id: id of the camera.
             request: function that requests an image.
             scene: function that returns the lines, zones, and masks of the camera.
-            is_private: see `hide`.
+            is_private: True if parts of the images are hidden; see `hide`.
             clock: function that returns the monotonic time in ns.
         """
         self.camera_id = camera_id
@@ -146,8 +146,8 @@ class CameraFeed:
     def hide(self, *, is_private: bool) -> None:
         """Make all viewers start again with images.
 
-        If `is_private` is True, parts of the images are hidden before they are sent. Then the images have the size of
-        the frame, and `packet` must not be called.
+        If `is_private` is True, parts of the images are hidden before they are sent. In this case, the images have the
+        size of the frame, and `packet` must not be called.
         """
         self.is_private = is_private
         self._images = _ImageRequests(self._request, _ANY_WIDTH_PX if is_private else _MAX_WIDTH_PX)
@@ -167,7 +167,7 @@ class CameraFeed:
         return any(watch.waits for watch in self.watches)
 
     def add(self, viewer: Receiver, codecs: Collection[str]) -> None:
-        """Add a viewer that decodes `codecs`. If the viewer was added before, it starts again with a key frame."""
+        """Add a viewer that decodes `codecs`. If the viewer was already added, it restarts with a key frame."""
         self.remove(viewer)
         watch = Watch(viewer, codecs)
         self.watches.append(watch)
@@ -176,7 +176,7 @@ class CameraFeed:
             watch.push(text)
 
     def show_scene(self) -> None:
-        """Send the lines, zones, and masks, which have changed, to all viewers."""
+        """Send the changed lines, zones, and masks to all viewers."""
         text = self._scene_record()
         for watch in self.watches:
             watch.push(text)
@@ -241,7 +241,7 @@ class CameraFeed:
             self._send_result(early)
 
     def detections(self, message: DetectionsMessage) -> None:
-        """Send a result to the viewers that received its packet. If other viewers wait for an image, request one.
+        """Send a result to the viewers that received its packet. If other viewers wait for an image, request the image.
 
         If packets no longer arrive, make every viewer wait for a key frame.
         """

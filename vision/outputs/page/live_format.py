@@ -76,7 +76,7 @@ class WebFormat:
 
 
 def codec_string(codec: str, parameters: bytes) -> str | None:
-    """Return the codec string for WebCodecs (RFC 6381), from parameter sets in Annex B; None if no SPS is complete."""
+    """Return the WebCodecs codec string (RFC 6381) of parameter sets in Annex B, or None if no SPS is complete."""
     kind = _SPS_TYPES[codec]
     for unit in _UNITS.split(parameters):
         if unit and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == kind:
@@ -89,7 +89,7 @@ def _h264_string(unit: bytes) -> str | None:
 
 
 def _h265_string(unit: bytes) -> str | None:
-    """Return the codec string for an H.265 SPS, such as "hev1.1.6.L93.B0"; None if the SPS is truncated.
+    """Return the codec string for an H.265 SPS, such as "hev1.1.6.L93.B0". Return None if the SPS is truncated.
 
     Rec. ITU-T H.265, section 7.3.3, defines the fields of the SPS, and ISO/IEC 14496-15, annex E, defines the string.
     """

@@ -1,6 +1,7 @@
 """`LiveHub` receives packets, images, and messages for all viewers, but only of cameras that somebody watches.
 
-One thread receives and joins them. A second thread hides parts of images, for cameras with masks or hidden classes.
+One thread receives packets, images, and messages, and combines them for each camera. A second thread hides parts of
+images, for cameras with masks or hidden classes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class LiveHub:
         Args:
             settings: settings of the live view.
             address: address to subscribe to.
-            keys: keys for CURVE; None if messages are not encrypted.
+            keys: keys for CURVE. None if messages are not encrypted.
         """
         self._settings = settings
         self._hidden = settings.privacy_sections()
@@ -65,13 +66,13 @@ class LiveHub:
     def watch(self, viewer: Receiver, camera_id: str, codecs: Collection[str]) -> None:
         """Send the live view of a camera to a viewer, from the next key frame on.
 
-        `codecs` are the codecs that the viewer decodes. If the viewer watches the camera already, it starts again with
-        a key frame.
+        `codecs` are the codecs that the viewer decodes. If the viewer already watches the camera, it restarts with a
+        key frame.
         """
         self._do(lambda: self._add(viewer, camera_id, codecs))
 
     def leave(self, viewer: Receiver, camera_id: str | None = None) -> None:
-        """Stop sending a viewer the live view of a camera. If `camera_id` is None, this applies to all cameras."""
+        """Stop sending a viewer the live view of a camera. If `camera_id` is None, stop all views of the viewer."""
         self._do(lambda: self._remove(viewer, camera_id))
 
     def reconfigure(self, settings: LiveSettings) -> None:
@@ -90,7 +91,7 @@ class LiveHub:
         self._do(change)
 
     async def still(self, camera_id: str, timeout_s: float) -> bytes | None:
-        """Return a frame of a camera as a JPEG, with private parts hidden; None if none arrives within `timeout_s`."""
+        """Return a JPEG of a camera, with private parts hidden. Return None if no frame arrives within `timeout_s`."""
         one = _OneImage()
         self.watch(one, camera_id, ())
         try:
@@ -209,7 +210,7 @@ class LiveHub:
                     del self._feeds[feed.camera_id]
 
     def _update(self, feed: CameraFeed) -> None:
-        """Request packets and images of a camera if a viewer needs them; end the requests that no viewer needs."""
+        """Request a camera's packets and images if a viewer needs them. End the requests that no viewer needs."""
         if feed.has_packets != feed.wants_packets:
             feed.has_packets = feed.wants_packets
             self._receiver.want_packets(feed.camera_id, wanted=feed.has_packets)
@@ -239,7 +240,7 @@ class _Messages:
             change(f"{kind}/{camera_id}")
 
     def receive(self) -> DetectionsMessage | CameraStatusMessage | CountsMessage | None:
-        """Return the next message without waiting; None if there is none. Skip invalid messages."""
+        """Return the next message without waiting. Return None if no message has arrived. Skip invalid messages."""
         while True:
             try:
                 topic, payload = self.socket.recv_multipart(zmq.DONTWAIT)

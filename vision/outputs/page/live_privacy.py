@@ -25,7 +25,7 @@ class ImageFilter:
         self._classes = sorted({name for section in sections.values() for name in section.blur or ()})
 
     def hide(self, jpeg: bytes, result: DetectionsMessage) -> bytes | None:
-        """Return an image as a JPEG, with private parts hidden; None if it cannot be decoded.
+        """Return an image as a JPEG, with private parts hidden. Return None if the image cannot be decoded.
 
         `jpeg` is a frame in its original size, and `result` is its result. The returned image can be smaller.
         """

@@ -11,10 +11,10 @@ MAX_WAITING_BYTES: Final = 4_000_000
 
 
 class Viewer:
-    """Records that wait for one browser. Any thread can call `push`; only the event loop calls the other methods.
+    """Records that wait for one browser. Call `push` from any thread, and all other methods from the event loop.
 
-    A viewer stalls if too many bytes wait. It then discards the waiting records, and accepts no records until the last
-    message has been sent.
+    A viewer stalls if too many bytes wait. A stalled viewer discards the waiting records, and accepts no records until
+    the current message has been sent.
     """
 
     def __init__(self, max_bytes: int = MAX_WAITING_BYTES) -> None:
@@ -48,7 +48,7 @@ class Viewer:
         return True
 
     async def take(self) -> bytes:
-        """Wait for records, and return all of them as one message. A call means that the last message has been sent."""
+        """Wait for records, and return them as one message. Call this after the previous message has been sent."""
         with self._lock:
             self._stalled = False
         await self._arrived.wait()

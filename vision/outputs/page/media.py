@@ -44,10 +44,11 @@ class Media:
         ]
 
     def described(self, events: Iterable[StoredEvent]) -> tuple[list[dict[str, Any]], str]:
-        """Return the events as dictionaries for JSON, with their texts and URLs, and the text of a problem.
+        """Return the events as dictionaries for JSON, with their texts and URLs, and the text of a problem, if any.
 
         Each dictionary gets the keys ``snapshot`` and, if the recordings can be read, ``clip``. A value is None if the
-        event has no such file. The text states why the recordings cannot be read; it is empty if they can be read.
+        event has no such file. The text of the problem states why the recordings cannot be read. It is empty if they
+        can be read.
         """
         found = [(event, msgspec.to_builtins(event) | texts_of(event)) for event in events]
         for event, content in found:
@@ -84,7 +85,7 @@ class Media:
         return self._snapshots is not None and bool(_SNAPSHOT.fullmatch(name)) and _is_file(self._snapshots / name)
 
     def _recorded(self, name: str) -> Path | None:
-        """Return the path of a recorded file; None if it does not exist, is a link, or is outside the folder."""
+        """Return the path of a recorded file, or None if the file is missing, is a link, or is outside the folder."""
         assert self._recordings is not None
         path = self._recordings / name
         is_inside = path.resolve().is_relative_to(self._recordings.resolve())
@@ -100,7 +101,7 @@ class Media:
 
     @contextmanager
     def _opened_index(self) -> Iterator[RecordingIndex | None]:
-        """Open the index of the recordings; yield None if nothing has been recorded."""
+        """Open the index of the recordings, and yield it. Yield None if nothing has been recorded."""
         if self._recordings is None or self._index is None:
             yield None
             return

@@ -51,8 +51,8 @@ def page_settings(
         address: address to subscribe to.
         class_names: the published classes of the model.
         packets: addresses of the sockets that pass on the packets of the cameras.
-        keys: keys for CURVE; None if messages are not encrypted.
-        config_file: file of the configuration; None if the configuration was built in Python.
+        keys: keys for CURVE. None if messages are not encrypted.
+        config_file: file of the configuration. None if the configuration was built in Python.
     """
     return PageSettings(
         address=address,
@@ -76,7 +76,7 @@ def check_page(page: PageConfig, *, can_bind: bool = True) -> None:
 
     Args:
         page: the section `page` of the configuration.
-        can_bind: if True, also check that the address can be bound. False if a running program uses it.
+        can_bind: if True, also check that the address can be bound. Pass False if a running program uses the address.
 
     Raises:
         ConfigError: a package is missing.

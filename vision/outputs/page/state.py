@@ -49,7 +49,7 @@ class PageState:
 
         Args:
             interval_s: time between two status messages, in seconds.
-            history: object that receives all counts; None if counts are not kept.
+            history: object that receives all counts. None if counts are not kept.
             clock: function that returns the monotonic time in seconds.
         """
         self.history = history
@@ -92,7 +92,7 @@ class PageState:
             del self._amendments[next(iter(self._amendments))]
 
     def events(self) -> list[EventMessage]:
-        """Return the newest events, oldest first, with the answers of a language model that arrived later."""
+        """Return the newest events, oldest first, with the answers of a language model that have arrived for them."""
         with self._lock:
             return [self._amendments.get((each.instance, each.camera, each.seq), each) for each in self._events]
 

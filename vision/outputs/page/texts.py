@@ -28,12 +28,12 @@ def words(name: str) -> str:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """Return a number with a fixed number of digits after the point; a dash for None."""
+    """Format a number with `digits` digits after the decimal point. Return a dash for None."""
     return NO_VALUE if value is None else f"{value:,.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in its two largest units; below one minute, with two significant digits."""
+    """Format a duration in its two largest units. Below one minute, use two significant digits."""
     minutes, hours, days = (int(seconds // length) for length in (60, 3600, 86400))
     if not minutes:
         return f"{_rounded(seconds, 2)} s"
@@ -52,7 +52,7 @@ def rows_of(values: Mapping[str, Any], prefix: str = "") -> Rows:
 
 
 def text_of(name: str, value: Any) -> str:
-    """Return a value as text; an empty text for None.
+    """Return a value as text. Return an empty string for None.
 
     The unit of a number follows from `name`, which is the path of its field, such as ``memory_bytes.main``.
     """

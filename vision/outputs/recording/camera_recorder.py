@@ -18,7 +18,7 @@ from vision.outputs.recording.store import OpenFile, RecordingStore
 log = logging.getLogger(__name__)
 
 _LATE_NS: Final = 1_000_000_000
-"""Extra length of a clip in ns. An event has the capture time of a frame, whose packet can arrive this much later."""
+"""Extra length of a clip in ns. An event has the capture time of its frame, whose packet can arrive up to 1 s later."""
 _RETRY_NS: Final = 2_000_000_000  # pause after a failure of the disk
 
 
@@ -70,12 +70,12 @@ class Recording:
     def write(self, until_ns: int | None, *, ends: bool = False) -> None:
         """Write the packets that have arrived, up to the time `until_ns` (monotonic). None means no limit.
 
-        The first file of a connection starts only after the packets of 4 s have arrived, unless `ends` is True or a
-        newer connection has started.
+        The first file of a connection starts only after 4 s of packets have arrived, unless `ends` is True or a newer
+        connection has started.
 
         Raises:
-            OSError: the disk is full or fails. The current file has ended, and the remaining packets can be written
-                later.
+            OSError: the disk is full or fails. The current file has ended. A subsequent call can write the remaining
+                packets.
         """
         packets, removed = self._ring.read(self._position)
         self._position += removed
@@ -96,7 +96,7 @@ class Recording:
                 self._missing += 1
 
     def _is_too_early(self, first: KeptPacket, newest: KeptPacket) -> bool:
-        """Return True if too few packets of a connection have arrived to know their pace."""
+        """Return True if too few packets of a connection have arrived to determine their pace."""
         connection = first.header.connection
         if newest.header.connection != connection or (self._pace is not None and self._pace[0] == connection):
             return False
@@ -163,7 +163,7 @@ class Recording:
 
 
 class CameraRecorder:
-    """Writer of the clips and the continuous recording of one camera. One thread calls all methods."""
+    """Writer of the clips and the continuous recording of one camera. Call all methods from one thread."""
 
     def __init__(
         self,
@@ -243,7 +243,11 @@ class CameraRecorder:
             log.info("camera %s: recorded again", self.camera)
 
     def _can_write(self) -> bool:
-        """Return True if a file is open or, if neither a clip nor a continuous recording exists, the disk has room."""
+        """Return True if `write` can write packets.
+
+        If a clip or a continuous recording exists, at least one of them must have an open file. Otherwise, the disk
+        must have room.
+        """
         present = [each for each in (self._clip, self._continuous) if each is not None]
         return any(each.is_writing for each in present) if present else not self._store.is_full
 

@@ -5,7 +5,7 @@ the file, and deletes a file before it removes the entry. A crash therefore leav
 entries in the state `writing`. `vision.outputs.recording.repair` corrects both.
 
 A *recording* is a clip, or a period of continuous recording. It consists of one or several files. For example, a new
-file starts if the camera was connected again in the meantime.
+file starts after the camera has reconnected.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class DamagedIndex(Exception):
 
 
 class RecordingIndex:
-    """The index of one deployment. Not thread-safe. One process writes; any process can read."""
+    """The index of one deployment. Not thread-safe. Only one process may write, but any process can read."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        """Open the index in `folder`, the `state_dir`. Create it if it is missing, unless `read_only`.
+        """Open the index in `folder`, the `state_dir`. Create a missing index, unless `read_only` is True.
 
         Raises:
             DamagedIndex: the database is damaged.
@@ -175,7 +175,7 @@ class RecordingIndex:
         self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def remove_file(self, name: str) -> None:
-        """Remove the entry of a file and, if it was the last file of its recording, the recording."""
+        """Remove the entry of a file. If its recording has no other files, also remove the recording."""
         with self._transaction():
             found = self._connection.execute("SELECT recording FROM files WHERE name = ?", (name,)).fetchone()
             self._connection.execute("DELETE FROM files WHERE name = ?", (name,))
@@ -216,7 +216,7 @@ class RecordingIndex:
         return [RecordedFile(*row) for row in rows]
 
     def oldest_complete(self) -> RecordedFile | None:
-        """Return the oldest file that is not being written; None if there is none."""
+        """Return the oldest file that is not being written. Return None if there is no such file."""
         sql = f"SELECT {_FILE_COLUMNS} FROM files WHERE state = 'complete' ORDER BY start_utc_ns, id LIMIT 1"
         row = self._connection.execute(sql).fetchone()
         return None if row is None else RecordedFile(*row)
@@ -227,7 +227,7 @@ class RecordingIndex:
         return int(self._connection.execute(sql).fetchone()[0])
 
     def recordings(self, camera: str | None = None, since_utc_ns: int = 0) -> list[Recording]:
-        """Return the recordings that end at or after a time, oldest first; those of all cameras if `camera` is None."""
+        """Return the recordings that end at or after a time, oldest first. If `camera` is None, include all cameras."""
         found = self._connection.execute(
             "SELECT recordings.id, camera, kind FROM recordings JOIN files ON files.recording = recordings.id"
             " WHERE (? IS NULL OR camera = ?) GROUP BY recordings.id HAVING max(end_utc_ns) >= ?"
@@ -237,7 +237,7 @@ class RecordingIndex:
         return [self._recording(*row) for row in found]
 
     def file_named(self, name: str) -> RecordedFile | None:
-        """Return the file with this name; None if the index contains no such file."""
+        """Return the file with this name. Return None if the index contains no such file."""
         row = self._connection.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE name = ?", (name,)).fetchone()
         return None if row is None else RecordedFile(*row)
 

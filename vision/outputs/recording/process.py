@@ -47,7 +47,7 @@ class RecordingProcess:
         self._process.start()
 
     def follow(self, cameras: Sequence[str]) -> None:
-        """Make the process record `cameras` instead of the earlier cameras."""
+        """Make the process record `cameras` instead of the previous cameras."""
         self._options = replace(self._options, cameras=list(cameras))
         self._process.update(self._options.as_json())
 

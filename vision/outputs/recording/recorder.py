@@ -1,7 +1,7 @@
 """The process that records cameras.
 
-The process receives the packets of the cameras and the events of the program, so that a slow disk delays neither. One
-thread receives packets, one receives events, and one writes.
+The packets of the cameras and the events of the program arrive in this process, so that a slow disk delays neither the
+cameras nor the program. One thread receives packets, one receives events, and one writes files.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class RecorderOptions:
 
 
 def open_or_replace(state_dir: Path) -> RecordingIndex:
-    """Open the index. Set a damaged index aside, and create an empty one, to which `repair` adds the files.
+    """Open the index. If it is damaged, rename it, and create an empty index, to which `repair` adds the files.
 
     Raises:
         ConfigError: the index was written by a newer version of the program.
@@ -114,7 +114,7 @@ class Recorder:
         self.follow(options.cameras)
 
     def follow(self, cameras: Collection[str]) -> None:
-        """Record `cameras` instead of the earlier cameras. The next `step` completes the files of removed cameras."""
+        """Record `cameras` instead of the previous cameras. The next `step` completes the files of removed cameras."""
         config, before = self._config, self._cameras
         new_ring = partial(PacketRing, config.ring_mb * 1_000_000, config.pre_s + _RING_S)
         self._rings = {camera: self._rings.get(camera) or new_ring() for camera in cameras}
@@ -249,14 +249,17 @@ def _exit_on_failure(work: Callable[[PacketReceiver], None], receiver: PacketRec
 
 
 def _read_input(recorder: Recorder) -> None:
-    """Record the cameras of the newest line of standard input. When the input closes, stop the recorder."""
+    """Record the cameras in the newest line of standard input. When the input closes, stop the recorder."""
     for line in sys.stdin:
         recorder.follow(RecorderOptions.parse(json.loads(line)).cameras)
     recorder.stopping.set()
 
 
 def main() -> None:
-    """Run the process. Each line of standard input contains options as JSON. Later lines only change the cameras."""
+    """Run the process.
+
+    Each line of standard input contains options as JSON. From the second line on, only the cameras can change.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process ends this process
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, handlers=[_LinesHandler()])

@@ -31,7 +31,7 @@ Fault: TypeAlias = Literal["unfinished", "missing", "unlisted", "unreadable", "s
 * missing: the file does not exist, for example because a different program deleted it.
 * unlisted: the index does not contain the file.
 * unreadable: some or all frames of the file cannot be read.
-* size: the size of the file differs from that in the index.
+* size: the size of the file differs from the size in the index.
 """
 
 
@@ -76,7 +76,7 @@ def cut_torn_end(path: Path) -> None:
 
 
 def measure(path: Path) -> Measured | None:
-    """Read all packets of the video in a file. Return the length of its readable part; None if no frame is readable."""
+    """Read a file's video packets. Return the length of the readable part, or None if no frame is readable."""
     frames, first, last = 0, None, 0
     with suppress(av.FFmpegError, ValueError, IndexError), av.open(str(path)) as container:
         video = container.streams.video[0]
@@ -92,8 +92,8 @@ def measure(path: Path) -> Measured | None:
 def find_differences(index: RecordingIndex, folder: Path, *, thorough: bool, live: bool = False) -> list[Difference]:
     """Compare the index with the files in `folder`, the folder of the recordings.
 
-    If `thorough` is True, also read each file. If `live` is True, a program is recording at the same time. Then ignore
-    the files that this program is writing.
+    If `thorough` is True, also read each file. If `live` is True, a program is recording at the same time. In this
+    case, ignore the files that this program is writing.
     """
     listed = {file.name: file for file in index.files()}
     return [*_faults_of_listed(listed, folder, thorough=thorough, live=live), *_unlisted(index, folder)]
@@ -159,7 +159,7 @@ class _Adopt:
         self._last: dict[tuple[str, str], tuple[int, int]] = {}  # numbers of the file and its recording
 
     def __call__(self, name: str, path: Path, measured: Measured) -> None:
-        """Add a file. The number in its name shows whether the file continues the recording of the previous file."""
+        """Add a file. The number in its name shows whether the file belongs to the recording of the previous file."""
         parts = NAME.fullmatch(path.name)
         assert parts is not None
         kind: Kind = "clip" if parts["kind"] == "clip" else "continuous"

@@ -33,8 +33,8 @@ class PacketRing:
     frame with which all players can start arrived in the last 10 s.
 
     Old packets are removed together with all packets up to the next key frame, because they cannot be decoded without
-    their key frame. After a lost packet, the ring ignores packets until the next key frame. One thread calls
-    `add`; any thread can call the other methods.
+    their key frame. After a lost packet, the ring ignores packets until the next key frame. Call `add` from one thread.
+    Any thread can call the other methods.
     """
 
     def __init__(self, max_bytes: int, max_s: float) -> None:
@@ -122,7 +122,7 @@ class PacketRing:
             return keys[0].position if keys else self._next
 
     def read(self, position: int) -> tuple[Sequence[KeptPacket], int]:
-        """Return the packets in the ring from `position` on, and the number of packets there that were removed."""
+        """Return the packets in the ring from `position` on, and how many packets from `position` on were removed."""
         with self._lock:
             first = self._packets[0].position if self._packets else self._next
             skip = max(0, position - first)

@@ -62,7 +62,7 @@ class SegmentFile:
             self._container.mux_one(packet)
 
     def close(self) -> int:
-        """Complete the file, and force it to disk. Return its size in bytes. Raise `OSError` if this fails."""
+        """Complete the file, and force it to disk. Return the file size in bytes. Raise `OSError` if this fails."""
         with _os_errors():
             self._container.close()
         with self.path.open("rb") as file:
@@ -87,7 +87,7 @@ def _os_errors() -> Iterator[None]:
 
 @contextmanager
 def _template(codec: str, data: bytes) -> Iterator[VideoStream]:
-    """Yield a stream with the parameters that FFmpeg finds in a key frame. Raise `ValueError` if it finds none."""
+    """Yield a stream with the parameters that FFmpeg finds in a key frame. Raise `ValueError` if there are none."""
     try:
         container = av.open(io.BytesIO(data), format=codec)
     except av.FFmpegError as error:

@@ -56,7 +56,7 @@ class Pace:
 
 
 def _rate(packets: Sequence[PacketHeader], interval_ns: int) -> float:
-    """Return the rate of the presentation times relative to the arrival times; 1 if the times are plausible.
+    """Return the rate of the presentation times relative to the arrival times, or 1 if the times are plausible.
 
     Packets also arrive at a wrong rate if the machine or the network is overloaded. Therefore, the rate of the
     presentation times counts as wrong only if all parts of the packets arrive at a similar rate.
@@ -75,7 +75,7 @@ class SegmentTimes:
     """The times of the packets of one file, in ticks. The first decoding time is 0."""
 
     def __init__(self, packets: Sequence[PacketHeader], pace: Pace) -> None:
-        """Create the times of a file. `packets` are the packets that are known already, from the first on."""
+        """Create the times of a file. `packets` are the packets that have already arrived, starting with the first."""
         self.pace = pace
         self._first_ns = packets[0].arrived_ns
         self._base_ns = packets[0].pts_ns  # presentation time of the first packet; None if unknown
@@ -154,6 +154,6 @@ def _reorder_depth(times: Sequence[int], interval_ns: int) -> int:
 
 
 def _interval_ns(times: Sequence[int]) -> int:
-    """Return the median time between two frames that are displayed one after the other; 40 ms if it is unknown."""
+    """Return the median time between two successively displayed frames. Return 40 ms if the time is unknown."""
     steps = sorted(later - earlier for earlier, later in pairwise(sorted(times)))
     return steps[len(steps) // 2] if steps else _DEFAULT_INTERVAL_NS

@@ -73,7 +73,7 @@ class SinkSettings:
         )
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """Return a context that checks certificates; None without TLS. Raise `OSError` if a file cannot be read."""
+        """Return a context that checks certificates, or None if TLS is off. Raise `OSError` if a file is unreadable."""
         if not self.address.tls:
             return None
         return tls_context(self.tls)
@@ -87,22 +87,22 @@ class Connection(Protocol):
     """A connection to the far side."""
 
     batch: int
-    """Maximum number of messages in one call of `send`."""
+    """Maximum number of messages in one call to `send`."""
     answers_checks: bool
-    """True if `check` fails when the far side does not answer. False if `check` does nothing."""
+    """True if `check` fails when the far side does not respond. False if `check` does nothing."""
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
         """Deliver messages in order. Return when the far side has confirmed all of them.
 
         Returns:
-            For each message, the reason why the far side never accepts it; an empty text if it was delivered.
+            For each message, the reason why the far side never accepts it, or an empty string if it was delivered.
 
         Raises:
             Exception: the messages were not confirmed. All of them are sent again.
         """
 
     async def check(self) -> None:
-        """Raise an exception if the far side does not answer. If `answers_checks` is False, do nothing."""
+        """Raise an exception if the far side does not respond. If `answers_checks` is False, do nothing."""
 
 
 Connect: TypeAlias = Callable[[SinkSettings], AbstractAsyncContextManager[Connection]]

@@ -27,7 +27,7 @@ class Discovery:
         Args:
             settings: settings of the sink.
             kinds: the kinds of messages that the sink sends. Only these kinds get entities.
-            cameras: ids of the cameras whose messages the sink sends; None means all cameras.
+            cameras: ids of the cameras whose messages the sink sends. None means all cameras.
         """
         self._kinds = frozenset(kinds)
         self._cameras = None if cameras is None else frozenset(cameras)

@@ -17,7 +17,7 @@ _NEVER_ACCEPTED: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.IN
 
 
 class KafkaConnection:
-    """A producer for a Kafka cluster. While it exists, Kafka stores the messages of a camera in order, each once."""
+    """A producer for a Kafka cluster. With one producer, Kafka stores each message of a camera once, in order."""
 
     batch = 100
     answers_checks = True
@@ -35,7 +35,7 @@ class KafkaConnection:
         return await asyncio.to_thread(self._send, messages)
 
     async def check(self) -> None:
-        """Raise `confluent_kafka.KafkaException` if no broker answers."""
+        """Raise `confluent_kafka.KafkaException` if no broker responds."""
         await asyncio.to_thread(self._producer.list_topics, timeout=TIMEOUT_S)
 
     def _send(self, messages: Sequence[Outgoing]) -> list[str]:
@@ -74,7 +74,7 @@ async def connect_kafka(settings: SinkSettings) -> AsyncIterator[KafkaConnection
     """Connect to a cluster for the duration of a `with` block.
 
     Raises:
-        confluent_kafka.KafkaException: no broker answers.
+        confluent_kafka.KafkaException: no broker responds.
     """
     connection = KafkaConnection(Producer(_options(settings)), settings)
     try:
@@ -107,7 +107,7 @@ def _options(settings: SinkSettings) -> dict[str, Any]:
 
 
 def _silent() -> Any:
-    """Return a logger without output, because every error also ends a call of `send` or `check`."""
+    """Return a logger without output, because `send` or `check` also raises every error."""
     logger = logging.getLogger("vision.kafka")
     logger.addHandler(logging.NullHandler())
     logger.propagate = False

@@ -47,15 +47,15 @@ class MqttConnection:
         await self._until_end(self._say(ONLINE))
 
     async def close(self) -> None:
-        """Publish that the sink is offline, if it is still connected."""
+        """Publish that the sink is offline, if the sink is still connected."""
         if not self._end.done():
             await self._until_end(self._say(OFFLINE))
         self._end.cancel()
 
     async def _until_end(self, call: Awaitable[object]) -> None:
-        """Wait for a call of the library. Raise `aiomqtt.MqttError` if the connection ends earlier.
+        """Wait for a call to aiomqtt. Raise `aiomqtt.MqttError` if the connection ends before the call finishes.
 
-        The library itself notices the end only after its timeout.
+        The library itself notices the lost connection only after its timeout.
         """
         task = asyncio.ensure_future(call)
         await asyncio.wait([task, self._end], return_when=asyncio.FIRST_COMPLETED)

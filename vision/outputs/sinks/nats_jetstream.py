@@ -35,13 +35,13 @@ class NatsConnection:
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
         """Deliver messages one after another. Return a reason for each message that is too large for the server.
 
-        Sending them together would not keep their order: while a cluster elects a leader, the cluster could confirm a
-        message, but not an earlier message.
+        If messages were sent together, they could be stored in the wrong order: while a cluster elects a leader, the
+        cluster could confirm a message, but not the message before it.
         """
         return [await self._publish(message) for message in messages]
 
     async def check(self) -> None:
-        """Raise an exception if the server does not answer."""
+        """Raise an exception if the server does not respond."""
         await self._client.flush(int(TIMEOUT_S))
 
     async def _publish(self, message: Outgoing) -> str:

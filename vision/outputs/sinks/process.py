@@ -1,4 +1,4 @@
-"""`open_sinks` starts the processes that send messages to sinks. `SinkProcess` supervises one of them.
+"""`open_sinks` starts the processes that send messages to sinks. A `SinkProcess` supervises one process.
 
 Each sink has its own process, so a library that hangs, crashes, or needs much memory affects only its sink.
 """
@@ -41,7 +41,7 @@ _PACKAGES: Final[Mapping[Protocol, str]] = {
     "nats": "nats",
     "webhook": "httpx",
 }
-"""The package of each protocol. The extra of the distribution has the name of the protocol."""
+"""The Python package that each protocol needs. The extra that installs it has the name of the protocol."""
 
 
 def open_sinks(
@@ -52,7 +52,7 @@ def open_sinks(
     Args:
         publisher: the publisher of the messages. Its status then contains the status of the sinks.
         events: log of the events. A new sink starts after the newest event in the log.
-        keys: the publisher's keys for CURVE; None if messages are not encrypted.
+        keys: the publisher's keys for CURVE. None if messages are not encrypted.
         resources: stack whose end closes the processes.
 
     Raises:
@@ -130,11 +130,11 @@ class SinkProcess:
         self._process.start()
 
     def status(self) -> SinkStatus:
-        """Return the last status of the sink. Counts include those of earlier processes."""
+        """Return the latest status of the sink. Counts include the counts of previous processes."""
         return self._status
 
     def close(self) -> None:
-        """End the process. Messages that it has not delivered stay on disk. Idempotent."""
+        """End the process. Messages that the process has not delivered stay on disk. Idempotent."""
         self._process.close()
 
     def _receive(self, line: str) -> None:

@@ -1,7 +1,7 @@
 """The process that sends the messages of the program to one sink.
 
 A thread subscribes to the program like any other subscriber, and stores the messages in the spool. The main thread
-delivers them. If a message cannot be stored, the process ends, and the next process requests the missed events again.
+delivers them. If a message cannot be stored, the process ends, and the next process requests the missed events.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Reader:
     def __init__(self, options: Mapping[str, Any], spool: Spool, settings: SinkSettings) -> None:
         """Create the reader. `vision.outputs.sinks.process.SinkProcess` creates the `options`.
 
-        If the spool has no position yet, store the position in `options`.
+        If the spool has no position yet, use the position in `options`.
         """
         position = spool.position()
         if position is None and options["position"]:

@@ -43,13 +43,13 @@ class RedisConnection:
         return [""] * len(messages)
 
     async def check(self) -> None:
-        """Raise an exception if the server does not answer."""
+        """Raise an exception if the server does not respond."""
         await self._client.ping()
 
 
 @asynccontextmanager
 async def connect_redis(settings: SinkSettings) -> AsyncIterator[RedisConnection]:
-    """Connect to a server for the duration of a `with` block. Raise `redis.RedisError` if it does not answer."""
+    """Connect to a server for the duration of a `with` block. Raise `redis.RedisError` if it does not respond."""
     host, port = settings.address.hosts[0]
     tls: dict[str, Any] = {}
     if settings.address.tls:

@@ -1,4 +1,4 @@
-"""`Selection` chooses the messages that a sink gets, limits their rate, and gives each of them a key."""
+"""`Selection` chooses the messages that a sink gets, limits the rate of the messages, and gives each message a key."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Selection:
     """Converter of the items of a subscription to messages for one sink. It is not thread-safe.
 
     The sink gets all events and all summaries of objects. For the other kinds, the sink gets the newest message of each
-    topic at most once per interval. The status of a camera whose state has changed is sent at once.
+    topic at most once per interval. The status of a camera whose state has changed is sent immediately.
 
     Attributes:
         lost: number of events and summaries that did not arrive from the program, plus messages that are too large.
-        position: journal and number of the newest event that was processed; None before the first event.
+        position: journal and number of the newest event that was processed. None before the first event.
         sequences: for each topic of objects, the instance of the publisher and the last sequence number.
     """
 
@@ -52,7 +52,7 @@ class Selection:
         self._states: dict[str, str] = {}  # last sent state of each camera
 
     def add(self, item: Item) -> Iterator[Outgoing]:
-        """Process an item of the subscription. Yield the messages to send now.
+        """Process an item of the subscription. Yield the messages that can be sent immediately.
 
         Iterate to the end, because the item is processed during the iteration.
         """
@@ -107,7 +107,7 @@ class Selection:
 
 
 def key_of(message: AnyMessage) -> str:
-    """Return a text that identifies a message. It is the same each time the message is sent."""
+    """Return a string that identifies a message, and that is the same each time the message is sent."""
     if isinstance(message, EventMessage) and message.number is not None:
         return f"{message.node}-{message.journal}-{message.number}"
     return f"{message.node}-{message.instance}-{message.topic.replace('/', '-')}-{message.seq}"

@@ -1,4 +1,4 @@
-"""`Sender` delivers the messages of a spool in order, and connects again after errors."""
+"""`Sender` delivers the messages of a spool in order, and reconnects after errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CHECK_S: Final = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 
 _MAX_ATTEMPTS: Final = 4
-"""Number of attempts to send a message alone, before the sender gives up the message.
+"""Number of attempts to send a message alone, before the sender abandons the message.
 
-The sender gives up only messages that the far side does not confirm although it answers checks, for example because a
-message is too large for the broker.
+The sender abandons only messages that the far side does not confirm although it responds to checks, for example because
+a message is too large for the broker.
 """
 
 
@@ -36,8 +36,8 @@ class Sender:
         stop: event to set to end `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends.
         connected: True if the last call to the far side succeeded.
         sent: number of delivered messages.
-        refused: number of messages that the far side never accepts, or that were given up.
-        last_error: the last error, without secrets; empty if there was none.
+        refused: number of messages that the far side never accepts, or that were abandoned.
+        last_error: the last error, without secrets. Empty if there was no error.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Sender:
         self._one_by_one = False  # True from an error until a message is delivered
 
     async def run(self) -> None:
-        """Deliver messages until `stop` is set. After an error, pause and connect again.
+        """Deliver messages until `stop` is set. After an error, pause and reconnect.
 
         Double the pause after each further error, up to 15 s.
         """
@@ -92,7 +92,7 @@ class Sender:
             self._succeeded()
 
     async def _send(self, connection: Connection, messages: Sequence[Outgoing]) -> list[str]:
-        """Send messages. Return, for each message, the reason why it is given up; an empty text if it was delivered."""
+        """Send messages. Return, for each message, why it was abandoned, or an empty string if it was delivered."""
         if self._one_by_one:
             await connection.check()
             self._succeeded()

@@ -2,9 +2,9 @@
 
 It also stores the position: the number of the last event of the publisher that was stored. After a restart, the sink
 requests the events after this position. A message and its position are stored in one transaction. Therefore, a process
-that is killed neither misses an event nor stores it twice. SQLite forces its log to disk only at checkpoints, so a
-power failure can lose the newest transactions. The sink then continues with the last position that was not lost, and
-requests the events after it again.
+that is killed neither misses an event nor stores an event twice. SQLite forces its log to disk only at checkpoints, so
+a power failure can lose the newest transactions. In this case, the sink continues with the last position that was not
+lost, and requests the events after this position.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Spool:
     def __init__(
         self, path: Path, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Open or create the file. If it is damaged, rename it to ``*.damaged``, and start with an empty file.
+        """Open or create the file. If the file is damaged, rename it to ``*.damaged``, and start with an empty file.
 
         Args:
             path: path of the file. Its folder is created if it is missing.
@@ -91,7 +91,7 @@ class Spool:
         self._start_s: float = last_s - clock()  # the age counts only the time while the program runs
 
     def position(self) -> Position | None:
-        """Return the stored position; None if there is none yet."""
+        """Return the stored position. Return None if no position was stored yet."""
         with self._lock:
             row = self._database.execute("SELECT journal, number FROM position").fetchone()
         return None if row is None else Position(*row)
@@ -108,7 +108,7 @@ class Spool:
         position: Position | None = None,
         sequences: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
-        """Store messages, and the position and sequence numbers after them. Apply the limits.
+        """Store messages, and the position and sequence numbers that apply after these messages. Apply the limits.
 
         A message about a state replaces the waiting message of the same topic. Beyond the limits, the oldest messages
         are deleted.
@@ -204,7 +204,7 @@ class Spool:
     def _delete_oldest(self, since_s: float, size: _Size, max_bytes: int) -> int:
         """Delete messages from before `since_s`, and then the oldest messages while `size` exceeds `max_bytes`.
 
-        Subtract the deleted messages from `size`, and return their number.
+        Subtract the deleted messages from `size`, and return the number of deleted messages.
         """
         lost = last = 0
         with closing(self._database.execute("SELECT number, bytes, at_s FROM messages ORDER BY number")) as rows:

@@ -51,7 +51,7 @@ class WebhookConnection:
         """Send each message in its own request. Never follow a redirect.
 
         Raises:
-            DeliveryError: the server answers with a redirect, or with an error that can be temporary.
+            DeliveryError: the server responds with a redirect, or with an error that can be temporary.
             httpx.HTTPError: the request fails.
         """
         return [await self._post(message) for message in messages]

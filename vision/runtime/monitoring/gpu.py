@@ -19,7 +19,7 @@ _TEXTS: Final = {
 
 
 def gpu_metrics(gpus: Sequence[GpuState]) -> Iterator[GaugeMetricFamily]:
-    """Yield the metrics that the drivers of the GPUs support. Without a GPU, there are none."""
+    """Yield the metrics that the drivers of the GPUs support. Yield nothing if there is no GPU."""
     if not gpus:
         return
     for name, text in _TEXTS.items():

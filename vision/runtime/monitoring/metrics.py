@@ -35,7 +35,7 @@ _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
 
 
 class ProgramState:
-    """The last status of the program and of each camera, and counters of other messages. It is thread-safe."""
+    """The latest status of the program and of each camera, and counters of other messages. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -96,7 +96,7 @@ class ProgramState:
                 metric.remove(*values)
 
     def status(self) -> tuple[NodeStatusMessage | None, dict[str, CameraStatusMessage], float]:
-        """Return the last status of the program and of each camera, and the age of the program's status in seconds.
+        """Return the latest status of the program and of each camera, and the age of the program's status in seconds.
 
         Before the first status of the program, its status is None, and the age has no meaning.
         """
@@ -109,7 +109,7 @@ class ProgramState:
 
 
 class _StatusCollector(Collector):
-    """Metrics of the GPUs and the thermal zones, and metrics from the last status messages."""
+    """Metrics of the GPUs and the thermal zones, and metrics from the latest status messages."""
 
     def __init__(self, state: ProgramState) -> None:
         self._state = state
@@ -230,7 +230,7 @@ def _disk_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
 
 
 def _temperatures() -> Iterator[GaugeMetricFamily]:
-    """Yield the temperatures that the kernel measures, such as those of the zones of a Jetson."""
+    """Yield the temperatures that the kernel measures, such as the temperatures of a Jetson's thermal zones."""
     family = GaugeMetricFamily("vision_temperature_celsius", "Temperature of a thermal zone.", labels=["zone"])
     for zone, value in temperatures().items():
         family.add_metric([zone], value)

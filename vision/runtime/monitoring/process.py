@@ -33,7 +33,7 @@ def open_monitoring(
         config: the section `http` of the configuration.
         publisher: publisher whose messages the process receives.
         interval_s: interval in seconds between two status messages.
-        keys: keys of the publisher for CURVE; None if messages are not encrypted.
+        keys: keys of the publisher for CURVE. None if messages are not encrypted.
 
     Raises:
         ConfigError, Unavailable, OSError: the process cannot be started; see `MonitoringProcess`.
@@ -45,7 +45,7 @@ def open_monitoring(
 
 
 class MonitoringProcess:
-    """A process that subscribes to the program, and answers HTTP requests. `address` is the URL of its port."""
+    """A process that subscribes to the program, and handles HTTP requests. `address` is the URL of its port."""
 
     def __init__(self, config: HttpConfig, address: str, *, interval_s: float, keys: KeyPair | None = None) -> None:
         """Bind the port and start the process.
@@ -54,7 +54,7 @@ class MonitoringProcess:
             config: the section `http` of the configuration.
             address: address to subscribe to.
             interval_s: interval in seconds between two status messages.
-            keys: keys for CURVE; None if messages are not encrypted.
+            keys: keys for CURVE. None if messages are not encrypted.
 
         Raises:
             ConfigError: a package is missing.
@@ -84,7 +84,7 @@ class MonitoringProcess:
         self._process.start()
 
     def counters(self) -> dict[str, int]:
-        """Return the counter ``http.restarts``, the number of times that the process was started again."""
+        """Return the counter ``http.restarts``, the number of restarts of the process."""
         return {"http.restarts": self._process.restarts}
 
     def close(self) -> None:

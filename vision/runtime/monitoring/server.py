@@ -1,7 +1,7 @@
-"""HTTP server for metrics and health, which runs in a process of its own.
+"""HTTP server for metrics and health, which runs in its own process.
 
-It subscribes to the program like any other subscriber, so requests cannot delay the program. It knows neither the
-cameras' configuration nor their passwords. No part of a request is used as the name of a file.
+The server subscribes to the program like any other subscriber, so requests cannot delay the program. The server knows
+neither the configuration nor the passwords of the cameras. No part of a request is used as the name of a file.
 
 ========== ============================================================================= ==========
 path       response                                                                      token
@@ -58,8 +58,8 @@ class Endpoints:
         """Create the endpoints.
 
         Args:
-            state: receives the messages of the program.
-            token: token that clients must send as ``Authorization: Bearer TOKEN``; None means that none is needed.
+            state: object that receives the messages of the program.
+            token: token that clients must send as ``Authorization: Bearer TOKEN``. None if no token is needed.
             interval_s: interval in seconds between two status messages.
         """
         self._state = state
