@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Restart:
     """A report that the publisher restarted.
 
-    Sequence numbers start at 1 again, so a subscription does not detect losses at the restart.
+    Sequence numbers restart at 1, so a subscription does not detect losses at the restart.
     """
 
     node: str

@@ -39,7 +39,7 @@ class StatusRequest(_Request, frozen=True, kw_only=True, tag="status"):
 
 
 class ReloadRequest(_Request, frozen=True, kw_only=True, tag="reload"):
-    """A request to read the configuration again, and to apply it."""
+    """A request to reload the configuration, and to apply the changes."""
 
 
 class AddCameraRequest(_Request, frozen=True, kw_only=True, tag="add-camera"):

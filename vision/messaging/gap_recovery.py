@@ -58,7 +58,7 @@ class Gap:
 class NewJournal:
     """A report that the publisher started a new journal, because the old one was damaged or removed.
 
-    Events of the old journal that this subscriber has not received are lost. Numbers start at 1 again.
+    Events of the old journal that this subscriber has not received are lost. Numbers restart at 1.
     """
 
     node: str
@@ -199,7 +199,8 @@ class ReplayClient:
     ) -> None:
         """Create the socket, and connect it to `address`. If `address` is None, `learn_address` connects the socket.
 
-        `guard` watches the connections. `keys` are the keys for CURVE; None means that the publisher does not use it.
+        `guard` watches the connections. `keys` are the keys for CURVE. None means that the publisher does not use
+        CURVE.
         """
         self.recovery = recovery
         self.socket = context.socket(zmq.DEALER)

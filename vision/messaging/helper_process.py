@@ -1,4 +1,4 @@
-"""Helper processes, which serve sockets for the program. If a helper process ends, it is started again."""
+"""Helper processes, which serve sockets for the program. If a helper process ends, it is restarted."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def serve_until_input_closes(
     """Serve requests and run `follow`, each in a thread, until standard input closes. Then end the process.
 
     Pass each line of standard input, which contains new options, to `on_line`. Also end the process if one of the two
-    threads ends, so that `vision.messaging.helper_process` starts the process again.
+    threads ends, so that `vision.messaging.helper_process` restarts the process.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)

@@ -134,7 +134,7 @@ class EventGate(Protocol):
 class EventPublisher:
     """Publisher that numbers, stores, and sends events.
 
-    It stores an event before it sends the event, so that subscribers can request the event later.
+    It stores an event before it sends the event, so that subscribers can request the event if they miss it.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """`ReceiveGuard`, which limits the memory that an endless message of a hostile publisher can use in a subscriber.
 
-ZeroMQ keeps the parts of a message until its last part has arrived. No option limits the number of these parts:
-RCVHWM counts complete messages, and MAXMSGSIZE limits the size of a part. However, Linux counts the bytes that each TCP
+ZeroMQ keeps the parts of a message until its last part has arrived. No option limits the number of these parts: RCVHWM
+counts complete messages, and MAXMSGSIZE limits the size of a part. However, Linux counts the bytes that each TCP
 connection has received. If these bytes exceed a limit before a message is complete, the guard shuts down the
-connection. ZeroMQ then frees the parts, and connects again.
+connection. After that, ZeroMQ frees the parts, and reconnects.
 """
 
 from __future__ import annotations

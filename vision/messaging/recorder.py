@@ -27,7 +27,7 @@ class Recorder:
     contains the time of the last line, as in ``results-20261129T160500Z.jsonl``.
 
     When the disk is full, or nearly full (`FreeSpace`), publishing continues: the error is logged once, lost lines are
-    counted, and recording resumes when space is available again.
+    counted, and recording resumes when space becomes available.
     """
 
     def __init__(self, path: Path | str) -> None:

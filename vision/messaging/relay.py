@@ -30,7 +30,7 @@ _MECHANISM = slice(12, 32)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SUBSCRIBE, _CANCEL = b"\x09SUBSCRIBE", b"\x06CANCEL"
 _CHUNK = memoryview(bytearray(65_536))
-"""Buffer for bytes that are forwarded to a client. Its size is the maximum number of bytes that are read at once."""
+"""Buffer for bytes that are forwarded to a client. Its size is the maximum number of bytes per read."""
 _HANDSHAKE_S = 5.0
 _DRAIN_S = 0.5
 _MEMORY_BYTES = 512 << 20

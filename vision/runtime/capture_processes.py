@@ -86,8 +86,7 @@ class RemoteCamera:
     def status(self) -> CameraStatus:
         """Return the state of the camera.
 
-        `reconnects` includes the connections of previous worker processes, but `grabbed` does not include the frames of
-        these processes.
+        `reconnects` includes connections of previous worker processes, but `grabbed` does not include their frames.
         """
         status, lost, now_ns = self._status, self._lost, self._clock()
         elapsed_s = (now_ns - self._status_ns) / 1e9

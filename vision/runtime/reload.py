@@ -3,7 +3,7 @@
 A request does one of the following:
 
 * It returns the status of the program, or the lines, zones, and masks of a camera.
-* It reads the configuration file again.
+* It reloads the configuration file.
 * It adds or removes a camera.
 * It replaces the lines, zones, and masks of a camera.
 
@@ -89,7 +89,7 @@ class Reloader:
         Args:
             runtime: the program, which need not run yet.
             config: configuration of the program.
-            read: function that reads the configuration again.
+            read: function that reloads the configuration.
             path: file of the configuration.
             environ: variables that replace ``${NAME}`` in the password of an added camera.
         """

@@ -97,7 +97,7 @@ class _ImageRequests:
             self._request(ImageRequest(message.camera, message.captured_monotonic_ns, self._max_width_px))
 
     def result_of(self, image: Image) -> DetectionsMessage | None:
-        """Return the result that belongs to `image`; None if this image was not requested."""
+        """Return the result that belongs to `image`. Return None if this image was not requested."""
         asked = self._asked
         return asked if asked is not None and asked.captured_monotonic_ns == image.captured_ns else None
 
@@ -266,7 +266,7 @@ class CameraFeed:
                 watch.push(text)
 
     def result_of(self, image: Image) -> DetectionsMessage | None:
-        """Return the result that belongs to `image`; None if this image was not requested."""
+        """Return the result that belongs to `image`. Return None if this image was not requested."""
         return self._images.result_of(image)
 
     def image(self, image: Image) -> None:

@@ -240,7 +240,7 @@ def run(options: RecorderOptions) -> None:
 
 
 def _exit_on_failure(work: Callable[[PacketReceiver], None], receiver: PacketReceiver) -> None:
-    """Do the work of a thread. If the work fails, end the process, so that the main process starts it again."""
+    """Do the work of a thread. If the work fails, end the process, so that the main process restarts it."""
     try:
         work(receiver)
     except Exception as error:

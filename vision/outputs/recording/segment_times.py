@@ -97,7 +97,7 @@ class SegmentTimes:
         """Return the presentation and decoding time of the next packet.
 
         Return None for a packet that follows the first key frame but is displayed before that frame, because such a
-        packet cannot be decoded without earlier packets.
+        packet cannot be decoded without the packets before the key frame.
         """
         arrived_ns = header.arrived_ns - self._first_ns
         if not self.pace.has_times:

@@ -80,7 +80,7 @@ class SinkSettings:
 
 
 class DeliveryError(Exception):
-    """The far side refused or did not confirm a delivery. The delivery is tried again."""
+    """The far side refused or did not confirm a delivery. The sender retries the delivery."""
 
 
 class Connection(Protocol):
@@ -98,7 +98,7 @@ class Connection(Protocol):
             For each message, the reason why the far side never accepts it, or an empty string if it was delivered.
 
         Raises:
-            Exception: the messages were not confirmed. All of them are sent again.
+            Exception: the messages were not confirmed. All messages are resent.
         """
 
     async def check(self) -> None:

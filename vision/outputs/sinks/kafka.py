@@ -64,7 +64,7 @@ class KafkaConnection:
         return refused
 
     def discard(self) -> None:
-        """Discard the messages that were not confirmed. The sender sends them again over a new connection."""
+        """Discard the messages that were not confirmed. The sender resends these messages over a new connection."""
         self._producer.purge()
         self._producer.flush(0)
 

@@ -16,7 +16,7 @@ from vision.outputs.sinks.delivery import TIMEOUT_S, DeliveryError, Outgoing, Si
 from vision.version import version
 
 _NEVER_ACCEPTED: Final = frozenset({400, 413, 415, 422})
-"""Status codes with which a server refuses one message. Other errors can be temporary, so the message is sent again."""
+"""Status codes with which a server refuses one message. Other errors can be temporary, so the message is resent."""
 
 _MAX_RESPONSE_BYTES: Final = 65_536
 
