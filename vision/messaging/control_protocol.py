@@ -1,7 +1,7 @@
 """Requests to a running program and its replies, the places of control sockets, and `ask`, which sends a request.
 
-A message is its length, as 4 bytes in network byte order, and then JSON. Each connection has one request and one reply.
-docs/control.md describes the messages.
+A message consists of the length of its JSON text, as 4 bytes in network byte order, and the JSON text. Each connection
+has one request and one reply. docs/control.md describes the messages.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def find_socket(config: Path | None) -> Path:
 
 
 def _answers(path: Path) -> bool:
-    """Return True if a program listens on a socket, or if this user cannot connect to it.
+    """Return True if a program listens on the socket at `path`, or if this user cannot connect to this socket.
 
     A program that was killed leaves its socket behind.
     """

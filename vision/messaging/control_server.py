@@ -100,7 +100,7 @@ class ControlServer:
         self._thread.start()
 
     def request_reload(self) -> None:
-        """Make the thread of the server reload the configuration soon. Errors are logged. Any thread can call this."""
+        """Make the server's thread reload the configuration, without waiting. Log errors. Any thread can call this."""
         self._reloads.set()
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake, 1)

@@ -121,7 +121,7 @@ def check_key(text: str) -> str:
 
 
 class KeyFolder:
-    """The keys of a publisher, and of the clients that can connect to it."""
+    """The keys of a publisher and of the clients that can connect to this publisher."""
 
     def __init__(self, folder: Path) -> None:
         """Create the object for the keys in `folder`, without reading them."""
@@ -212,7 +212,7 @@ class KeyFolder:
 
 
 class CurveServer:
-    """The server side of CURVE for one socket. A thread decides for each new connection whether its key is allowed."""
+    """The server side of CURVE for one socket. For each new connection, a thread checks the key of the client."""
 
     def __init__(self, socket: zmq.Socket[bytes], keys: KeyFolder, when_revoked: Callable[[], None]) -> None:
         """Configure `socket`, which must not be bound yet, and start the thread.

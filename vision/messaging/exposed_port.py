@@ -18,7 +18,10 @@ from vision.messaging.helper_process import HelperProcess
 
 _BACKLOG: Final = 128
 _SEND_BUFFER_BYTES: Final = 256 * 1024
-"""Send buffer of a connection. Without a limit, Linux extends it to megabytes, which hold minutes of old messages."""
+"""Size of a connection's send buffer.
+
+Without a limit, Linux extends the buffer to megabytes, which hold minutes of old messages.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class PortLimits:
 
 
 class ExposedPort:
-    """A TCP port, and the process that forwards its connections to the socket that is bound to `target`.
+    """A TCP port, and the process that forwards connections from this port to the socket that is bound to `target`.
 
     Attributes:
         address: address of the port, such as ``tcp://127.0.0.1:5555``.

@@ -56,7 +56,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class NewJournal:
-    """A report that the publisher started a new journal, because the old one was damaged or removed.
+    """A report that the publisher started a new journal, because the old journal was damaged or removed.
 
     Events of the old journal that this subscriber has not received are lost. Numbers restart at 1.
     """
@@ -170,7 +170,7 @@ class GapRecovery:
         self._earliest_ns = self._clock() + self._pause_ns
 
     def wait_ns(self) -> int:
-        """Return the time in ns until the next request is due, or 0 if it is due now."""
+        """Return the time in ns until the next request is due, or 0 if a request is due."""
         return max(0, self._request_at_ns - self._clock())
 
     def request(self) -> ReplayRequest:
@@ -243,7 +243,7 @@ class ReplayClient:
         self._address = address
 
     def request_if_due(self) -> None:
-        """Send a request if one is due and the socket is connected."""
+        """Send a request if it is due and the socket is connected."""
         if self.recovery.wait_ns() <= 0 and self.socket.poll(0, zmq.POLLOUT):
             self.socket.send_multipart([b"", codec.encode(self.recovery.request())], zmq.NOBLOCK)
 

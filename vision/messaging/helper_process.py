@@ -22,7 +22,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class HelperProcess:
-    """A Python program that runs until its standard input closes. If it ends before that, a thread starts it again.
+    """A Python program that runs until its standard input closes. If it ends before that, a thread restarts it.
 
     The program reads its options from the first line of its standard input, as JSON, because command lines are visible
     to all users. Each further line contains new options (see `update`). The thread passes each line that the program

@@ -31,7 +31,7 @@ class SecurityHeaders:
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:
-        """Create the middleware, which adds `headers`. Their names must be in lower case."""
+        """Create the middleware, which adds `headers`. The names of headers must be in lower case."""
         self._app = app
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 

@@ -30,7 +30,7 @@ _DEFAULT_PATIENCE: Final = ReportAfter()
 
 @dataclass(frozen=True, slots=True)
 class NodeEventSettings:
-    """Settings of `NodeEvents`: how long a camera can fail before it is reported, and the limit of free disk space."""
+    """Settings of `NodeEvents`: how long a camera can fail without a report, and the limit of free disk space."""
 
     patience: Mapping[str, ReportAfter] = field(default_factory=dict)  # by camera
     folders: Sequence[Path] = ()  # folders whose disks are checked

@@ -18,7 +18,7 @@ from vision.messaging.times import rfc3339
 from vision.state.events import StateKey
 
 _MOST: Final = 10_000
-"""Maximum number of states, beyond which the oldest is forgotten. A stage can report starts without ends."""
+"""Maximum number of states, because a stage can report starts without ends. The oldest state is forgotten first."""
 
 _OF_THE_START: Final = {"speed_kmh", "heading_deg", "occupancy", "stayed_s", "lasted_s", "suppressed"}
 """Keys of `data` whose values describe the moment of the start."""

@@ -50,7 +50,7 @@ class CodedPacket(msgspec.Struct, frozen=True, gc=False):
 
 
 class FrameTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The capture time of a decoded frame, which identifies the frame in messages, and the time of its packet."""
+    """The capture time of a decoded frame, by which messages identify the frame, and the time of the frame's packet."""
 
     camera: str
     connection: int  # connection of the packet, as in `PacketHeader`

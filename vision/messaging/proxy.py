@@ -18,8 +18,11 @@ from vision.messaging.sockets import BoundSocket
 _QUIET_MS: Final = 20  # time without a message from any process after which all messages have arrived
 
 FIRST_SUBSCRIPTION: Final = b"vision"
-"""Topic to which the proxy always subscribes. It sorts after the topics of messages, and ZeroMQ sends subscriptions in
-sorted order. Therefore, a process that has received this subscription has received all subscriptions."""
+"""Topic to which the proxy always subscribes.
+
+In sorted order, this topic follows the topics of messages, and ZeroMQ sends subscriptions in sorted order. Therefore, a
+process that has received this subscription has received all subscriptions.
+"""
 
 _END: Final = b"TERMINATE"  # defined by ZeroMQ
 

@@ -53,11 +53,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES: Final = 256 * 1024
-"""Send buffer of a connection. Without a limit, Linux extends it to megabytes, which hold minutes of old messages."""
+"""Size of a connection's send buffer.
+
+Without a limit, Linux extends the buffer to megabytes, which hold minutes of old messages.
+"""
 
 _LARGEST_SUBSCRIPTION_BYTES: Final = 4096
 _QUEUED_SUBSCRIPTIONS: Final = 10
-"""Maximum number of unread subscriptions of one subscriber. ZeroMQ reads all of them in each call that sends."""
+"""Maximum number of unread subscriptions of one subscriber. In each call that sends, ZeroMQ reads all subscriptions."""
 
 
 class MessageSocket(Protocol):
@@ -98,7 +101,7 @@ class DetectionsPublisher:
         self._recorder = recorder
 
     def publish(self, result: Result) -> None:
-        """Send the detections of a result without waiting for subscribers. Then record them, if there is a recorder.
+        """Send the detections of a result without waiting for subscribers. If there is a recorder, record the message.
 
         Raise `Closed` if the socket or the recorder is closed.
         """
@@ -167,7 +170,7 @@ class EventPublisher:
     ) -> bool:
         """Pass events to the gate. Store and send the events that the gate admits, as `publish` does.
 
-        The arguments, the result, and the errors are those of `publish`.
+        This method has the arguments, the result, and the errors of `publish`.
         """
         with self._lock:  # also while the gate admits, so that no thread publishes an event before it is stored as held
             self._open.follow(events)
@@ -298,7 +301,7 @@ class Publisher:
             node: name of this machine in messages.
             class_names: names of the classes by id. An id without a name is published as ``class ID``.
             encoding: encoding of the messages. Recordings and stored events are always JSON.
-            masks: format of the masks of objects. Without OpenCV, it is always `rle`.
+            masks: format of the masks of objects. Without OpenCV, the format is always `rle`.
             queue: maximum number of messages that wait for one slow subscriber, which loses further messages.
             recorder: recorder that also receives every detections message. The caller closes the recorder.
             event_log: log that stores each event before it is sent. The caller closes its database after the publisher.
@@ -353,7 +356,7 @@ class Publisher:
         )
 
     def add_counters(self, counters: Callable[[], Mapping[str, int]]) -> None:
-        """Make the method `counters` also return the result of this function, such as counters of a helper process."""
+        """Make the method `counters` also return the result of a function, such as the counters of a helper process."""
         self._more_counters.append(counters)
 
     @property

@@ -19,7 +19,7 @@ _open_record = partial(open_output, mode=0o640)  # for files about people
 
 
 class Recorder:
-    """Recorder of messages in a file, each as one line of JSON. It is not thread-safe.
+    """Recorder that writes each message to a file as one line of JSON. It is not thread-safe.
 
     Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
 

@@ -5,10 +5,10 @@ ZeroMQ limits neither the parts of a message, nor unfinished messages, nor the n
 to the Unix socket of the publisher. It forwards bytes without changes, at a limited rate, and closes a connection that
 breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a limit.
 
-It runs as a file in an interpreter of its own, without the packages of the project, so that it starts in milliseconds
-and does not compete with the program for the GIL. Its options are the first line of its standard input, and it ends
-when its standard input closes. If its counters have changed, it writes them to standard output as a line of JSON, at
-most once per second.
+It runs as a file in its own interpreter, without the packages of the project, so that it starts in milliseconds and
+does not compete with the program for the GIL. Its options are the first line of its standard input, and it ends when
+its standard input closes. If its counters have changed, it writes them to standard output as a line of JSON, at most
+once per second.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BURST_BYTES, _BYTES_PER_S = 32_768, 4096
 _ALL_BURST_BYTES, _ALL_BYTES_PER_S = 524_288, 65_536
 """Number of bytes that all connections together can send in a burst, and the number per second after the burst."""
 _FREE_BYTES = 2048
-"""First bytes of each connection, which the limit for all connections ignores, so that a flood locks nobody out."""
+"""Number of first bytes of a connection that the total limit ignores, so that a flood does not block new clients."""
 _RESUME_BYTES = 256
 _ACCEPT_BURST, _ACCEPTS_PER_S = 30, 100
 """Number of connections that are accepted in a burst, and the number per second after the burst.
@@ -89,7 +89,7 @@ class Inspector:
         self._parts = 0
 
     def add(self, data: bytes) -> None:
-        """Check the next bytes. Raise `Refused` if they break a rule."""
+        """Check the next bytes. Raise `Refused` if the bytes break a rule."""
         self._buffer += data
         if not self._greeted and not self._greet():
             return
@@ -191,7 +191,7 @@ class Poller:
 
 
 class Relay:
-    """Relay that accepts connections on `listener`, and forwards them to the Unix socket `target`."""
+    """Relay that accepts connections on `listener`, and forwards their bytes to and from the Unix socket `target`."""
 
     def __init__(
         self, listener: socket.socket, target: str, *, connections: int, subscribes: bool, keepalive_s: int

@@ -304,7 +304,7 @@ class CountsReport(Compact, frozen=True, kw_only=True):
 
 
 class CountsMessage(CountsReport, frozen=True, kw_only=True, tag_field="schema", tag="vision.counts/1"):
-    """The counts of the lines and zones of one camera. They persist over restarts if `state_dir` is configured."""
+    """The counts of one camera's lines and zones. The counts persist across restarts if `state_dir` is configured."""
 
     node: Node
     instance: Instance

@@ -141,7 +141,7 @@ class BoundSocket:
         return {} if self._port is None else self._port.counters
 
     def second(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
-        """Return another socket in the context of this socket, for a proxy. Close it before this socket."""
+        """Return another socket in the context of this socket, for a proxy. Close the new socket before this socket."""
         return self._context.socket(kind)
 
     def interrupt(self) -> None:
@@ -183,7 +183,8 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
     Args:
         sock: the socket.
         address: the address of the socket. If it contains an IPv6 address in brackets, IPv6 is enabled.
-        keepalive_s: seconds until an idle connection is probed, and between probes. Three lost probes close it.
+        keepalive_s: time in seconds until an idle connection is probed, and between probes. Three lost probes close the
+            connection.
     """
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)

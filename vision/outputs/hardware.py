@@ -26,7 +26,7 @@ _THROTTLING: Final = {
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """The state of one GPU. Values that its driver does not report are None."""
+    """The state of one GPU. Values that the driver does not report are None."""
 
     memory_used_bytes: int | None  # by all programs
     memory_total_bytes: int | None
@@ -107,7 +107,7 @@ def memory() -> Space:
 
 
 def disks(folders: Iterable[tuple[str, Path]]) -> dict[str, Space]:
-    """Return the space of the disk that contains each folder, by the name given with the folder.
+    """Return, for each pair of a name and a folder, the space of the disk that contains the folder, by name.
 
     Leave out folders that do not exist.
     """

@@ -37,7 +37,7 @@ class Batcher:
 
     @property
     def slots(self) -> Sequence[LatestSlot]:
-        """All slots. `add` and `remove` replace the list and never change it, so any thread can iterate over it."""
+        """All slots. `add` and `remove` replace the list and never change it, so any thread can iterate over a list."""
         return self._slots
 
     def add(self, slot: LatestSlot) -> None:

@@ -285,7 +285,7 @@ def _open_page(
     keys: KeyFolder | None,
     resources: ExitStack,
 ) -> None:
-    """Start the process that serves the page. An offline run has no page, because it ends when its files end."""
+    """Start the process that serves the page. An offline run has no page, because the run ends when its files end."""
     if options.offline:
         log.info("the page is not served, because the run is offline")
         return
@@ -358,8 +358,8 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
     """Create the stage that evaluates all lines and zones.
 
-    Its counters continue from `options.counters` or, if that is None, from `options.state`. If both are None, they
-    start at 0.
+    Its counters continue from `options.counters` or, if that is None, from `options.state`. If both are None, the
+    counters start at 0.
     """
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters start at 0 in each run; to keep the counts, set `state_dir: FOLDER` in the configuration")

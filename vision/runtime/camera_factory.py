@@ -48,7 +48,7 @@ class CameraFactory:
         return cls(options, detector, leases)
 
     def create(self, config: CameraConfig, *, first_epoch: int = 0) -> Camera:
-        """Create a camera without opening its source. Its epochs start at `first_epoch`."""
+        """Create a camera without opening its source. The camera's epochs start at `first_epoch`."""
         lossless = self.options.offline and supervisor_policy(config).finite
         slot: LatestSlot
         if self.options.capture_workers:
@@ -147,7 +147,7 @@ class CameraFactory:
 def build_cameras(
     config: AppConfig, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()
 ) -> list[Camera]:
-    """Create the cameras as `build_capture` does, but read all of them in this process."""
+    """Create the cameras as `build_capture` does, but read all cameras in this process."""
     factory = CameraFactory.of(replace(options, capture_workers=0), detector, stages)
     return build_capture(config, factory)[0]
 

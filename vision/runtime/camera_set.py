@@ -95,7 +95,7 @@ class CameraSet:
             self.batcher.add(camera.slot)
 
     def retire(self, camera_id: str, *, for_good: bool) -> None:
-        """Stop reading a camera. If `for_good` is True, also drop its waiting frame, and accept no more frames."""
+        """Stop reading a camera. If `for_good` is True, also drop the waiting frame, and accept no more frames."""
         camera = self.cameras[camera_id]
         if self._watchdog is not None:
             self._watchdog.forget(f"camera-{camera_id}")
@@ -120,7 +120,7 @@ class CameraSet:
             self.threads.remove(camera_id)
 
     def remove(self, camera_id: str, last: CameraReport) -> None:
-        """Forget a camera that was retired for good. `last` is its last report, which is added to `departed`."""
+        """Forget a camera that was retired for good. Add `last`, the last report of the camera, to `departed`."""
         self._epochs[camera_id] = self.cameras[camera_id].supervisor.status().epoch
         self.batcher.remove(self.cameras.pop(camera_id).slot)
         self.departed.append(last)

@@ -69,11 +69,11 @@ class CameraThreads:
         del self.supervisors[camera_id], self.sinks[camera_id]
 
     def parts(self, hang_s: float) -> list[Part]:
-        """Return the parts that the watchdog observes: the calls of each camera to its library."""
+        """Return the parts that the watchdog observes: for each camera, the calls to the camera's library."""
         return [part for camera_id in self.supervisors for part in self.parts_of(camera_id, hang_s)]
 
     def parts_of(self, camera_id: str, hang_s: float) -> list[Part]:
-        """Return the parts of one camera, which are called ``camera-<id>``."""
+        """Return the parts of one camera for the watchdog. Each part has the name ``camera-<id>``."""
         supervisor, name = self.supervisors[camera_id], f"camera-{camera_id}"
         repair = partial(self._replace, camera_id) if supervisor.policy.retry else None
         opening_s = max(hang_s, supervisor.policy.longest_call_s)

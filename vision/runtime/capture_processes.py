@@ -58,7 +58,7 @@ _BAD_MESSAGE: Final = (struct.error, ValueError, IndexError, KeyError, msgspec.M
 
 
 class RemoteCamera:
-    """One camera of a capture worker. The runtime uses it like a `CameraSupervisor`, but without a thread for it."""
+    """One camera of a capture worker. The runtime uses it like a `CameraSupervisor`, but without a thread."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class RemoteCamera:
             self._lost = None
 
     def retire(self) -> None:
-        """Record that no worker must read the camera. A different camera can then use its slot."""
+        """Record that no worker must read the camera. After that, a different camera can use the slot."""
         self.is_retired = self._ended = True
 
     def ended(self, failure: str) -> None:
@@ -337,7 +337,7 @@ class _Link:
     # --- methods for the thread that receives frames, and for `lost` --------------------------------------------------
 
     def read(self, limit: int) -> bool:
-        """Process up to `limit` messages about frames that have arrived. Return True if there may be more."""
+        """Process up to `limit` messages about frames that have arrived. Return True if more may be waiting."""
         with self._reading:
             if self.frames is None or self.broken:
                 return False

@@ -34,7 +34,7 @@ class _SnapshotImages:
         self.reconfigure(config)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use the `privacy` settings of a new configuration for further snapshots. Without them, hide nothing."""
+        """Use `privacy` of a new configuration for further snapshots. Without this section, hide nothing."""
         from vision.drawing.privacy import PrivacyFilter
 
         self._privacy = PrivacyFilter(config.privacy, self._class_names) if config.privacy else None

@@ -64,8 +64,10 @@ class Part:
     progress: Progress
     limit_s: float  # longest time without progress
     repair: Callable[[float], bool] | None = None
-    """Function that replaces the part, for example with a new thread. Its argument is the time without progress in
-    seconds. It returns False if the part cannot be replaced. None means that this part cannot be replaced."""
+    """Function that replaces the part, for example with a new thread. None means that the part cannot be replaced.
+
+    The argument of the function is the time without progress in seconds. The function returns False if it fails.
+    """
 
 
 class Watchdog:
@@ -119,15 +121,17 @@ class Watchdog:
     def running(self, hang_s: float, *, end_process: bool = False) -> Iterator[None]:
         """Check all parts in a thread during a `with` block, and tell the service manager that the program works.
 
-        With `end_process`, the process ends with exit code 1 in two cases, after the stacks of all threads are printed:
+        If `end_process` is True, the process prints the stacks of all threads, and ends with exit code 1, in two cases:
 
-        * It does not end by itself after a hang.
+        * The process does not end by itself after a hang.
         * No thread runs Python for `2 * hang_s`. Calls that queue work for the GPU hold the GIL (`cuda.driver_calls`),
-          so a call that never returns blocks every thread. Only faulthandler can then end the process, because its
-          thread does not need the GIL. A process that was suspended (Ctrl-Z) for this time also ends when it resumes.
+          so a call that never returns blocks every thread. In this case, only faulthandler can end the process, because
+          its thread does not need the GIL. A process that was suspended (Ctrl-Z) for this time also ends when it
+          resumes.
 
         Args:
-            hang_s: time in seconds in which the thread checks ten times. It checks at least every 0.5 s.
+            hang_s: configured time in seconds after which a part counts as hanging. The thread checks the parts every
+                tenth of this time, and at least every 0.5 s.
             end_process: if True, end the process in these two cases.
         """
         gil_s = _GIL_HANGS * hang_s if end_process else None

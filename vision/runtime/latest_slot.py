@@ -151,7 +151,7 @@ class LatestSlot:
         clock: Clock = time.monotonic_ns,
         changed: threading.Condition | None = None,
     ) -> None:
-        """Create the slot, without buffers: `configure` allocates them.
+        """Create the slot without buffers, which `configure` allocates.
 
         Args:
             allocate: function that allocates one frame buffer, such as the detector's `frame_buffer`.
@@ -329,7 +329,7 @@ class LatestSlot:
 
     @property
     def has_frame(self) -> bool:
-        """True if a frame waits, even if it may not be taken yet."""
+        """True if a frame waits, even if the reader may not take the frame yet."""
         return self._waiting is not None
 
     def counts(self) -> SlotCounts:

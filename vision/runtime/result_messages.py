@@ -130,7 +130,7 @@ Outcome: TypeAlias = tuple[int, int]
 
 
 class Answer(msgspec.Struct, array_like=True, tag="answer"):
-    """The answer of a worker to one `Results` message. `outcomes` are in the order of the results in that message."""
+    """A worker's reply to one `Results` message. `outcomes` are in the order of the results in that message."""
 
     outcomes: list[Outcome]
     counts: dict[int, Counts | None]  # changed counts, by number of the camera; None without lines and zones

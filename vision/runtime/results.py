@@ -104,7 +104,7 @@ class ResultHandler:
     def run(self) -> None:
         """Handle results until `end` or `abort` is called. The results thread calls this method.
 
-        Exceptions of stages and sinks are raised unchanged.
+        Exceptions that stages and sinks raise are not changed.
         """
         while (batch := self._next_batch()) is not None and not self._aborted:
             while not self._changes.empty():

@@ -149,7 +149,7 @@ class Worker:
 class SpareProcess:
     """A process that has imported the program of a worker, and replaces the next worker process that ends.
 
-    The imports are the longest part of the start of a worker.
+    This saves time, because the imports are the longest part of the start of a worker.
     """
 
     def __init__(self, entry: str, clock: Callable[[], int] = time.monotonic_ns) -> None:

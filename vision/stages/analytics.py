@@ -172,7 +172,7 @@ class _TrackIds(Iterator[int]):
 
 @dataclass(slots=True)
 class _Watched:
-    """The analytics of one camera, and the camera's current counts."""
+    """The `Analytics` object of one camera, and the camera's current counts."""
 
     analytics: Analytics
     epoch: int

@@ -105,7 +105,7 @@ class CameraViewStage:
             config: the configuration, which selects the cameras to watch.
             analytics: the stage that follows the views of the cameras. None if the pipeline has no such stage.
             folder: folder for the backgrounds of cameras with lines, zones, or ground points. If None, the stage learns
-                the backgrounds after each start.
+                the backgrounds at each start.
 
         Raises:
             ModelError: the folder cannot be created, or other users can write to it or to a folder above it.

@@ -109,7 +109,7 @@ class FrameWorker:
         self._waiting.put(None)
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until the thread ends, or until `timeout_s` has passed. None means no limit. Call `finish` first."""
+        """Wait until the thread ends, or `timeout_s` seconds have passed. None means no limit. Call `finish` first."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

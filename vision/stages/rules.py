@@ -196,7 +196,7 @@ class _Rule:
                 yield self._report("begin", state.start_event, self._current_data(state, now), now)
 
     def due_s(self) -> float:
-        """Return the time in seconds, on the camera's clock, before which `look` reports nothing. Can be infinite."""
+        """Return the time in seconds, on the camera's clock, before which `look` reports nothing, or infinity."""
         if not self.states:
             return math.inf
         waiting = [state.since_s + self._condition.for_s for state in self.states.values() if not state.reported]

@@ -134,7 +134,7 @@ class _SnapshotFolder:
         self._prune()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write one file, and delete the oldest files beyond the limits, but keep the newest file.
+        """Write one file. Then delete the oldest files until the limits are met, but keep the newest file.
 
         If the file cannot be written, count the failure. Log only the first of several failures in a row.
         """

@@ -55,7 +55,7 @@ class BatchStage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The status reports of one interval. Iteration yields the reports of the cameras, then the program's report."""
+    """The status reports of one interval. Iteration yields the cameras' reports, followed by the program's report."""
 
     node: NodeReport
     cameras: tuple[CameraReport, ...]

@@ -73,7 +73,7 @@ class VideoStage:
         """Copy the frame for the thread of its camera, and return `result`.
 
         Raises:
-            VisionError: the video is lossless, and the thread of the camera has failed.
+            VisionError: the stage is lossless, and the thread of the camera has failed.
         """
         worker = self._workers[frame.meta.camera_id]
         if self._lossless:

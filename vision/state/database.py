@@ -199,7 +199,7 @@ class StateDatabase:
         return [counter_statement(rows)] if rows else []
 
     def connect(self) -> sqlite3.Connection:
-        """Return a new connection to the database. The caller closes it. Raise `sqlite3.Error` if this fails."""
+        """Return a new connection to the database. The caller must close it. Raise `sqlite3.Error` if this fails."""
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # small pages, so that an event writes less data

@@ -148,7 +148,7 @@ def _join_days(folder: Path, now_us: int) -> None:
 
 
 def _delete_parts(file: ArchiveFile) -> None:
-    """Delete the parts that a day file contains, if a crash left them behind."""
+    """Delete the parts that a day file contains and that a crash left behind."""
     metadata = pq.read_metadata(file.path).metadata or {}
     for name in json.loads(metadata.get(_PARTS, b"[]")):
         (file.path.parent / name).unlink(missing_ok=True)
@@ -208,7 +208,7 @@ def delete_old(folder: Path, now_us: int, *, keep_days: int, max_mb: int) -> Non
 
 
 def main() -> None:
-    """Compact an archive. The last argument of the command line is a JSON object with its folder and limits."""
+    """Compact an archive. The last command-line argument is a JSON object with the folder and limits of the archive."""
     os.nice(10)
     options = json.loads(sys.argv[-1])
     limits = {"keep_days": options["keep_days"], "max_mb": options["max_mb"]}

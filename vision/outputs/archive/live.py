@@ -184,7 +184,7 @@ class LiveDatabase:
 
 
 def connect(folder: Path) -> sqlite3.Connection:
-    """Open the database in the folder of an archive, and create its file if it is missing. The caller closes it.
+    """Open or create the database in the folder of an archive. The caller must close the connection.
 
     Raises:
         sqlite3.Error: the database cannot be opened or created.

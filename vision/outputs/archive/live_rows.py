@@ -1,4 +1,4 @@
-"""Functions that read the rows of the live database as tables, and `LivePart`, which reads them hour by hour.
+"""Functions that read the rows of the live database as tables, and `LivePart`, which reads the rows hour by hour.
 
 Rows of SQLite are Python objects, which need several times the memory of a table. Therefore, these functions convert
 rows in batches.
@@ -38,7 +38,7 @@ _FIRST_PAUSE_S: Final = 0.02
 
 
 def attempts() -> Iterator[int]:
-    """Yield the numbers of `ATTEMPTS` attempts, with increasing pauses between them."""
+    """Yield the number of each of `ATTEMPTS` attempts. Pause between attempts, with increasing duration."""
     for number in range(ATTEMPTS):
         if number:
             time.sleep(_FIRST_PAUSE_S * 2**number)
@@ -48,7 +48,7 @@ def attempts() -> Iterator[int]:
 def read_live(connection: sqlite3.Connection, table: Table, camera: str, start_us: int, end_us: int) -> pa.Table:
     """Return the rows of one camera at or after `start_us` and before `end_us` (microseconds since 1970, UTC).
 
-    The columns and the order of the rows are those of the files of the archive.
+    The rows have the same columns and the same order as in the files of the archive.
     """
     limits = camera, start_us, end_us
     if table == "tracks":
@@ -76,7 +76,7 @@ def has_table(connection: sqlite3.Connection, table: str) -> bool:
 
 
 def is_moving(folder: Path) -> bool:
-    """Return True if rows are being moved to files, so that they may be in neither place."""
+    """Return True if rows are being moved to files, so that some rows may be in neither the database nor a file."""
     if not (folder / LIVE_NAME).exists():
         return False
     with live_database(folder) as connection:

@@ -42,7 +42,7 @@ class ArchiveProcess:
         Args:
             config: the section `archive` of the configuration. Its folder must be an absolute path.
             address: address to subscribe to.
-            replay: True if the publisher answers requests for missed events.
+            replay: True if subscribers can request missed events from the publisher.
             keys: keys for CURVE. None if messages are not encrypted.
 
         Raises:

@@ -54,7 +54,7 @@ _JUDGED: Final = (
     *("track_id", "class_id", "x", "y", "w", "h", "hidden", "order_shift"),
     *("previous_x", "previous_y", "previous_w", "previous_h"),
 )
-"""Columns of `tracks` that the analytics stage reads, besides `frame_id`."""
+"""Columns of `tracks` that the analytics stage reads, in addition to `frame_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +329,7 @@ class Archive:
 
 
 def _published_order(events: Sequence[ArchivedEvent]) -> list[ArchivedEvent]:
-    """Return events, which must be in the order of time, in the order of their publication."""
+    """Sort events, which must be in the order of time, by their publication, and return them."""
     # Times can go back within one start of the program, but epochs and numbers of frames cannot.
     starts = {each.instance: number for number, each in reversed([*enumerate(events)])}
     return sorted(events, key=lambda each: (starts[each.instance], each.epoch, each.frame))

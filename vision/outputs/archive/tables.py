@@ -110,7 +110,7 @@ _DELTAS: Final[Mapping[Table, frozenset[str]]] = {
 """Columns of increasing numbers. Their differences need less space than the numbers themselves."""
 
 _ONE_PAGE: Final = 64 << 20
-"""Maximum number of bytes and of rows of a page. It is so high that a column has one page per row group.
+"""Maximum number of bytes and of rows of a page, so high that a column has one page per row group.
 
 Parquet compresses each page separately.
 """
@@ -164,7 +164,7 @@ def day_of(at_us: int) -> str:
 
 
 def camera_folder(archive: Path, table: Table, camera: str) -> Path:
-    """Return the folder of a table of one camera. Readers of Parquet take the column `camera` from its name."""
+    """Return the folder of a camera's table. Parquet readers take the column `camera` from the name of the folder."""
     return archive / table / f"camera={camera}"
 
 

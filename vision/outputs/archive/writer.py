@@ -51,7 +51,7 @@ main()
 
 
 class ArchiveWriter:
-    """Writer that adds the items of a subscription to the live database, and commits them."""
+    """Writer that adds the items of a subscription to the live database, and commits the added rows."""
 
     def __init__(self, folder: Path, *, recovers_events: bool = False) -> None:
         """Open the live database in `folder`.
@@ -195,7 +195,7 @@ def _receive(subscription: Subscription, writer: ArchiveWriter, timeout_s: float
 class Compaction:
     """The compaction of the archive, which starts at most once per minute.
 
-    It has its own process, because it can take minutes.
+    A compaction runs in its own process, because it can take minutes.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:

@@ -124,7 +124,7 @@ class MetadataServer:
 
 
 class Datagrams(asyncio.DatagramProtocol):
-    """Two UDP ports, for RTP and RTCP, which all clients share."""
+    """Two UDP ports that all clients share: one for RTP, and one for RTCP."""
 
     def __init__(self, heard: Callable[[tuple[Any, ...]], None]) -> None:
         self._heard = heard
@@ -300,7 +300,7 @@ class Client:
                 self._heard_s = time.monotonic()
 
     def check(self) -> None:
-        """Close the connection if the client was silent for too long. Otherwise, report to the client if it plays."""
+        """Close the connection if the client was silent for too long. Otherwise, send a report if the client plays."""
         limit_s = _SETUP_S if self._transport is None else TIMEOUT_S + _GRACE_S
         if time.monotonic() - self._heard_s > limit_s:
             self.close()

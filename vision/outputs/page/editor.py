@@ -132,7 +132,7 @@ class Editor:
         return StreamingResponse(_when_done(estimate), media_type="application/json")
 
     async def apply(self, request: Request) -> Response:
-        """Apply a draft, and respond with the result: the changes, and whether they were saved.
+        """Apply a draft, and respond with the changes and whether the changes were saved.
 
         Raises:
             ConfigError: the setting `page.edit` is False, the draft is not valid, or the file has changed.

@@ -150,7 +150,7 @@ class DraftFile:
         return Checked(text, config, ())
 
     def write(self, text: str) -> None:
-        """Replace the content of the file, and keep its mode and, if possible, its owner. Follow symbolic links.
+        """Replace the content of the file. Keep the file's mode and, if possible, its owner. Follow symbolic links.
 
         Raises:
             OSError: the file no longer exists, or cannot be read.

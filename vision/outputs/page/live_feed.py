@@ -229,7 +229,7 @@ class CameraFeed:
             watch.waits = True
 
     def frame_time(self, frame: FrameTime) -> None:
-        """Store which packet has the capture time of a frame. If the result of this frame has arrived, send it."""
+        """Store which packet has the capture time of a frame. If the frame's result has arrived, send the result."""
         stream = self._stream
         if stream is None or stream.connection != frame.connection:
             return
@@ -286,7 +286,7 @@ class CameraFeed:
                 watch.push(text)
 
     def report(self, message: CameraStatusMessage | CountsMessage) -> None:
-        """Send the state or the counts of the camera to all viewers, if the text that they show has changed."""
+        """Send the state or the counts of the camera to all viewers, if the text that viewers show has changed."""
         fields: dict[str, Any]
         if isinstance(message, CountsMessage):
             texts = {f"line {name}": f"{line.in_} in {line.out} out" for name, line in message.lines.items()}

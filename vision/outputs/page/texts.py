@@ -1,4 +1,4 @@
-"""Functions that format values of messages as texts. The page shows them in rows, each with a title and a text."""
+"""Functions that format values of messages as texts. The page shows rows, each with a title and a text."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Recording:
         return newest.header.arrived_ns - first.header.arrived_ns < MIN_SPAN_NS
 
     def _end_before(self, packet: KeptPacket) -> None:
-        """Complete the current file if a packet does not belong to it."""
+        """Complete the current file if a packet does not belong to this file."""
         segment = self._segment
         if segment is None:
             return
@@ -131,7 +131,7 @@ class Recording:
         segment.opened.entry = replace(entry, frames=entry.frames + 1, lost=entry.lost + lost, end_utc_ns=end_utc_ns)
 
     def _start(self, packet: KeptPacket, following: Sequence[KeptPacket]) -> None:
-        """Start a file with a key frame. Leave the frame out if FFmpeg does not understand it."""
+        """Start a file with a key frame. If FFmpeg does not understand the frame, start no file."""
         connection = packet.header.connection
         same = [each.header for each in following if each.header.connection == connection]
         if self._pace is None or self._pace[0] != connection:

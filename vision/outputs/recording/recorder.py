@@ -45,7 +45,7 @@ _RING_S: Final = 15.0  # added to `pre_s`, for packets that wait for the disk
 _WRITE_S: Final = 0.2  # time between two calls that write packets
 _REPORT_S: Final = 1.0
 _NOT_SHOWN: Final = ("camera_lost", "camera_frozen", "camera_back", "counters_reset")
-"""Kinds of events that show nothing in the video. They start a clip only if `kinds` contains them."""
+"""Kinds of events that the video does not show. Such an event starts a clip only if `kinds` contains its kind."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The number of frames in the readable part of a file, and the time from its first to its last frame."""
+    """The number of frames in the readable part of a file, and the time from the first to the last of these frames."""
 
     frames: int
     duration_ns: int
@@ -59,7 +59,7 @@ def file_name(camera: str, utc_ns: int, kind: Kind, number: int) -> str:
 
 
 def cut_torn_end(path: Path) -> None:
-    """Remove an incomplete fragment from the end of a file, because some players report it as an error."""
+    """Remove an incomplete fragment from the end of a file, because some players report the fragment as an error."""
     size, at, complete = path.stat().st_size, 0, 0
     with path.open("rb") as file:
         while at + _BOX_HEADER_BYTES <= size:

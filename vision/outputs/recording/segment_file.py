@@ -100,6 +100,6 @@ def _template(codec: str, data: bytes) -> Iterator[VideoStream]:
 
 
 def _add_stream(container: Any, template: VideoStream) -> Any:
-    """Add a stream with the parameters of `template`, with the method that this version of PyAV has."""
+    """Add a stream with the parameters of `template`. Use the method that the installed version of PyAV provides."""
     add = getattr(container, "add_stream_from_template", None)
     return container.add_stream(template=template) if add is None else add(template)

@@ -1,6 +1,6 @@
 """`open_sinks` starts the processes that send messages to sinks. A `SinkProcess` supervises one process.
 
-Each sink has its own process, so a library that hangs, crashes, or needs much memory affects only its sink.
+Each sink has its own process, so a library that hangs, crashes, or needs much memory affects only one sink.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def open_sinks(
 
 
 def check_sink(sink: SinkConfig) -> None:
-    """Raise `ConfigError` if the package of a sink is missing, or its file with certificates cannot be used."""
+    """Raise `ConfigError` if the package that a sink needs is missing, or its certificate file cannot be used."""
     protocol = sink.target.protocol
     package = _PACKAGES[protocol]
     if importlib.util.find_spec(package) is None:

@@ -19,7 +19,7 @@ _MESSAGES: Final = (
 
 
 class Selection:
-    """Converter of the items of a subscription to messages for one sink. It is not thread-safe.
+    """Converter of a subscription's items to messages for one sink. The converter is not thread-safe.
 
     The sink gets all events and all summaries of objects. For the other kinds, the sink gets the newest message of each
     topic at most once per interval. The status of a camera whose state has changed is sent immediately.

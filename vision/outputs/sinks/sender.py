@@ -121,7 +121,7 @@ class Sender:
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait for an event. Return False if it is not set within `timeout_s` seconds."""
+    """Wait for an event. Return False if the event is not set within `timeout_s` seconds."""
     try:
         return await asyncio.wait_for(event.wait(), timeout_s)
     except asyncio.TimeoutError:

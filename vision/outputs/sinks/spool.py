@@ -68,7 +68,7 @@ class Spool:
         Args:
             path: path of the file. Its folder is created if it is missing.
             max_bytes: maximum size of the waiting messages in bytes.
-            max_age_s: maximum age of a message in seconds, without the time in which the program did not run.
+            max_age_s: maximum age of a message in seconds, excluding the time in which the program did not run.
             clock: function that returns the monotonic time in seconds.
 
         Raises:

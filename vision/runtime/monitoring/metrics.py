@@ -98,7 +98,7 @@ class ProgramState:
     def status(self) -> tuple[NodeStatusMessage | None, dict[str, CameraStatusMessage], float]:
         """Return the latest status of the program and of each camera, and the age of the program's status in seconds.
 
-        Before the first status of the program, its status is None, and the age has no meaning.
+        Before the first status message of the program, the status is None, and the age has no meaning.
         """
         with self._lock:
             return self._node, dict(self._cameras), self._clock() - self._node_at_s

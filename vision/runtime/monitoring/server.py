@@ -13,7 +13,7 @@ path       response                                                             
 /metrics   metrics in the text format of Prometheus                                      yes
 ========== ============================================================================= ==========
 
-The last column shows which paths require the token, if one is configured.
+The last column shows which paths require the token, if a token is configured.
 """
 
 from __future__ import annotations
