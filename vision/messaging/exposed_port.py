@@ -103,7 +103,7 @@ def listen(bind: str) -> tuple[socket.socket, str]:
 
 
 def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
-    """Return the address family and the address of `host`, the host in ``publish.bind``, or of an interface.
+    """Return the address family and the address of `host`, which can also be the name of a network interface.
 
     Raises:
         OSError: there is no interface that has this name and an IPv4 address (ENODEV).
