@@ -82,7 +82,7 @@ class VideoStage:
         return result
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of drawn and skipped frames. A frame that a full disk cannot store counts twice."""
+        """Return the numbers of drawn and skipped frames. A frame that a full disk cannot store is in both numbers."""
         return {
             "video.written": sum(video.written for video in self._cameras.values()),
             "video.skipped": sum(worker.skipped for worker in self._workers.values())

@@ -329,7 +329,7 @@ class Archive:
 
 
 def _published_order(events: Sequence[ArchivedEvent]) -> list[ArchivedEvent]:
-    """Sort events, which must be in the order of time, by their publication, and return them."""
+    """Return `events`, which must be in the order of time, sorted in the order of their publication."""
     # Times can go back within one start of the program, but epochs and numbers of frames cannot.
     starts = {each.instance: number for number, each in reversed([*enumerate(events)])}
     return sorted(events, key=lambda each: (starts[each.instance], each.epoch, each.frame))

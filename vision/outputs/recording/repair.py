@@ -126,7 +126,7 @@ def _unlisted(index: RecordingIndex, folder: Path) -> Iterator[Difference]:
 
 
 def repair(index: RecordingIndex, folder: Path, differences: list[Difference]) -> None:
-    """Correct the index for these differences. Delete files without readable video, and entries without a file.
+    """Correct the index to remove `differences`. Delete files without readable video, and entries without a file.
 
     Also remove incomplete fragments from the ends of the files.
     """

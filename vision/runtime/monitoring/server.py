@@ -88,7 +88,7 @@ class Endpoints:
         return check_token
 
     async def livez(self, _request: Request) -> Response:
-        """Respond with 200 if the program works or is starting, otherwise with 503."""
+        """Respond with 200 if the program works or is starting. Otherwise, respond with 503."""
         return _answer(problem=self._problem() or "")
 
     async def readyz(self, _request: Request) -> Response:
@@ -104,7 +104,8 @@ class Endpoints:
     async def healthz(self, _request: Request) -> Response:
         """Respond with the states of the program and of all cameras as JSON.
 
-        The status is 200 if the program works and each camera delivers frames or has ended, otherwise 503.
+        The status is 200 if the program works and each camera delivers frames or has ended. Otherwise, the status is
+        503.
         """
         node, cameras, age_s = self._state.status()
         problem = self._problem() or ("starting" if node is None else "")
