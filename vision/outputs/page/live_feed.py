@@ -144,7 +144,7 @@ class CameraFeed:
         self.hide(is_private=is_private)
 
     def hide(self, *, is_private: bool) -> None:
-        """Make all viewers restart with images instead of packets.
+        """Make all viewers restart with images.
 
         If `is_private` is True, parts of the images are hidden before they are sent. In this case, the images have the
         size of the frame, and `packet` must not be called.
