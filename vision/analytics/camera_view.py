@@ -85,7 +85,7 @@ class _Fit(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Appearance:
-    """The background at one time of the day, and the view in which it was seen."""
+    """The background of a scene at one time of the day, and the view of the camera at that time."""
 
     pixels: Image
     view: Similarity
@@ -141,7 +141,7 @@ def view_image(gray: Image, boxes_xyxy: Boxes = _NO_BOXES) -> ViewImage:
 
 
 class ViewTracker:
-    """Tracker of the view of one camera. `update` receives an image about every `INTERVAL_S` seconds.
+    """Tracker of the view of one camera. Call `update` with an image about every `INTERVAL_S` seconds.
 
     Attributes:
         view: similarity from the reference view to the current view, for points in images of `WIDTH_PX` columns.

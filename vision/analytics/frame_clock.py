@@ -57,7 +57,7 @@ class FrameClock:
 
 
 class FrameTimes:
-    """The times that a clock will show at the next F frames. `seek` sets the clock to one of them."""
+    """The times that a clock will show at the next F frames. `seek` sets the clock to one of these times."""
 
     now_s: list[float]
     """Time of each frame in seconds."""
@@ -88,7 +88,7 @@ class FrameTimes:
 def _times(
     now_s: float, usual_s: float, last_ns: int | None, captured_ns: tuple[int, ...]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return three values for each frame: `now_s` of a clock, the result of its `advance`, and then its `usual_s`."""
+    """Return, for each frame, `now_s` of a clock, the seconds since the previous frame, and `usual_s` of the clock."""
     clock = FrameClock()
     clock.now_s, clock.usual_s, clock._last_ns = now_s, usual_s, last_ns
     times_s, steps_s, usual = list[float](), list[float](), list[float]()

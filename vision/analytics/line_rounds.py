@@ -31,10 +31,10 @@ class RecordedCrossing(NamedTuple):
 
 
 class LineRounds:
-    """Search for the crossings in the frames that `objects` loaded last. Use each instance only once."""
+    """Search for the crossings in the frames that `objects` loaded most recently. Use each instance only once."""
 
     def __init__(self, objects: RecordedObjects, watch: LineWatch, fresh: IndexArray) -> None:
-        """Prepare the rounds. `fresh` contains the rows of `objects` in which new objects appear, ascending."""
+        """Prepare the rounds. `fresh` contains the rows in which new objects appear, in ascending order."""
         self._objects, self._watch, self._fresh = objects, watch, fresh
         self._is_fresh: BoolArray = np.zeros(len(objects.rows.frames), np.bool_)
         self._is_fresh[fresh] = True
@@ -59,7 +59,7 @@ class LineRounds:
         return crossings
 
     def _first_rows(self) -> IndexArray:
-        """Return, for each track, its last row before the new frames, or else the row in which it appears."""
+        """Return, for each track, its last row before the new frames, or the row in which it first appears."""
         objects, lives = self._objects, self._objects.lives
         (present,) = (lives.gone >= objects.first).nonzero()
         starts = lives.starts[present]

@@ -37,7 +37,7 @@ def sorted_order(numbers: NDArray[np.int64]) -> IndexArray:
 
 
 class Steps:
-    """The steps, which are the times when the positions of all objects are stored. Their numbers start at 1."""
+    """The times (steps) at which the positions of all objects are stored. Steps are numbered from 1."""
 
     def __init__(self) -> None:
         self.number = 0  # number of the last step

@@ -47,7 +47,7 @@ class ResetSchedule:
         return period_s
 
     def _starts(self, now_s: int) -> list[int]:
-        """Return starts of periods in seconds since 1970, including all those within a day before and after `now_s`."""
+        """Return period starts in seconds since 1970, including all starts within a day before and after `now_s`."""
         today = datetime.fromtimestamp(now_s).date()
         days = [today + timedelta(days=offset) for offset in (-2, -1, 0, 1, 2)]
         return [int(datetime.combine(day, at).timestamp()) for day in days for at in self._times]

@@ -154,8 +154,8 @@ class SizeFilter:
 
         A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S`, or increases with the next box. In
         this case, the object turns, or a part of it stays hidden. The size of a box that the edge of the frame cuts off
-        can change at any rate, so tracks always adopt it. `changes` (2, M) contains growth and shape, as logarithms of
-        ratios.
+        can change at any rate, so tracks always adopt this size. `changes` (2, M) contains growth and shape, as
+        logarithms of ratios.
         """
         now_s = self._now_s
         doubted = belief < _DOUBT

@@ -219,7 +219,8 @@ def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: 
 def measure_growth(state: FloatArray, gap_s: FloatArray, cut: BoolArray) -> None:
     """Update the growth rate of tracks after a detection. Call this after the update of their sizes.
 
-    The growth is 0 after gaps of less than `_LEAST_GROWTH_STEP_S`, because `predict` does not need it there.
+    The growth is 0 after gaps of less than `_LEAST_GROWTH_STEP_S`, because `predict` does not need the growth rate
+    after such gaps.
 
     Args:
         state: state (ROWS, M) of the tracks, which is changed.

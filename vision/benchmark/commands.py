@@ -92,7 +92,7 @@ def _how_to_build(
 
 
 def _network_inputs(onnx: bytes, spec: ModelSpec) -> tuple[NetworkInput, ...]:
-    """Return the inputs of an ONNX file as TensorRT's parser reads them. Raise `ModelError` if it cannot read them."""
+    """Return the inputs of an ONNX file as TensorRT's parser reads them. Raise `ModelError` if parsing fails."""
     with collect_log() as log:
         builder = start(trt.Builder)
         network = builder.create_network(network_flags(strongly_typed=True))

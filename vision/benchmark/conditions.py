@@ -120,7 +120,8 @@ def parse_power_mode(text: str) -> str:
 def versions() -> dict[str, str]:
     """Return the versions of Python, of the installed packages in `_PACKAGES`, and of the GPU driver, by name.
 
-    If JetPack installed TensorRT, the result lacks the version of TensorRT. The name of the back-end contains it.
+    If JetPack installed TensorRT, the result lacks the version of TensorRT. The name of the back-end contains this
+    version.
     """
     packages = {"python": platform.python_version()}
     for package in _PACKAGES:

@@ -4,8 +4,8 @@ The stage is measured through the `Detector` protocol, from frames in host memor
 works like the program: it waits for the oldest batch, and then submits the next batch. Therefore, the results apply to
 the program.
 
-The network alone limits the speed of the stage. It runs in lanes: each lane is a stream with its own batch. Latency and
-throughput are measured separately, because neither can be computed from the other.
+The network alone limits the speed of the stage. The network runs in lanes: each lane is a stream with its own batch.
+Latency and throughput are measured separately, because neither can be computed from the other.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _measure(batches: Iterator[_Batch], batch_size: int, seconds: float, warm: R
 
 
 class Lane(Protocol):
-    """Queue of batches that run the network, with its own memory."""
+    """Queue of batches for the network. Each lane has its own memory."""
 
     def start(self) -> None:
         """Queue one more batch in this lane."""

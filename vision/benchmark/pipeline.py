@@ -68,7 +68,7 @@ class CountingSink:
         self._behind = behind
 
     def publish(self, result: Result) -> None:
-        """Record one result, and forward it to the other sink, if any. The results thread calls this method."""
+        """Record one result, and forward it to the other sink, if any. Call this method from the results thread."""
         if self._behind is not None:
             self._behind.publish(result)
         self.observe(result.meta, result.timing, len(result.objects), time.monotonic_ns())
@@ -80,7 +80,7 @@ class CountingSink:
         self.objects += objects
 
     def report(self, report: Report) -> None:
-        """Forward the report to the other sink, if any. The main thread calls this method."""
+        """Forward the report to the other sink, if any. Call this method from the main thread."""
         if self._behind is not None:
             self._behind.report(report)
 

@@ -70,7 +70,8 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
 def probe_cameras(config: AppConfig) -> list[StandIn]:
     """Open every camera once to find out its frame size and rate. Return stand-ins without clips.
 
-    If a live camera does not answer, assume its frame size and rate, and add them to the note of its stand-in.
+    If a live camera does not answer, assume its frame size and rate, and add the assumed values to the note of its
+    stand-in.
 
     Raises:
         ConfigError: the library that a camera needs is missing.
@@ -107,7 +108,7 @@ def phased_sources(cameras: Sequence[StandIn]) -> NamedOpener:
 
 
 def _open_phased(config: CameraConfig, *, periods: Mapping[str, float], **options: Any) -> Source:
-    """Open a source, and return it. If it is a clip, first wait for a part of a frame interval.
+    """Open and return a source. If the source is a clip, first wait for a part of a frame interval.
 
     This part is different for each camera.
     """

@@ -37,7 +37,7 @@ def threads_left_running(for_s: float) -> int:
 class BlockingReader(Generic[ResourceT, ValueT]):
     """Reader that opens, reads, and closes a resource on a separate thread.
 
-    One thread must call all methods except `interrupt`, which any thread can call.
+    Call all methods from one thread, except `interrupt`, which any thread can call.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def _outcome(self, timeout_s: float) -> Any:
-        """Wait for the call in progress. Return its value, or raise its exception; return None if interrupted.
+        """Wait for the call in progress. Return its value, or raise its exception. Return None if interrupted.
 
         Raise `queue.Empty` if the call takes longer than `timeout_s`.
         """
@@ -117,7 +117,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` raise `SourceError`, and those of `read` return None."""
+        """Make current and later calls to `open` raise `SourceError`, and make calls to `read` return None."""
         self.interrupted.set()
         self._outcomes.put(None)
 

@@ -1,4 +1,4 @@
-"""The state of one camera. The camera's thread writes it, and any thread can read it."""
+"""The state of one camera, which the camera's thread writes and any thread can read."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
 
 
 def _ask(camera: CameraConfig, url: SplitResult, *, late: bool) -> Answer:
-    """Connect, and send requests until the camera refuses one. Return the explanation of the refusal.
+    """Connect, and send requests until the camera refuses a request. Return the explanation of the refusal.
 
     If the camera refuses no request, return the most probable other cause. The first request contains no password.
 

@@ -41,7 +41,7 @@ class FrameTap:
         self._copies: deque[_Copy] = deque()
 
     def offer(self, buffer: FrameBuffer, meta: FrameMeta) -> None:
-        """Copy a frame if a receiver may request it; otherwise, discard all copies. The camera's thread calls this."""
+        """Copy a frame if a receiver may request it. Otherwise, discard all copies. Run this in the camera's thread."""
         if not self._taps.wants(self._camera_id):
             self._copies.clear()
             return

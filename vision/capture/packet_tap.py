@@ -21,8 +21,8 @@ CODECS: Final = ("h264", "hevc")
 class PacketTap:
     """Tap that passes on the packets of one camera before they are decoded.
 
-    The thread that reads the camera calls all methods. A packet is copied only if a receiver requests the packets of
-    this camera. `recorded` is True if the packets are recorded. The camera must then be opened with a library that
+    Call all methods from the thread that reads the camera. A packet is copied only if a receiver requests the packets
+    of this camera. `recorded` is True if the packets are recorded. The camera must then be opened with a library that
     passes packets on.
     """
 
@@ -34,7 +34,7 @@ class PacketTap:
     def connected(self, stream: VideoStream) -> ConnectionTap | None:
         """Return the tap of a new connection, or None if packets of its codec cannot be passed on.
 
-        If they cannot be passed on and the camera is recorded, log a warning.
+        If the packets cannot be passed on and the camera is recorded, log a warning.
         """
         codec = stream.codec_context.name
         if codec not in CODECS:

@@ -30,7 +30,7 @@ FrameT_co = TypeVar("FrameT_co", covariant=True)
 
 
 class Connection(Protocol[FrameT_co]):
-    """An open connection. The reading thread calls its methods."""
+    """An open connection. Call its methods from the reading thread."""
 
     def packets(self, closing: threading.Event) -> Iterable[tuple[FrameT_co, bool]]:
         """Yield each coded frame as it arrives, and True if it is a key frame. If `closing` is set, end all waits.
@@ -99,7 +99,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `take` return None. Any thread may call this method."""
+        """Make current and later calls to `take` return None. Any thread may call this method."""
         with self._changed:
             self._interrupted = True
             self._changed.notify()
@@ -141,7 +141,7 @@ class Backlog(Generic[FrameT]):
 class ReadAhead(Generic[ConnectionT, FrameT]):
     """Reader that opens, reads, and closes each connection on a separate thread.
 
-    One thread must call all methods except `interrupt`, which any thread can call.
+    Call all methods from one thread, except `interrupt`, which any thread can call.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
     ) -> None:
         """Create the reader. `name` appears in errors. `connect` opens a connection, and runs on a separate thread.
 
-        The other arguments are those of `Backlog`.
+        `Backlog` describes the other arguments.
         """
         self._name = name
         self._connect = connect
@@ -191,7 +191,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return None if self._reading is None else self._reading.backlog.take(timeout_s)
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` raise `SourceError`, and those of `take` return None."""
+        """Make current and later calls to `open` raise `SourceError`, and make calls to `take` return None."""
         self.interrupted.set()
         reading = self._reading
         if reading is not None:

@@ -77,7 +77,9 @@ class RtspProbe:
         return self._send("OPTIONS", self._target)
 
     def setup(self, description: str, transport: Transport) -> Reply:
-        """Request the first video track over `transport`, and return the response. If it is 200, end the new session.
+        """Request the first video track over `transport`, and return the response.
+
+        If the status is 200, end the new session.
 
         `description` is the SDP document of the stream.
         """

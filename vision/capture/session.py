@@ -134,7 +134,7 @@ class CameraParts:
 
 
 class Session:
-    """One connection of a camera. All methods run on the camera's thread."""
+    """One connection of a camera. Call all methods from the camera's thread."""
 
     def __init__(self, source: Source, camera: CameraParts) -> None:
         """Open the source and prepare the sink.

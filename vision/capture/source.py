@@ -64,7 +64,7 @@ class SkippedFrames:
 
 
 class Source(Protocol):
-    """A camera, file, folder, or synthetic camera. One thread calls all methods except `interrupt`.
+    """A camera, file, folder, or synthetic camera. Call all methods except `interrupt` from one thread.
 
     Every implementation passes ``tests/contract/test_source.py``.
     """

@@ -103,7 +103,7 @@ def examine() -> list[Finding]:
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Print the table, the hints, and whether `vision run demo` works."""
+    """Print `findings` as a table, the hints, and whether `vision run demo` works."""
     findings = list(findings)
     table = Table("part", "state", "details", header_style="bold")
     table.columns[2].overflow = "fold"

@@ -49,7 +49,7 @@ class Hangup:
     def received(self, stop: threading.Event) -> None:
         """Call the handler now, or as soon as it is set. If the terminal was closed, set `stop` instead.
 
-        The thread `signals` calls this method.
+        Call this method from the thread `signals`.
         """
         if self._had_terminal and not os.isatty(2):
             stop.set()

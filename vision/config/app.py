@@ -350,7 +350,7 @@ class AppConfig(ConfigSection):
     _consistent = free_of(config_conflicts)
 
     def report_after(self, camera: CameraConfig) -> ReportAfter:
-        """Return the times after which events report faults of a camera: its own, or else those for all cameras."""
+        """Return the times after which events report faults of a camera: its own, or the times for all cameras."""
         own = camera.report_after_s
         chosen = self.report_after_s.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
         if camera.id not in self.analytics or not self.analytics[camera.id].realign:

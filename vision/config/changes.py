@@ -42,7 +42,7 @@ _Choosing = TypeVar("_Choosing", RecordingConfig, SinkConfig, Inquiry)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The difference between the configuration of the running program and a new one."""
+    """The difference between the configuration of the running program and a new configuration."""
 
     added: tuple[str, ...] = ()  # ids of cameras, like the next three fields
     removed: tuple[str, ...] = ()

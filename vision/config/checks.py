@@ -162,7 +162,7 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
-    """Yield a conflict for each score that exceeds the next one in `TRACK_SCORES`, and for each class in two groups."""
+    """Yield a conflict for each score that exceeds the next score in `TRACK_SCORES`, and each class in two groups."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:

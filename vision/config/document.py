@@ -57,7 +57,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A parsed file. `faults` contains the errors that the parser found, but not those of the schema."""
+    """A parsed file. `faults` contains the errors that the parser found, but not errors of the schema validation."""
 
     name: str  # name of the file in messages
     root: Node

@@ -76,7 +76,7 @@ ServerUrl = Annotated[str, AfterValidator(check_server_url), Field(title=_URL_FO
 
 
 class LanguageServer(ConfigSection):
-    """A server of a language model, with the API of OpenAI's chat completions."""
+    """A server of a language model, with OpenAI's API for chat completions."""
 
     url: ServerUrl = Field(examples=["http://127.0.0.1:8000/v1"])
     """Base URL of the API, usually with /v1 at the end."""

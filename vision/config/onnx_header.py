@@ -36,7 +36,7 @@ class NotOnnx(Exception):
 
 
 class Truncated(NotOnnx):
-    """The bytes start like an ONNX model, but are not a complete one."""
+    """The bytes start like an ONNX model, but the model is incomplete."""
 
 
 @dataclass(frozen=True, slots=True)

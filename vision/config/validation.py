@@ -192,7 +192,8 @@ def _unknown(context: ErrorContext) -> str:
 def _too_short(context: ErrorContext) -> str:
     """Describe a list that is too short.
 
-    Return an empty string if the list has enough entries in the file, because the invalid ones are reported separately.
+    Return an empty string if the list has enough entries in the file, because the invalid entries are reported
+    separately.
     """
     entries = context.value
     return "" if isinstance(entries, tuple) and len(entries) >= context.details["min_length"] else _expected(context)

@@ -87,7 +87,7 @@ def affected(each: Injected, cameras: Sequence[str]) -> Sequence[str]:
 def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
     """Return, by the number of each fault, the monotonic time in nanoseconds at which its last camera was back.
 
-    A camera that never came back counts with the time at which it had to be back.
+    For a camera that never came back, use the time at which it had to be back.
     """
     back: dict[int, int] = {}
     for each in recoveries:
@@ -99,7 +99,7 @@ def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
 def _deadline_ns(each: Injected, others: Sequence[Injected], statuses: Sequence[StatusSeen], start_s: float) -> int:
     """Return the monotonic time in nanoseconds at which a camera must be back after the fault `each`.
 
-    Faults that begin before this time postpone it.
+    Faults that begin before this deadline postpone it.
 
     Args:
         each: the fault.

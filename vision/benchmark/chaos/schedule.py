@@ -131,7 +131,7 @@ def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]
 
 
 def _shuffled(kinds: Sequence[Kind], choose: random.Random, *, once: bool) -> list[Kind]:
-    """Return the kinds in random order: each kind once if `once` is True, otherwise as many times as its `weight`."""
+    """Return the kinds in random order: each kind once if `once` is True, otherwise as often as its `weight` states."""
     queue = [kind for kind in kinds for _ in range(1 if once else KINDS[kind].weight)]
     choose.shuffle(queue)
     return queue

@@ -1,4 +1,4 @@
-"""Subscribers that behave badly: one that reads nothing, and a crowd that connects, sends invalid data, and leaves."""
+"""Faulty subscribers: one that reads nothing, and a group that connects, sends invalid data, and disconnects."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _NOT_A_VIDEO: Final = "not a video that FFmpeg can decode"
 
 @dataclass(slots=True)
 class _Frame:
-    """A decoded frame, its decoder, and the properties of the frames of this pass."""
+    """A decoded frame, its decoder, and the properties of the frames in the current pass."""
 
     decoded: DecodedFrame
     decoder: PacketDecoder
@@ -267,7 +267,7 @@ class _Pass:
         return stream
 
     def _packets(self) -> Iterator[Packet[Any]]:
-        """Yield all packets, or those before an error. The last yielded packet is empty, and flushes the decoder."""
+        """Yield all packets, or the packets before an error. The last packet is empty, and flushes the decoder."""
         try:
             for packet in self._container.demux(self._stream):
                 last = not packet.size  # read before `yield`, because a decoder can remove the data from the packet

@@ -206,7 +206,7 @@ class JpegConnection:
         self._answer.response.close()
 
     def _jpegs(self) -> Iterator[bytes]:
-        """Yield the JPEGs of the current response, and count the damaged ones as skipped.
+        """Yield the JPEGs of the current response, and count the damaged JPEGs as skipped.
 
         Raises:
             SourceError: the response fails, or contains no JPEG within `_SEARCHED_BYTES`.

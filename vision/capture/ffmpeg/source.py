@@ -135,7 +135,7 @@ class FFmpegSource:
         self._stream.decoder.write(self._frame.decoded.image, out)
 
     def interrupt(self) -> None:
-        """Make the present and all later calls of `open` raise `SourceError`, and those of `grab` return None."""
+        """Make current and later calls to `open` raise `SourceError`, and make calls to `grab` return None."""
         self._reader.interrupt()
 
     def close(self) -> None:
@@ -198,7 +198,7 @@ class _Stream:
         self.decoder.close()
 
     def decode(self, coded: Arrived[Coded]) -> list[_Frame]:
-        """Decode one coded frame. Return the frames that it completes.
+        """Decode one coded frame. Return the frames that the coded frame completes.
 
         Frames before the first key frame are not decoded, but are counted as skipped.
         """

@@ -141,7 +141,7 @@ def decode_chain(
 
 
 def decoder(codec: Codec, registry: Registry, *, in_order: bool = False) -> list[Element]:
-    """Return the decoder: NVIDIA's if it and its converter are installed, otherwise a decoder on the CPU.
+    """Return the decoder: NVIDIA's decoder if it and its converter are installed, otherwise a CPU decoder.
 
     The decoder must output damaged frames, because they are marked and counted later. NVIDIA's decoder holds back
     several frames to put them in order, unless `in_order` is True.

@@ -50,7 +50,7 @@ SECOND_VIDEO: Final = Track("m=video 0 RTP/AVP 26\r\na=rtpmap:26 JPEG/90000\r\n"
 
 @dataclass(frozen=True, slots=True)
 class RtspStream:
-    """The stream of an RTSP camera. The defaults are those of a camera without oddities."""
+    """The stream of an RTSP camera. The defaults describe a camera without oddities."""
 
     codec: Codec = "h264"
     fps: float = 10.0
@@ -86,7 +86,7 @@ class RtspStream:
 
 @dataclass(frozen=True, slots=True)
 class RtspServer:
-    """The RTSP server of a camera. The defaults are those of a camera without oddities."""
+    """The RTSP server of a camera. The defaults describe a camera without oddities."""
 
     transports: tuple[Literal["tcp", "udp"], ...] = ("tcp", "udp")
     channels: int = 0  # added to the interleaved channel numbers that the client requests
@@ -110,7 +110,7 @@ HttpKind = Literal["multipart", "bare", "snapshot", "hls", "mp4", "ts", "flv", "
 
 @dataclass(frozen=True, slots=True)
 class HttpStream:
-    """The stream of an HTTP camera. The defaults are those of a motion JPEG camera without oddities."""
+    """The stream of an HTTP camera. The defaults describe a motion JPEG camera without oddities."""
 
     kind: HttpKind = "multipart"
     fps: float = 10.0

@@ -128,4 +128,4 @@ class Host(Protocol):
         """The address of the stream."""
 
     def streaming(self) -> Playback:
-        """Start and return the record of a new playback. The first playback starts the timer of the fault, if any."""
+        """Start a new playback, and return its record. The first playback starts the timer of the fault, if any."""
