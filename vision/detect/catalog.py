@@ -75,12 +75,12 @@ class ModelRow:
 
 
 def list_models(models: Path | None = None) -> list[ModelRow]:
-    """Return a description of the model in the folder `models`, or else of each model in its direct subfolders.
+    """Return a description of the model in the folder `models`, or else of each model in direct subfolders of `models`.
 
     If `models` is None, describe the shipped models. Each model is loaded once, to check it.
 
     Raises:
-        ConfigError: `models` does not exist, or neither it nor a direct subfolder contains a model.yaml.
+        ConfigError: `models` does not exist, or contains no model.yaml, not even in a direct subfolder.
     """
     root = shipped_models() if models is None else models
     if (root / SPEC_NAME).exists():

@@ -89,7 +89,10 @@ class UnnamedClasses:
         self._count = 0
 
     def add(self, count: int) -> None:
-        """Add `count`, the number of unnamed boxes in a frame or batch. Log a warning the first time it is not 0."""
+        """Add `count`, the number of unnamed boxes in a frame or batch.
+
+        Log a warning the first time `count` is not 0.
+        """
         if not count:
             return
         with self._lock:

@@ -127,7 +127,9 @@ def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
 
 
 def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:
-    """Find the objects of one class, which are connected areas in its color. Return them sorted from top to bottom.
+    """Find the objects of one class, which are connected areas in the color of the class.
+
+    Return the objects sorted from top to bottom.
 
     Args:
         planes: levels of blue, green, and red, each (H, W).

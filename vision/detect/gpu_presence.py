@@ -47,7 +47,7 @@ def reason_for_cpu(missing: DeviceMissing, section: str) -> str:
 def driver_answers() -> bool:
     """Return True if the driver of the GPU answers.
 
-    The test runs in a new process, because a process in which the driver has failed cannot try again.
+    The test runs in a new process, because the driver cannot be tested again in a process in which it has failed.
     """
     command = [sys.executable, "-c", _PROBE]
     try:

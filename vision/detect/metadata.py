@@ -217,7 +217,7 @@ _OLD_NAMES: Final[Mapping[str, str]] = {
 
 
 def is_coco80(names: Sequence[str]) -> bool:
-    """Return True if `names` are those of `COCO80` in the same order, apart from case, separators, and old names."""
+    """Return True if `names` match `COCO80` in the same order, apart from case, separators, and old names."""
     return _folded(names) == list(COCO80)
 
 

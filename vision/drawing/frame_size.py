@@ -1,6 +1,7 @@
 """JPEG comment with the original size of a frame, for JPEG files that contain the frame at a smaller scale.
 
-The boxes in messages are in pixels of the original frame. With the comment, a program can find a box in the file.
+The boxes in messages are in pixels of the original frame. With the comment, a program can convert a box to pixels of
+the smaller image.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ class Overlay:
         """Draw objects with their labels, the first object on top. Leave out empty labels and infinite or NaN boxes.
 
         Args:
-            boxes_xyxy: (N, 4) in pixels. If `shapes` has rotated boxes, those are drawn instead.
+            boxes_xyxy: (N, 4) in pixels. If `shapes` has rotated boxes, the rotated boxes are drawn instead.
             labels: text of each object.
             colors: color of each object.
             shapes: masks, keypoints, and rotated boxes of the objects. None means that there are none.

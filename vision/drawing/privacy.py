@@ -87,7 +87,7 @@ class PrivacyFilter:
     ) -> None:
         """Fill the masks in a part of a frame. If the camera has classes to blur, make the whole part unrecognizable.
 
-        Use this method for images whose objects are unknown. The arguments are those of `fill`.
+        Use this method for images whose objects are unknown. For the arguments, see `fill`.
         """
         section = self._sections.get(camera_id)
         if section is not None and section.blur:

@@ -2,7 +2,7 @@
 """Functions that build an engine from an ONNX model, with TensorRT 10.3 to 11 or TensorRT-RTX.
 
 Flags and calls that only some versions have are looked up by name, and omitted if the library lacks them. If the engine
-would then not match the configuration, the build is refused instead.
+would not match the configuration without a flag or a call, the build is refused instead.
 """
 
 from __future__ import annotations

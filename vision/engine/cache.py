@@ -382,7 +382,7 @@ class EngineCache:
 
 
 def _is_ours(path: Path, *suffixes: str) -> bool:
-    """Return True if a file has a name like those of `EngineCache.path_of`, but with one of `suffixes`."""
+    """Return True if the file name has the form that `EngineCache.path_of` returns, but with one of `suffixes`."""
     return path.suffix in suffixes and _STEM.fullmatch(path.stem) is not None
 
 

@@ -61,7 +61,8 @@ class Calibrator:
     def __init__(self, batches: Iterator[Batch], upload: Upload, ended: threading.Event) -> None:
         """Create the calibrator. `upload` copies a batch to the GPU, and returns the device addresses of its inputs.
 
-        The calibrator sets `ended` when it has the scales, or has failed. The rest of the build is then not needed.
+        The calibrator sets `ended` when it has the scales, or has failed. In both cases, the rest of the build is not
+        needed.
         """
         self.table: bytes | None = None  # the scales, as TensorRT writes them; None before the end of the calibration
         self.error: BaseException | None = None  # error that ended the calibration; None if there is none
@@ -170,7 +171,7 @@ def device_memory(first: Batch, resources: ExitStack) -> Upload:
 
 
 def _calibrate(model: bytes, spec: ModelSpec, calibrator: Any, first: Batch, ended: threading.Event) -> Any:
-    """Let the builder calibrate a model. Return the parsed network, so that `build_failure` can explain a failure."""
+    """Make the builder calibrate a model. Return the parsed network, so that `build_failure` can explain a failure."""
     builder = start(trt.Builder)
     network = builder.create_network(network_flags(strongly_typed=False))
     parser = trt.OnnxParser(network, logger())

@@ -332,9 +332,9 @@ class MemoryBudget:
     def require(self, free_bytes: int, total_bytes: int, *, shared_with_host: bool = False) -> None:
         """Raise `DeviceError` if the budget exceeds the free memory of the GPU.
 
-        If `shared_with_host` is True, CPU and GPU share memory. Then page-locked buffers count too, and the limit is
-        the total memory, because the system can free more memory on demand. The error shows the required memory, the
-        largest line of the budget, and the free memory.
+        If `shared_with_host` is True, CPU and GPU share memory. In this case, page-locked buffers also count, and the
+        limit is the total memory, because the system can free more memory on demand. The error shows the required
+        memory, the largest line of the budget, and the free memory.
         """
         needed = self.total_bytes("device") + (self.total_bytes("host") if shared_with_host else 0)
         if needed <= (total_bytes if shared_with_host else free_bytes):

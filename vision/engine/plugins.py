@@ -56,7 +56,7 @@ _registered: list[object] = []
 
 
 def check_plugins(folder: Path, spec: AnySpec) -> None:
-    """Check the plugin libraries of a model in `folder`, without TensorRT and without a GPU.
+    """Check the plugin libraries of a model in `folder`. This check needs neither TensorRT nor a GPU.
 
     Raises:
         ModelError: a plugin library is missing, unreadable, or damaged.

@@ -76,7 +76,8 @@ class Profile:
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
     """Return the index of the profile that contains `shapes` and is tuned for the nearest shapes.
 
-    If several profiles are equally near, choose by smallest maximum size, then narrowest range, then lowest index.
+    If several profiles are equally near, choose the profile with the smallest maximum size, then with the narrowest
+    range, and then with the lowest index.
 
     Raises:
         ModelError: no profile contains `shapes`. The error lists the ranges of all profiles.
@@ -142,7 +143,7 @@ def frame_input(inputs: Sequence[NetworkInput]) -> NetworkInput:
 def make_profiles(
     inputs: Sequence[NetworkInput], spec: AnySpec, plan: BuildPlan, *, channels: int = 3
 ) -> tuple[Profile, ...]:
-    """Create the profiles of a model: those of its spec or, if the spec has none, one for each range of batch sizes.
+    """Create the profiles of a model from its spec or, if the spec has no profiles, from ranges of batch sizes.
 
     If the spec has no profiles, the profiles are:
 

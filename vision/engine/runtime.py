@@ -254,9 +254,10 @@ class Engine:
         return self.raw.create_execution_context(config)
 
     def _load_kernels(self, config: Any, file: Path) -> Any:
-        """Return a cache of compiled kernels that all contexts share, with the kernels in `file` if they fit.
+        """Return a cache of compiled kernels that all contexts share.
 
-        Raise `Untrusted` if `file` cannot be read or other users can write to it.
+        Load the kernels in `file`, if they fit the driver and the library, into the cache. Raise `Untrusted` if `file`
+        cannot be read or other users can write to it.
         """
         cache = config.create_runtime_cache()
         kernels = read_checked(file)

@@ -93,7 +93,7 @@ def run_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: in
 def layers_command(tool: Tool, plan: Path, shapes: Mapping[str, Shape], profile: int) -> str:
     """Return the command that shows the time and description of each layer of an engine.
 
-    The command also writes the descriptions to layers.json. The arguments are those of `run_command`.
+    The command also writes the descriptions to layers.json. For the arguments, see `run_command`.
     """
     options = [f"--loadEngine={plan}", f"--shapes={_shapes(shapes)}", f"--useProfile={profile}"]
     options += ["--profilingVerbosity=detailed", "--dumpProfile", "--dumpLayerInfo", "--exportLayerInfo=layers.json"]

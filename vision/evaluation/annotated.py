@@ -25,7 +25,9 @@ _REMIND_S: Final = 1.0  # time in seconds for which a label shows the former tra
 
 
 def write_video(path: Path, scene: Scene, progress: Progress) -> str:
-    """Read the labeled video again, and write the annotated video to `path`. Return the name of its codec.
+    """Read the labeled video a second time, and write the annotated video to `path`.
+
+    Return the name of the video codec.
 
     Raises:
         SourceError: the video cannot be read again.

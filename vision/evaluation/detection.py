@@ -5,7 +5,7 @@ box with the highest IoU, if this IoU is at least the IoU threshold. All other d
 
 Average precision (AP) is defined as in PASCAL VOC since 2010: the whole area under the envelope of precision over
 recall (Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective", IJCV 2015). COCO samples the
-same curve at 101 recalls; its results differ by less than 0.005.
+same curve at 101 recall values. The results of the two definitions differ by less than 0.005.
 """
 
 from __future__ import annotations

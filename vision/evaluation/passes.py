@@ -236,7 +236,7 @@ class _FrameNumbers:
 
 
 class _RecordingDetector:
-    """Wrapper of a detector that records all detections, and returns those with a score of at least `score`.
+    """Wrapper of a detector that records all detections, and returns the detections with a score of at least `score`.
 
     The returned detections are the same as with this threshold in the detector: NMS processes candidates in order of
     descending scores, so candidates below the threshold do not affect the candidates above it.

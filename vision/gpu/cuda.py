@@ -229,7 +229,7 @@ def memory_info() -> tuple[int, int]:
 
 
 class DriverCalls(NamedTuple):
-    """CUDA calls that queue work or query its progress without releasing the GIL.
+    """CUDA calls that, without releasing the GIL, queue work or query the progress of work.
 
     cuda-python releases the GIL in every call, which is right only for calls that wait. The calls in this class take a
     few microseconds. If they released the GIL, acquiring it again would take milliseconds while the threads of thirty

@@ -135,7 +135,7 @@ class Asker:
             self._ask(waiting, left_s)
 
     def totals(self) -> Totals:
-        """Return the counters since the start, the current state, and the latencies since the last call."""
+        """Return the counters since the start, the current state, and the latencies since the previous call."""
         latency = self._latency.snapshot(reset=True)
         gauges = {
             "queue": len(self._queue),
@@ -228,7 +228,7 @@ class Asker:
             self._report(Outcome(id=question.id, purpose=question.purpose, verdict=verdict))
 
     def _is_true(self, question: Question) -> bool:
-        """Return True if a question is about a statement whose checks are still suspended, because it was true."""
+        """Return True if a question is about a statement whose checks are suspended, because the statement was true."""
         return not question.id and self._true_until.get((question.check, question.camera), 0.0) > time.monotonic()
 
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:
@@ -281,7 +281,7 @@ class Asker:
             self._counters[name] += 1
 
     def _log(self, code: str, text: str) -> None:
-        """Log an error, but each code at most once per minute."""
+        """Log an error, but log each code at most once per minute."""
         now_s = time.monotonic()
         with self._lock:
             if now_s - self._logged.get(code, -_LOG_S) < _LOG_S:

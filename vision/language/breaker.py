@@ -52,7 +52,7 @@ class CircuitBreaker:
         return self._failures >= _FAILURES
 
     def admits(self) -> bool:
-        """Return True if the server can be asked now. If the breaker is open, True permits one probe."""
+        """Return True if a question can be sent to the server. If the breaker is open, True permits one probe."""
         with self._lock:
             if not self.is_open:
                 return True

@@ -88,7 +88,8 @@ class ChatServer:
             images: JPEG files to which the prompt refers.
             schema: JSON Schema of the answer; None means that the answer is plain text.
             choices: possible answers, of which the model must choose one. A schema takes precedence.
-            max_tokens: maximum length of the answer. With `choices`, a fixed lower limit applies.
+            max_tokens: maximum length of the answer. If the model must choose one of `choices`, the maximum is
+                `_TOKENS_OF_CHOICE` instead.
             deadline_s: maximum time in seconds. None, or a higher time than the configured timeout, means this timeout.
 
         Raises:

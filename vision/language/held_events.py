@@ -89,7 +89,7 @@ class HeldEvents:
             return [each.event for each in held if each.entry.on_timeout == "send"]
 
     def dropped(self) -> list[str]:
-        """Return the ids of the held events that were dropped since the last call of this method."""
+        """Return the ids of the held events that were dropped since the previous call to this method."""
         with self._lock:
             gone = list(self._gone)
             self._gone.clear()
@@ -156,7 +156,7 @@ class HeldEvents:
             ]
 
     def unanswered(self) -> list[Unanswered]:
-        """Return the events that were dropped without a verdict since the last call of this method."""
+        """Return the events that were dropped without a verdict since the previous call to this method."""
         with self._lock:
             found = list(self._unanswered)
             self._unanswered.clear()
@@ -240,9 +240,10 @@ class HeldEvents:
         return []
 
     def _leave(self, held: _Held, released: list[EventMessage]) -> list[EventMessage]:
-        """Return the released events. If they start a state, let its end wait until they are published.
+        """Return the released events.
 
-        The thread that admits the end is not the thread that publishes the released events.
+        If an event starts a state, hold the end of this state until the event is published. The thread that admits the
+        end is not the thread that publishes the released events.
         """
         event = held.event
         if released and event.id is not None and event.data.get("phase") == "begin" and not held.following:

@@ -32,7 +32,7 @@ _C = TypeVar("_C", bound=Inquiry)
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """A question about an event or, if `id` is empty, about a camera. Its images are sent with it."""
+    """A question about an event or, if `id` is empty, about a camera. The images are sent with the question."""
 
     id: str
     purpose: Purpose

@@ -23,7 +23,7 @@ _Key: TypeAlias = tuple[str, Purpose]
 
 
 class OpenQuestions:
-    """The questions about events that have no answer, and the process that has each of them. Thread-safe."""
+    """The unanswered questions about events and, for each question, the process that has the question. Thread-safe."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class OpenQuestions:
     def remove(self, subject: Subject) -> None:
         """Remove a question that its stage has abandoned.
 
-        If `add` receives the event later, it ignores the question.
+        If `add` has not received the event of the question yet, it will ignore the question.
         """
         with self._lock:
             self._leave(subject)

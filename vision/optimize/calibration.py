@@ -54,8 +54,8 @@ def require_tensorrt(algorithms: Sequence[Algorithm]) -> None:
     """Check that TensorRT can calibrate on this machine with these algorithms.
 
     Raises:
-        ConfigError: one of the algorithms is not available with TensorRT.
-        ModelError: the installed TensorRT has no calibrators.
+        ConfigError: an algorithm is not available with TensorRT.
+        ModelError: the installed version of TensorRT has no calibrators.
         DeviceMissing: TensorRT or a GPU is missing.
     """
     for algorithm in algorithms:

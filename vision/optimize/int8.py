@@ -56,7 +56,7 @@ class Int8Options:
 
         Raises:
             ConfigError: ModelOpt or its interpreter is missing, or the route lacks an algorithm.
-            ModelError: the installed TensorRT has no calibrators.
+            ModelError: the installed version of TensorRT has no calibrators.
             DeviceMissing: TensorRT or a GPU is missing.
         """
         if self.route == "modelopt":

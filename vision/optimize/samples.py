@@ -47,7 +47,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The differences between the outputs of a network and those of its float32 parent."""
+    """The differences between the outputs of a network and the outputs of its float32 parent."""
 
     error: float | None
     """Root mean square (RMS) of the difference, divided by the RMS of the parent's output; mean of all float outputs.
@@ -168,7 +168,7 @@ def run_samples(session: Any, samples: Samples) -> list[Outputs]:
 
 
 def compare(samples: Samples, reference: Sequence[Outputs], found: Sequence[Outputs]) -> Difference:
-    """Return the differences of the outputs of a changed network (`found`) from those of its parent (`reference`).
+    """Return the differences between the outputs of a changed network (`found`) and of its parent (`reference`).
 
     Both sequences contain the outputs for each batch of `samples`.
     """

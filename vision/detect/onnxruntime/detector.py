@@ -58,9 +58,10 @@ class OnnxRuntimeDetector:
     ) -> None:
         """Load the model, run it once to check its outputs, and start the worker threads.
 
-        On a CPU, larger batches do not increase the throughput, and the first frame waits for the last. On one core of
-        a Xeon at 2.1 GHz, nanodet-g-416 takes 31.3 ms per frame in batches of 1, 31.6 ms in batches of 2, and 31.4 ms
-        in batches of 4. Thus, the network computes one frame at a time, unless the model file fixes the batch size.
+        On a CPU, larger batches do not increase the throughput, and the first frame of a batch waits for the last
+        frame. On one core of a Xeon at 2.1 GHz, nanodet-g-416 takes 31.3 ms per frame in batches of 1, 31.6 ms in
+        batches of 2, and 31.4 ms in batches of 4. Thus, the network computes one frame at a time, unless the model file
+        fixes the batch size.
 
         Args:
             score: minimum score of an object.

@@ -214,7 +214,7 @@ def _scalings(head: HeadSpec) -> Iterator[HeadSpec]:
 
 
 def _cell_options(kind: str, head: HeadSpec) -> Iterator[dict[str, object]]:
-    """Yield the strides and bins to try for a kind of head: its defaults, those of `head`, and other common ones.
+    """Yield strides and bins to try for a kind of head: the defaults, the values in `head`, and other common values.
 
     A missing key means the default. Kinds without cells have neither key.
     """

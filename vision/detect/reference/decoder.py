@@ -114,7 +114,10 @@ class Decoder:
         return 4 * self.rules.bins if self.rules.coding == "distances" else 4
 
     def of_frame(self, outputs: Sequence[NDArray[Any]], index: int) -> list[Floats]:
-        """Return the outputs of frame `index` for `decode`. `outputs` are those of a batch, in the same order."""
+        """Return the outputs of frame `index` for `decode`.
+
+        `outputs` are the outputs for a batch, in the same order.
+        """
         pairs = zip(self.outputs, outputs, strict=True)
         return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
 
@@ -134,7 +137,7 @@ class Decoder:
         in int32 or int64. All scores and objectness values must have one type. All boxes must have one type.
 
         Raises:
-            ModelError: the type of an output is not accepted, or types differ that must be the same.
+            ModelError: the type of an output is not accepted, or types that must be the same differ.
         """
         layout = self.layout
         factors = [part.objectness for part in layout.parts if part.objectness is not None]
@@ -313,7 +316,7 @@ class Decoder:
 
     @property
     def width_of_extra(self) -> int:
-        """Number of extra values of a box: those of the output and, for a rotated box, center, width, and height."""
+        """Number of extra values per box: values in the output and, for a rotated box, center, width, and height."""
         return self.layout.extra_count + 4 * (self.rules.coding == "rotated")
 
     def _shapes(self, boxes: Floats, extra: Floats, outputs: Sequence[Floats]) -> CandidateShapes | None:

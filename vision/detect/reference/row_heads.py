@@ -225,7 +225,7 @@ class YoloNasFlat(_Numbered):
 
 
 class TensorFlow(EndToEnd):
-    """Head with the outputs of TensorFlow's object detection API: those of `EndToEnd`, but with y before x."""
+    """Head with the outputs of TensorFlow's object detection API: the outputs of `EndToEnd`, but with y before x."""
 
     coding = "corners-yx"
 

@@ -95,7 +95,7 @@ def open_tensorrt_detector(
         ConfigError: `detect.classes` names a class that the model does not have.
         ModelError: the model cannot be built, or does not match its specification.
         Unavailable: the cache of engines cannot be used at present.
-        DeviceError: the GPU fails or lacks memory, or a graph gives results that differ from those of its steps.
+        DeviceError: the GPU fails or lacks memory, or the results of a graph differ from the results of its steps.
     """
     timer = StartupTimer()
     device = open_device()

@@ -1,7 +1,8 @@
-"""Comparison of the results of each CUDA graph with those of the steps from which it was captured, at every start.
+"""Comparison of each CUDA graph's results with the results of the steps from which the graph was captured.
 
-A graph stores addresses and shapes. If a library replaces a kernel, a shape, or a buffer after the capture, the graph
-silently produces wrong results. Therefore each graph is compared with the same work, run step by step.
+The comparison takes place at every start. A graph stores addresses and shapes. If a library replaces a kernel, a shape,
+or a buffer after the capture, the graph silently produces wrong results. Therefore each graph is compared with the same
+work, run step by step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Open engine together with the specification of its model, functions for its inputs, and a timer for the start."""
+"""An open engine with the specification of its model, functions for its inputs, and a timer for the start."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class StartupTimer:
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """Open engine, the specification and the head of its model, and the configuration of the detector."""
+    """An open engine, the specification and the head of its model, and the configuration of the detector."""
 
     engine: Engine
     spec: ModelSpec

@@ -238,7 +238,7 @@ class BatchGraph(Resource):
         self._opened = True
 
     def capture(self, label: str) -> str:
-        """Capture the steps as a CUDA graph. From then on, `run` launches the graph.
+        """Capture the steps as a CUDA graph. After this call, `run` launches the graph.
 
         If the steps cannot be captured, for example because a layer waits, return the reason. Otherwise, return an
         empty string.
@@ -257,7 +257,7 @@ class BatchGraph(Resource):
         return ""
 
     def drop_capture(self) -> None:
-        """Free the captured graph, if any. From then on, `run` queues the steps."""
+        """Free the captured graph, if any. After this call, `run` queues the steps."""
         self.run = self.enqueue
         self.is_captured = False
         self._captured.close()

@@ -1,1 +1,1 @@
-"""Evaluation of a language model that judges events, on labeled events: `vision llm eval`."""
+"""Evaluation, on labeled events, of a language model that verifies events: `vision llm eval`."""

@@ -1,4 +1,4 @@
-"""Ask the questions of `verify:` about labeled events, as a running program does."""
+"""Functions that ask the questions of `verify:` about labeled events, as a running program does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Video of a simulated scene for the detector `fake`, with its ground truth and a configuration.
+"""Video of a simulated scene for the detector `fake`, with the ground truth and a configuration.
 
 Each object is a rectangle in the color of a class of `vision.drawing.test_pattern`. Nearer objects hide objects that
 are farther away. A gray border around each object separates objects of one class, which would otherwise count as one.

@@ -67,8 +67,8 @@ class _Block(NamedTuple):
 class Changes:
     """Differences of one camera.
 
-    An iteration yields the differences in the order of time, and then in the order in which they were added. Most
-    differences are compressed. An iteration decompresses few of them at the same time.
+    An iteration yields the differences in the order of time. Differences at the same time are in the order in which
+    they were added. Most differences are compressed. An iteration decompresses few of them at the same time.
     """
 
     def __init__(self, changes: Iterable[Change] = (), *, most: int | None = None) -> None:

@@ -39,8 +39,8 @@ class Comparison:
     * If other data differ, the event has changed.
     * If only the time differs, by at most `MOVED_US`, the event has moved.
 
-    Running totals are not compared. If a state was interrupted, for example by the end of the program, its end is
-    ignored, because this end does not follow from the tracks.
+    Running totals are not compared. If a state was interrupted, for example by the end of the program, the end of the
+    state is ignored, because this end does not follow from the tracks.
     """
 
     def __init__(self, camera: str, *, same_tracks: bool = True, most: int | None = None) -> None:
@@ -134,7 +134,7 @@ def _open_events(lost: Sequence[_Known], gained: Sequence[_Known], settled_us: i
 
 
 def _judged(archived: ArchivedEvent) -> tuple[object, ...]:
-    """Return the properties of an event, except those that only a live run adds: the snapshot and the question."""
+    """Return the properties of an event, without the snapshot and the question, which only a live run adds."""
     event = archived.event
     return event.kind, event.name, event.track_id, event.at_ns, event.data
 

@@ -17,7 +17,7 @@ Point: TypeAlias = tuple[float, float]
 class Feet:
     """The bottom centers of the boxes of objects whose events differ.
 
-    The order is that in which `Changes` yields the differences.
+    `Changes` yields the differences in the same order.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Feet:
         self._values = array("d")
 
     def add(self, changes: Iterable[Change], boxes: Mapping[Place, Box]) -> None:
-        """Add the next differences. `boxes` contains the known boxes of their objects in pixels."""
+        """Add the places of the objects in the next differences. `boxes` contains the known boxes in pixels."""
         for change in changes:
             for event in (change.before, change.after):
                 self._values.extend(_feet(event, boxes))

@@ -125,9 +125,10 @@ class Rejudgment:
                     yield ArchivedEvent(event, block.instance, block.epoch, block.frames[at], event_us)
 
     def _published(self) -> Generator[list[ArchivedEvent], int, None]:
-        """Receive times in ascending order. Yield the published events after the previous time and up to each time.
+        """Receive times in ascending order.
 
-        The first value, before any time, is an empty list.
+        For each time, yield the published events after the previous time and up to this time. The first value, before
+        any time, is an empty list.
         """
         waiting = list[ArchivedEvent]()
         until_us = yield waiting

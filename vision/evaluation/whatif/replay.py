@@ -85,7 +85,7 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
 def _publish(publisher: Publisher, result: Result, last: dict[str, Counts]) -> None:
     """Publish a result.
 
-    If the counts of its camera differ from those in `last`, publish the counts, and update `last`.
+    If the counts of its camera differ from the counts in `last`, publish the counts, and update `last`.
     """
     publisher.publish(result)
     meta, counts = result.meta, result.counts

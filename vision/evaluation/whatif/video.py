@@ -69,8 +69,8 @@ def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.
 def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: Files, stop: threading.Event) -> int:
     """Run both pipelines on the recordings of a camera in a time range, as `run_on_video` does on one video.
 
-    The recordings are those that the index of the configuration `request.against` lists. `selected_files` selects the
-    files. Return the exit code.
+    The index of the configuration `request.against` lists the recordings, and `selected_files` selects the files.
+    Return the exit code.
 
     Args:
         request: the two configurations, and the camera.
@@ -150,7 +150,7 @@ def _compare(
 
 
 def _configuration(name: str, request: Comparison) -> AppConfig:
-    """Load a configuration. Return it with only the requested camera, and without the outputs of a live run.
+    """Load a configuration, and return a copy with only the requested camera and without the outputs of a live run.
 
     The result keeps the rules and `state_dir`. The source of its camera is a placeholder.
     """

@@ -3,7 +3,7 @@
 
 TensorRT calls a plugin in three phases:
 
-1. While TensorRT builds an engine, it asks for types, shapes, and formats.
+1. While TensorRT builds an engine, it asks the plugin for types, shapes, and formats.
 2. When TensorRT creates a context, or the shapes of a context change, it calls `on_shape_change`, which compiles
    kernels and allocates memory.
 3. In each run, TensorRT calls `enqueue`, which only queues work, so that a CUDA graph can capture the run.
