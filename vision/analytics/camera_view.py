@@ -377,7 +377,7 @@ def _inverse(view: Similarity) -> Similarity:
 
 
 def _is_steady(before: Appearance, after: Appearance) -> bool:
-    """Return True if the backgrounds of two successive images fit each other, so the camera stands still."""
+    """Return True if the backgrounds of two successive images match, so the camera has not moved."""
     if max(before.hidden, after.hidden) > _MOST_HIDDEN:
         return False
     fits = _track(before, after.pixels, np.eye(2, 3)), _track(after, before.pixels, np.eye(2, 3))

@@ -223,7 +223,7 @@ def test_a_private_camera_wants_no_packets_and_whole_frames() -> None:
 
 
 def test_viewers_receive_the_view_of_a_camera_that_was_moved() -> None:
-    """With the view, viewers draw lines and zones at the places where objects are counted."""
+    """Viewers use the view to draw lines and zones where objects are counted."""
     rig = Rig()
     viewer = rig.viewer("h264")
     counts = Counts({"door": {"in": 1, "out": 0}}, {}, {}, view=(1.0, 0.2, 40.0, 0.1, 1.0, 7.0))
