@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from itertools import islice
@@ -12,14 +12,14 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vision.capture.frame_reader import read_frames
+from vision.capture.frame_reader import CapturedFrame, read_frames
 from vision.config import CameraConfig, ModelSpec
 from vision.detect.classes import class_names
 from vision.detect.detector import Detector
 from vision.detect.onnxruntime.detector import OnnxRuntimeDetector
 from vision.errors import ConfigError, from_os_error
 from vision.evaluation.detection import match_detections, score_detections
-from vision.evaluation.mot import Boxes, read_truth
+from vision.evaluation.mot import Boxes, Truth, read_truth
 from vision.evaluation.passes import LOWEST_SCORE, Progress
 from vision.optimize.feed import Image
 from vision.optimize.frames import Frames
@@ -114,17 +114,35 @@ def average_precision_of(detector: Detector, spec: ModelSpec, labels: Labels, pr
         ConfigError: the ground truth is invalid or longer than the video, or the model does not have the class.
         SourceError: the video cannot be read.
     """
+    class_id, truth = _class_and_truth(spec, labels)
+    with closing(_frames_of(labels)) as frames:
+        found = _detect_with(detector, (frame.pixels.copy() for frame in frames), progress)
+    truth.check_length(len(found), labels.video)
+    boxes = _boxes([each.take(np.flatnonzero(each.class_ids == class_id)) for each in found], classes=1)
+    return score_detections(truth.boxes, boxes, score=SCORE, lowest_score=LOWEST_SCORE).ap50
+
+
+def require_labels(spec: ModelSpec, labels: Labels) -> None:
+    """Check the class, the ground truth, and the beginning of the video, before work that takes minutes.
+
+    Raises:
+        ConfigError: the ground truth is invalid, or the model does not have the class.
+        SourceError: the video cannot be read.
+    """
+    _class_and_truth(spec, labels)
+    with closing(_frames_of(labels)) as frames:
+        next(frames, None)
+
+
+def _class_and_truth(spec: ModelSpec, labels: Labels) -> tuple[int, Truth]:
     names = class_names(spec)
     if labels.class_name not in names:
         raise ConfigError(f"--class: the model has no class {labels.class_name!r}", code="unknown-class")
-    truth = read_truth(labels.truth)
-    camera = CameraConfig(id="labeled", source=labels.video)
-    with closing(read_frames(camera, offline=True)) as frames:
-        found = _detect_with(detector, (frame.pixels.copy() for frame in frames), progress)
-    truth.check_length(len(found), labels.video)
-    class_id = names.index(labels.class_name)
-    boxes = _boxes([each.take(np.flatnonzero(each.class_ids == class_id)) for each in found], classes=1)
-    return score_detections(truth.boxes, boxes, score=SCORE, lowest_score=LOWEST_SCORE).ap50
+    return names.index(labels.class_name), read_truth(labels.truth)
+
+
+def _frames_of(labels: Labels) -> Generator[CapturedFrame, None, None]:
+    return read_frames(CameraConfig(id="labeled", source=labels.video), offline=True)
 
 
 def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:

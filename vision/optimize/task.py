@@ -15,7 +15,7 @@ from vision.detect.open import refuse_plugins
 from vision.errors import VisionError
 from vision.evaluation.passes import Progress
 from vision.evaluation.progress import show_progress
-from vision.optimize.accuracy import Accuracy, Labels
+from vision.optimize.accuracy import Accuracy, Labels, require_labels
 from vision.optimize.frames import Frames, frames_of_cameras, frames_of_images
 from vision.optimize.model_folder import REJECTED, derived_spec, install, require_free
 
@@ -47,13 +47,17 @@ class Task:
         return text if "/" in text else f"./{text}"
 
     def require_valid(self) -> None:
-        """Check the model and the folders before frames are read.
+        """Check the model, the labels, and the folders before frames are read, which can take minutes.
 
         Raises:
-            ConfigError: `output` or `rejected` cannot be replaced. See `model_folder.require_free`.
+            ConfigError: the labels cannot be used, or `output` or `rejected` cannot be replaced. See
+                `require_labels` and `model_folder.require_free`.
+            SourceError: the labeled video cannot be read.
             ModelError: the model needs TensorRT plugins, so its accuracy cannot be measured with ONNX Runtime.
         """
         refuse_plugins(self.spec)
+        if self.labels is not None:
+            require_labels(self.spec, self.labels)
         require_free(self.output, force=self.force)
         require_free(self.rejected, force=True)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.unit.optimize.models import SPEC, cell_images, save_cells, save_images
 from vision.cli.main import main
 from vision.config.load import load_model_spec
-from vision.errors import Closed, ConfigError, ModelError, Unavailable, VisionError
+from vision.errors import Closed, ConfigError, ModelError, SourceError, Unavailable, VisionError
 from vision.optimize import int8
 from vision.optimize.accuracy import Accuracy, Labels, agreement
 from vision.optimize.calibration import Calibration, collect
@@ -139,6 +139,18 @@ def test_labels_decide_if_they_are_given(tmp_path: Path, model: Path, images: Pa
     report = json.loads((tmp_path / "out" / "optimization.json").read_text())
     assert report["accuracy"]["metric"] == "AP@0.5 of red"
     assert 0 < report["accuracy"]["parent"] < 0.9  # the labels are not those of the images
+
+
+@pytest.mark.parametrize("fault", ["video", "truth", "class"])
+def test_labels_are_checked_before_frames_are_read(tmp_path: Path, model: Path, images: Path, fault: str) -> None:
+    truth = tmp_path / "gt.txt"
+    truth.write_text("no numbers\n" if fault == "truth" else "1,1,0,0,8,8,1\n")
+    labels = Labels(
+        str(tmp_path / "none.mp4" if fault == "video" else images), truth, "none" if fault == "class" else "red"
+    )
+    with pytest.raises(SourceError if fault == "video" else ConfigError) as caught:
+        run(model, tmp_path / "no images", tmp_path / "out", labels=labels)
+    assert {"video": "none.mp4", "truth": "gt.txt", "class": "--class"}[fault] in str(caught.value)
 
 
 def test_frames_without_objects_do_not_decide(tmp_path: Path, model: Path) -> None:
