@@ -20,6 +20,7 @@ from vision.runtime.capture_processes import BUFFERS_ON_THE_WAY, CaptureProcesse
 from vision.runtime.frame_messages import CapturedCamera, CaptureSetup
 from vision.runtime.latest_slot import EXTRA_BUFFERS, Allocate, LatestSlot
 from vision.runtime.remote_slot import RemoteSlot
+from vision.runtime.worker_process import SpareProcess
 from vision.stages.stage import PixelStage, Stage
 from vision.types import PixelFormat, frame_shape
 
@@ -152,11 +153,13 @@ def build_cameras(
     return build_capture(config, factory)[0]
 
 
-def build_capture(config: AppConfig, factory: CameraFactory) -> tuple[list[Camera], CaptureProcesses | None]:
+def build_capture(
+    config: AppConfig, factory: CameraFactory, spare: SpareProcess | None = None
+) -> tuple[list[Camera], CaptureProcesses | None]:
     """Create the cameras and, if `RunOptions.capture_workers` is not 0, the workers that read the cameras.
 
     Return the cameras and the workers. If threads of this process read the cameras, return None in place of the
-    workers.
+    workers. Otherwise, the workers keep the process `spare`, if it is not None.
 
     Raises:
         ConfigError: the detector does not accept the frames of a camera's reader.
@@ -179,6 +182,7 @@ def build_capture(config: AppConfig, factory: CameraFactory) -> tuple[list[Camer
         leases=factory.leases,
         changed=factory.changed,
         packets=() if options.packets is None else options.packets.addresses,
+        spare=spare,
     )
     return cameras, capture
 

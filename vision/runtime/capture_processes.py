@@ -78,8 +78,7 @@ class RemoteCamera:
         self._connections = 0  # number of connections that earlier processes have made
         self.is_retired = False
         self._connected = False  # True if the present process has connected to the camera
-        self._failure = ""
-        self._ended = False
+        self._failure, self._ended = "", False
         self.number = -1  # number of the camera in messages; -1 before a worker reads it
         self._lost: _Loss | None = None  # the end of the last process, until the next process delivers a frame
 
@@ -415,6 +414,7 @@ class CaptureProcesses:
         leases: int,
         changed: threading.Condition,
         packets: Sequence[str] = (),
+        spare: SpareProcess | None = None,
     ) -> None:
         """Create the workers. `poll` starts them.
 
@@ -426,12 +426,12 @@ class CaptureProcesses:
             leases: maximum number of frames of a camera that are leased at the same time.
             changed: the condition of all slots.
             packets: address of the packet socket of each worker. Empty if no packets are passed on.
+            spare: spare process, which `poll` starts, and `stop` ends. None if there is no spare process.
         """
         self._numbers = itertools.count()
-        self._workers = Workers(spare=None if setup.offline else SpareProcess(ENTRY))
+        self._workers = Workers(spare=spare, keeps_spare=True)
         self._links: list[tuple[Worker, _Link]] = []
-        self._stopped = threading.Event()
-        self._arrivals = select.epoll()
+        self._stopped, self._arrivals = threading.Event(), select.epoll()
         count = leases + EXTRA_BUFFERS + BUFFERS_ON_THE_WAY
         for index in range(min(workers, len(cameras))):
             own = msgspec.structs.replace(setup, packets=packets[index]) if packets else setup

@@ -13,6 +13,7 @@ from vision.detect.open import published_class_names
 from vision.errors import registered_secrets
 from vision.messaging.publisher import Publisher
 from vision.messaging.recorder import Recorder
+from vision.runtime import capture_worker, result_processes
 from vision.runtime.builder import (
     Build,
     OpenStages,
@@ -30,8 +31,9 @@ from vision.runtime.recording import open_packets, open_recording, plan_packets
 from vision.runtime.result_messages import WorkerSetup
 from vision.runtime.result_processes import ResultProcesses
 from vision.runtime.runtime import Runtime
+from vision.runtime.worker_process import SpareProcess
 from vision.stages.analytics import TrackStage
-from vision.stages.stage import PixelStage, Sink
+from vision.stages.stage import PixelStage, Sink, Stage
 
 log = logging.getLogger(__name__)
 
@@ -60,28 +62,27 @@ class Pipeline:
         stages = self.open_stages(config, replace(options, result_workers=count > 1), stages_closed)
         reads_pixels = any(isinstance(stage, PixelStage) for stage in stages)
         publisher, recorder = open_recording_publisher(config, options, resources, proxy=count > 1, language=language)
+        spare = self._spare(config, options, count)
         # Workers start while the detector is opened. Only the detector knows whether workers can read the frames.
         workers = None
         if count > 1 and not reads_pixels:
             stages_closed.close()
-            workers = self._start_workers(config, options, publisher, recorder, with_frames=False)
+            workers = self._start_workers(config, options, publisher, recorder, spare, with_frames=False)
             resources.callback(workers.close)
-        # A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
-        scores = [stage.detector_score for stage in stages if isinstance(stage, TrackStage)]
-        detector = open_configured_detector(config, options, resources, score=min(scores, default=None))
+        detector = open_configured_detector(config, options, resources, score=_lowest_score(stages))
         options = _with_capture_workers(config, options)
         packets = open_packets(config, options.packet_addresses, options.capture_workers, resources)
         if packets is not None and isinstance(publisher, Publisher):
             open_recording(config, publisher, packets, resources)
             options = replace(options, packets=packets)
         factory = CameraFactory.of(options, detector, stages)
-        cameras, capture = build_capture(config, factory)
+        cameras, capture = build_capture(config, factory, spare)
         if count > 1 and reads_pixels:
             if any(isinstance(camera.supervisor, RemoteCamera) and camera.supervisor.on_gpu for camera in cameras):
                 log.info("one process handles all results, because a stage reads pixels that are only on the GPU")
             else:
                 stages_closed.close()
-                workers = self._start_workers(config, options, publisher, recorder, with_frames=True)
+                workers = self._start_workers(config, options, publisher, recorder, spare, with_frames=True)
                 resources.callback(workers.close)
         if workers is not None:
             workers.wait_ready(options.stop)
@@ -116,8 +117,25 @@ class Pipeline:
             return 1
         return count
 
+    def _spare(self, config: AppConfig, options: RunOptions, result_workers: int) -> SpareProcess | None:
+        """Return the spare process of all workers. Return None if there are no workers, or none can be replaced."""
+        if options.offline or not (options.capture_workers or process_count(config) > 1):
+            return None
+        entries = [capture_worker.ENTRY] if result_workers == 1 else [capture_worker.ENTRY, result_processes.ENTRY]
+        modules = [entry.partition(":")[0] for entry in entries]
+        if result_workers > 1 and not self.name.endswith(".py"):
+            modules.append(f"{modules[-1]}.{self.name}")
+        return SpareProcess(modules)
+
     def _start_workers(
-        self, config: AppConfig, options: RunOptions, publisher: Sink, recorder: Recorder | None, *, with_frames: bool
+        self,
+        config: AppConfig,
+        options: RunOptions,
+        publisher: Sink,
+        recorder: Recorder | None,
+        spare: SpareProcess | None,
+        *,
+        with_frames: bool,
     ) -> ResultProcesses:
         assert isinstance(publisher, Publisher)
         assert publisher.proxy is not None
@@ -141,7 +159,16 @@ class Pipeline:
             recorder=recorder,
             observe=options.observe,
             with_frames=with_frames,
+            spare=spare,
         )
+
+
+def _lowest_score(stages: Sequence[Stage]) -> float | None:
+    """Return the lowest score of the detections that the stages need. None means the score for publication.
+
+    A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
+    """
+    return min((stage.detector_score for stage in stages if isinstance(stage, TrackStage)), default=None)
 
 
 def _with_packet_addresses(config: AppConfig, options: RunOptions) -> RunOptions:

@@ -39,7 +39,7 @@ from vision.runtime.result_messages import (
 )
 from vision.runtime.stage_runner import Observe, ResultMetrics
 from vision.runtime.worker_channel import Message
-from vision.runtime.worker_process import Worker, Workers, WorkerSpec
+from vision.runtime.worker_process import SpareProcess, Worker, Workers, WorkerSpec
 from vision.stages.stage import Sink
 from vision.state.database import StateDatabase
 from vision.types import DropReason, Result, SharedMemory
@@ -297,6 +297,7 @@ class ResultProcesses:
         recorder: RecordsResults | None,
         observe: Observe | None = None,
         with_frames: bool = False,
+        spare: SpareProcess | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         """Create the workers, and start their processes. `wait_ready` waits until they are ready.
@@ -309,6 +310,7 @@ class ResultProcesses:
             recorder: recorder of detections. None if detections are not recorded.
             observe: see `ResultMetrics`.
             with_frames: if True, a stage reads pixels, so the frames must be in shared memory.
+            spare: spare process, which the capture workers keep. None if there is no spare process.
             clock: function that returns the monotonic time in ns.
         """
         camera_ids = [camera.id for camera in setup.config.cameras]
@@ -321,7 +323,7 @@ class ResultProcesses:
         self._publisher = publisher
         self._lossless = setup.offline
         self._with_frames = with_frames
-        self._workers = Workers()
+        self._workers = Workers(spare=spare)
         self._links: list[_Link] = []
         self._link_of: dict[str, _Link] = {}
         self._ending = threading.Event()

@@ -235,12 +235,12 @@ class WorkerChannel:
             self._poller.poll(min(left_s, HEARTBEAT_S) * 1e3)
 
 
-def run_worker(name: str, entry: str, fd: int, parent: int) -> NoReturn:
+def run_worker(name: str, modules: str, fd: int, parent: int) -> NoReturn:
     """Run the program of a worker process, and then end the process.
 
     Args:
-        name: name of the worker. A worker named `SPARE` imports the program, and then waits until it is needed.
-        entry: the function to run, as ``package.module:function``.
+        name: name of the worker. A worker named `SPARE` imports `modules`, and then waits until it is needed.
+        modules: names of modules, separated by commas. Empty unless the process is a spare process.
         fd: descriptor of the worker's end of its connection.
         parent: process id of the main process. The worker is killed when the main process ends.
     """
@@ -253,17 +253,18 @@ def run_worker(name: str, entry: str, fd: int, parent: int) -> NoReturn:
     os.set_inheritable(fd, False)
     connection = Connection(socket.socket(fileno=fd))
     if name == SPARE:
-        _wait_as_spare(entry, connection)
-    code = _run_entry(entry, connection)
+        _wait_as_spare(modules.split(","), connection)
+    code = _run_entry(connection)
     sys.stdout.flush()
     if threading.active_count() > 1:  # a thread is still inside a library, as in `vision.cli.main.entry`
         os._exit(code)
     sys.exit(code)
 
 
-def _wait_as_spare(entry: str, connection: Connection) -> None:
+def _wait_as_spare(modules: Sequence[str], connection: Connection) -> None:
     with contextlib.suppress(Exception):  # `_run_entry` tries again, and reports the failure
-        importlib.import_module(entry.partition(":")[0])
+        for module in modules:
+            importlib.import_module(module)
     poller = select.poll()
     poller.register(connection, select.POLLIN)
     poller.poll()
@@ -277,7 +278,7 @@ def _show_name(name: str) -> None:
         ctypes.memmove(address + at, name.encode().ljust(len(SPARE))[: len(SPARE)], len(SPARE))
 
 
-def _run_entry(entry: str, connection: Connection) -> int:
+def _run_entry(connection: Connection) -> int:
     channel = WorkerChannel(connection)
     try:
         message = channel.receive(60.0)
@@ -289,7 +290,7 @@ def _run_entry(entry: str, connection: Connection) -> int:
         if setup.version != version():
             text = f"the program was updated from version {setup.version} to {version()} while it was running"
             raise VisionError(text, hint="restart it", code="updated-while-running")
-        module, _, name = entry.partition(":")
+        module, _, name = setup.entry.partition(":")
         function: Entry = getattr(importlib.import_module(module), name)
         function(channel, setup.content)
     except Closed:
@@ -310,19 +311,20 @@ class Setup:
     version: str
     log_level: int
     name: str  # name of the worker
+    entry: str  # the function to run, as ``package.module:function``
     content: bytes
 
     def encode(self) -> bytes:
         """Return the message: the length of a JSON header (4 bytes), the header, and `content`."""
-        header = json.dumps([self.version, self.log_level, self.name]).encode()
+        header = json.dumps([self.version, self.log_level, self.name, self.entry]).encode()
         return len(header).to_bytes(4, "little") + header + self.content
 
     @classmethod
     def decode(cls, data: bytes) -> Setup:
         """Return the setup in a message."""
         end = 4 + int.from_bytes(data[:4], "little")
-        program, log_level, name = json.loads(data[4:end])
-        return cls(program, log_level, name, data[end:])
+        program, log_level, name, entry = json.loads(data[4:end])
+        return cls(program, log_level, name, entry, data[end:])
 
 
 # --- log records and failures, from the worker to the main process ----------------------------------------------------

@@ -16,6 +16,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,8 @@ _START_S: Final = 60.0  # time without a heartbeat until a worker is ready, beca
 _KILL_S: Final = 2.0  # time in which a killed process ends
 _EXIT_NS: Final = 100_000_000  # time in which a process ends after it has closed its connection
 _EXIT_POLL_S: Final = 0.002  # interval in which the loop checks whether such a process has ended
-_SPARE_DELAY_NS: Final = 2_000_000_000  # time after a start in which no spare process starts, so that it delays nothing
-_SPARE_RETRY_NS: Final = 30_000_000_000  # the same after the unexpected end of a spare process
+_SPARE_DELAY_NS: Final = 2_000_000_000  # time for which all workers must be ready before a spare process starts
+_SPARE_RETRY_NS: Final = 30_000_000_000  # time between the unexpected end of a spare process and the next start
 _MESSAGES_AT_ONCE: Final = 64  # maximum number from one worker before the turn of the next worker
 _PATH: Final = "VISION_WORKER_PATH"
 _PROGRAM: Final = (
@@ -147,40 +148,58 @@ class Worker:
 
 
 class SpareProcess:
-    """A process that has imported the program of a worker, and replaces the next worker process that ends.
+    """A process that has imported the programs of all workers, and replaces the next worker process that ends.
 
-    This saves time, because the imports are the longest part of the start of a worker.
+    This saves time, because the imports are the longest part of the start of a worker. Several `Workers` can share the
+    process. Any thread can call the methods except `keep`.
     """
 
-    def __init__(self, entry: str, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Create the object without a process, which `keep` starts. `entry` is the entry of the workers to replace."""
-        self.entry = entry
+    def __init__(self, modules: Sequence[str], clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """Create the object without a process, which `keep` starts. `modules` are the names of modules to import."""
+        self._modules = modules
         self._clock = clock
+        self._lock = threading.Lock()
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
         self._due_ns = clock() + _SPARE_DELAY_NS
+        self._closed = False
 
     def keep(self) -> None:
-        """Start a process if it is due and none runs. Call this regularly while all workers are ready."""
-        now_ns = self._clock()
-        if self._running is not None and self._running[0].poll() is not None:
-            self.close()
-            self._due_ns = now_ns + _SPARE_RETRY_NS
-        if self._running is None and now_ns >= self._due_ns:
-            self._due_ns = now_ns + _SPARE_RETRY_NS
-            with contextlib.suppress(OSError):  # too many processes or descriptors
-                self._running = _spawn(SPARE, self.entry)
-                OWN_PROCESSES.add(SPARE.strip(), self._running[0].pid)
+        """Start a process if it is due and none runs. Call this regularly from one thread.
+
+        Linux kills the process when this thread ends, even if the process has become a worker.
+        """
+        with self._lock:
+            now_ns = self._clock()
+            if self._running is not None and self._running[0].poll() is not None:
+                self._end()
+                self._due_ns = now_ns + _SPARE_RETRY_NS
+            if self._running is None and now_ns >= self._due_ns and not self._closed:
+                self._due_ns = now_ns + _SPARE_RETRY_NS
+                with contextlib.suppress(OSError):  # too many processes or descriptors
+                    self._running = _spawn(SPARE, self._modules)
+                    OWN_PROCESSES.add(SPARE.strip(), self._running[0].pid)
+
+    def delay(self) -> None:
+        """Postpone the next start, because a worker starts, which needs the CPU first."""
+        with self._lock:
+            self._due_ns = max(self._due_ns, self._clock() + _SPARE_DELAY_NS)
 
     def take(self) -> tuple[subprocess.Popen[bytes], Connection] | None:
         """Return the process, and pass its ownership to the caller. Return None if no process runs."""
-        self._due_ns = self._clock() + _SPARE_DELAY_NS
-        if self._running is not None and self._running[0].poll() is not None:
-            self.close()
-        taken, self._running = self._running, None
-        return taken
+        with self._lock:
+            self._due_ns = self._clock() + _SPARE_DELAY_NS
+            if self._running is not None and self._running[0].poll() is not None:
+                self._end()
+            taken, self._running = self._running, None
+            return taken
 
     def close(self) -> None:
-        """Kill the process, if it runs."""
+        """Kill the process, if it runs. Start no further process. Idempotent."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _end(self) -> None:
         if self._running is None:
             return
         process, connection = self._running
@@ -198,10 +217,16 @@ class Workers:
 
     Call the methods from one thread at a time. A thread that calls `poll` must not end before the workers that it
     started, because Linux kills a worker when the thread that started the worker ends.
+
+    Attributes:
+        spare: process that replaces the next process that ends. None if each process is replaced by a new one.
+        keeps_spare: if True, `poll` starts `spare`, and `stop` ends it. Only one of the `Workers` that share a spare
+            process does this.
     """
 
     clock: Callable[[], int] = time.monotonic_ns
-    spare: SpareProcess | None = None  # replaces the next process that ends, if both have the same entry
+    spare: SpareProcess | None = None
+    keeps_spare: bool = False
     _workers: list[Worker] = field(default_factory=list)
     _killed: list[subprocess.Popen[bytes]] = field(default_factory=list)  # processes to reap
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -253,7 +278,7 @@ class Workers:
         Kill the workers that still run after `timeout_s` seconds.
         """
         self._is_stopping = True
-        if self.spare is not None:
+        if self.spare is not None and self.keeps_spare:
             self.spare.close()
         deadline = time.monotonic() + timeout_s
         for worker in self._running():
@@ -286,9 +311,9 @@ class Workers:
 
     def _start(self, worker: Worker) -> None:
         now_ns, spec = self.clock(), worker.spec
-        spare = self.spare.take() if self.spare is not None and self.spare.entry == spec.entry else None
+        spare = None if self.spare is None else self.spare.take()
         try:
-            process, connection = spare or _spawn(spec.name, spec.entry)
+            process, connection = spare or _spawn(spec.name)
         except OSError as error:  # too many processes or descriptors
             delay_s = worker._backoff.next_delay_s()
             worker._due_ns = now_ns + int(delay_s * 1e9)
@@ -297,7 +322,7 @@ class Workers:
         worker._process = _Process(process, connection, now_ns, ProgressMonitor(now_ns))
         OWN_PROCESSES.add(spec.name, process.pid)
         self._selector.register(connection, selectors.EVENT_READ, worker)
-        setup = Setup(version(), logging.getLogger().getEffectiveLevel(), spec.name, spec.setup)
+        setup = Setup(version(), logging.getLogger().getEffectiveLevel(), spec.name, spec.entry, spec.setup)
         connection.send(SETUP, setup.encode())
         worker.handler.started(worker)
 
@@ -381,8 +406,8 @@ class Workers:
 
     def _check(self) -> None:
         """Kill processes that hang or use too much memory, reap killed processes, and keep a spare process."""
-        if self.spare is not None and self.ready and not self._is_stopping:
-            self.spare.keep()
+        if self.spare is not None and not self._is_stopping:
+            self._check_spare(self.spare)
         self._killed = [process for process in self._killed if process.poll() is None]
         for worker in self._running():
             process, spec = self._process(worker), worker.spec
@@ -397,14 +422,21 @@ class Workers:
                 text = f"{used_bytes / 2**20:.0f} MiB of memory, more than {spec.memory_limit_bytes / 2**20:.0f} MiB"
                 self._kill(worker, f"was killed, because it used {text}")
 
+    def _check_spare(self, spare: SpareProcess) -> None:
+        if not self.ready:
+            spare.delay()
+        if self.keeps_spare:
+            spare.keep()
 
-def _spawn(name: str, entry: str) -> tuple[subprocess.Popen[bytes], Connection]:
+
+def _spawn(name: str, modules: Sequence[str] = ()) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start a process that waits for its setup. If it is a spare process, it imports `modules` before."""
     connection, other = Connection.pair()
     path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
     with other:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, name, entry, str(other.fileno()), str(os.getpid())],
+                [sys.executable, "-c", _PROGRAM, name, ",".join(modules), str(other.fileno()), str(os.getpid())],
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment(**{_PATH: path}),

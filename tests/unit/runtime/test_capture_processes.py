@@ -33,7 +33,7 @@ from vision.runtime.capture_processes import CaptureProcesses
 from vision.runtime.runtime import Runtime
 from vision.runtime.shared_frames import FrameMemory, allocate_frames
 from vision.runtime.worker_channel import SPARE
-from vision.runtime.worker_process import worker_name
+from vision.runtime.worker_process import SpareProcess, worker_name
 from vision.stages.stage import Report
 from vision.types import DropReason, FrameBuffer, PixelFormat, Result
 
@@ -101,7 +101,8 @@ def site(
     sink, detector = Collector(), detector or FakeDetector()
     opening = NamedOpener("tests.unit.runtime.capture_sources:open_faulty") if faulty else None
     options = RunOptions(threading.Event(), offline=offline, capture_workers=workers, open_source=opening)
-    cameras, capture = build_capture(config, CameraFactory.of(options, detector))
+    spare = None if offline else SpareProcess(["vision.runtime.capture_worker"])
+    cameras, capture = build_capture(config, CameraFactory.of(options, detector), spare)
     runtime = Runtime(cameras=cameras, capture=capture, detector=detector, sinks=[sink], status_interval_s=0.1)
     return Site(runtime, {camera.slot.camera_id: camera for camera in cameras}, sink, capture)
 

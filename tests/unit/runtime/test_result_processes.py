@@ -71,17 +71,27 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes of the result workers."""
-        found: dict[str, psutil.Process] = {}
-        for process in worker_children():
-            with suppress(psutil.Error):  # the process has just ended
-                found[worker_name(process.cmdline())] = process
+        found = by_name(worker_children())
         return [found[name] for name in sorted(found) if name.startswith("result worker")]
+
+    def spare(self) -> psutil.Process:
+        """Wait until the spare process runs. Return it."""
+        wait_until(lambda: "spare worker" in by_name(worker_children()), "the spare process")
+        return by_name(worker_children())["spare worker"]
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [item for item in self.items if isinstance(item, kind)]
 
     def cameras(self) -> dict[str, CameraReport]:
         return {camera.camera: camera for camera in self.reports[-1].cameras}
+
+
+def by_name(processes: list[psutil.Process]) -> dict[str, psutil.Process]:
+    found: dict[str, psutil.Process] = {}
+    for process in processes:
+        with suppress(psutil.Error):  # the process has just ended
+            found[worker_name(process.cmdline())] = process
+    return found
 
 
 @contextmanager
@@ -175,11 +185,13 @@ def test_killed_worker_loses_no_event_and_disturbs_no_other_camera(tmp_path: Pat
         with running(config, state=state) as program:
             wait_until(lambda: len(program.of(EventMessage)) > 5, "events")
             wait_until(lambda: all(camera.published > 5 for camera in program.cameras().values()), "frames")
-            killed = program.workers()[0]
+            spare, killed = program.spare(), program.workers()[0]
+            wait_until(lambda: "spare worker" in program.reports[-1].node.memory_bytes, "the memory of the process")
             killed.kill()
             wait_until(lambda: program.cameras()["c0"].epoch == 1, "a new epoch")
             before = program.cameras()["c0"].published
             wait_until(lambda: program.cameras()["c0"].published > before + 20, "the camera is back")
+            assert program.workers()[0] == spare
     status, events = program.cameras(), program.of(EventMessage)
     assert {name: camera.epoch for name, camera in status.items()} == {"c0": 1, "c1": 0, "c2": 1, "c3": 0}
     for name, camera in status.items():
@@ -268,6 +280,37 @@ def test_gaps_in_the_numbers_are_the_lost_messages(tmp_path: Path) -> None:
     assert received[-1].seq == len(received) + lost
     assert camera.grabbed == camera.published + sum(camera.dropped.values())
     assert sum(item.dropped_before.get("worker", 0) for item in received) <= camera.dropped["worker"]
+
+
+def test_killed_spare_process_changes_nothing_for_a_worker_that_is_killed_next(tmp_path: Path) -> None:
+    with running(site(tmp_path, processes=2, cameras=2)) as program:
+        wait_until(lambda: len(program.of(DetectionsMessage)) > 20, "detections")
+        program.spare().kill()
+        program.workers()[0].kill()
+        wait_until(lambda: any(item.epoch == 1 for item in program.of(DetectionsMessage)), "the camera is back")
+    assert {name: camera.epoch for name, camera in program.cameras().items()} == {"c0": 1, "c1": 0}
+
+
+def test_both_kinds_of_workers_use_the_same_spare_process(tmp_path: Path) -> None:
+    with running(site(tmp_path, processes=2, cameras=2)) as program:
+        wait_until(lambda: len(program.of(DetectionsMessage)) > 20, "detections")
+        for number, kind in enumerate(("capture", "result", "capture")):
+            name, spare = f"{kind} worker 1", program.spare()
+            by_name(worker_children())[name].kill()
+            wait_until(lambda name=name, spare=spare: by_name(worker_children()).get(name) == spare, "it is replaced")  # type: ignore[misc]
+            epoch = number + 1
+            wait_until(
+                lambda epoch=epoch: any(item.epoch == epoch for item in program.of(DetectionsMessage)),  # type: ignore[misc]
+                "the camera is back",
+            )
+    camera = program.cameras()["c0"]
+    assert camera.grabbed == camera.published + sum(camera.dropped.values())
+
+
+def test_program_with_one_process_starts_no_spare_process(tmp_path: Path) -> None:
+    with running(site(tmp_path, processes=1)) as program:
+        wait_until(lambda: bool(program.reports) and program.reports[-1].node.uptime_s > 4, "the time of a first start")
+        assert not worker_children()
 
 
 def test_stop_ends_a_worker_that_is_stuck(tmp_path: Path) -> None:
@@ -417,7 +460,9 @@ def test_no_process_and_no_socket_stays_after_kill_of_the_main_process(tmp_path:
     with Program([sys.executable, "-m", "vision.cli.main", "run", path]) as program:
         with Subscription(f"ipc://{tmp_path}/out-2", kinds=("detections",)) as subscription:
             next(item for item in subscription.items(30) if isinstance(item, DetectionsMessage))
-        children = psutil.Process(program.pid).children(recursive=True)
+        main = psutil.Process(program.pid)
+        wait_until(lambda: "spare worker" in by_name(main.children()), "the spare process")
+        children = main.children(recursive=True)
         assert len([child for child in children if "result worker" in " ".join(child.cmdline())]) == 2
         program.send(signal.SIGKILL)
         wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), "the end")

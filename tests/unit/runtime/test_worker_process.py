@@ -145,12 +145,16 @@ def test_killed_process_is_replaced_at_once_if_it_ran_well(workers: Workers) -> 
 
 @pytest.fixture
 def with_spare() -> Iterator[tuple[Workers, StoppedClock]]:
-    """Yield workers that keep a spare process for the entry `echo`, and their clock."""
+    """Yield workers that keep a spare process, and their clock."""
     clock, before = StoppedClock(time.monotonic_ns()), set(psutil.Process().children())
-    group = Workers(clock, SpareProcess(f"{ENTRIES}:echo", clock))
+    group = Workers(clock, SpareProcess([ENTRIES], clock), keeps_spare=True)
     yield group, clock
     group.stop(2.0)
     assert not set(psutil.Process().children()) - before
+
+
+def spares() -> list[psutil.Process]:
+    return [each for each in psutil.Process().children() if worker_name(each.cmdline()) == SPARE.strip()]
 
 
 def spare_of(workers: Workers, clock: StoppedClock) -> psutil.Process:
@@ -158,7 +162,7 @@ def spare_of(workers: Workers, clock: StoppedClock) -> psutil.Process:
 
     def found() -> list[psutil.Process]:
         clock.now_ns += 500_000_000
-        return [each for each in psutil.Process().children() if worker_name(each.cmdline()) == SPARE.strip()]
+        return spares()
 
     poll_until(workers, lambda: bool(found()))
     return found()[0]
@@ -198,15 +202,49 @@ def test_worker_is_replaced_without_a_spare_process_if_that_was_killed(
     assert worker.pid != spare.pid
 
 
-def test_spare_process_is_kept_for_its_entry(with_spare: tuple[Workers, StoppedClock]) -> None:
+def test_one_spare_process_serves_all_workers_that_share_it(with_spare: tuple[Workers, StoppedClock]) -> None:
     workers, clock = with_spare
-    recorded = Recorded()
-    worker = start(workers, "act", recorded)
+    others = Workers(clock, workers.spare)
+    kept, sharing = Recorded(), Recorded()
+    worker = start(workers, "echo", kept, setup=b"kept")
+    other = start(others, "act", sharing)
     spare = spare_of(workers, clock)
-    assert worker.send(b"crash")
-    poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
-    assert worker.pid != spare.pid
-    assert spare.is_running()
+    assert other.send(b"crash")
+    poll_until(others, lambda: sharing.starts == 2 and other.ready)
+    assert other.pid == spare.pid
+    others.stop(2.0)
+    spare = spare_of(workers, clock)  # the stop of the others has not ended the spare process
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    poll_until(workers, partial(has_received, kept, 2, clock))
+    assert worker.pid == spare.pid
+
+
+def test_no_spare_process_starts_while_a_worker_of_any_kind_starts(with_spare: tuple[Workers, StoppedClock]) -> None:
+    workers, clock = with_spare
+    others = Workers(clock, workers.spare)
+    start(workers, "echo", Recorded())
+    others.add(WorkerSpec("worker 1", f"{ENTRIES}:wait_for_message"), Recorded())
+    others.poll(0.0)
+    for _ in range(10):
+        clock.now_ns += 1_000_000_000
+        others.poll(0.0)
+        workers.poll(0.0)
+    assert not spares()
+    others.stop(0.0)
+    assert spare_of(workers, clock).is_running()
+
+
+def test_spare_process_that_is_killed_is_replaced(with_spare: tuple[Workers, StoppedClock]) -> None:
+    workers, clock = with_spare
+    start(workers, "echo", Recorded())
+    killed = spare_of(workers, clock)
+    killed.kill()
+    psutil.wait_procs([killed])
+    for _ in range(28):  # not at once, because each new process could end too
+        clock.now_ns += 1_000_000_000
+        workers.poll(0.0)
+    assert not spares()
+    assert spare_of(workers, clock) != killed
 
 
 def test_failure_while_running_replaces_the_process(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:

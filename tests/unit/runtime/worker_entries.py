@@ -67,6 +67,13 @@ def act(channel: WorkerChannel, setup: bytes) -> None:
                 time.sleep(60)
 
 
+def wait_for_message(channel: WorkerChannel, _setup: bytes) -> None:
+    """Become ready after the first message."""
+    while channel.receive(1.0) is None:
+        pass
+    echo(channel, b"")
+
+
 def refuse(channel: WorkerChannel, setup: bytes) -> None:
     """Fail before the worker is ready."""
     raise ConfigError("no such model", hint="choose another model", code="no-model")
