@@ -34,14 +34,16 @@ vision camera-zoo --list                          # the list, without serving
 [`vision chaos`](chaos.md) uses such cameras to check that the program survives faults.
 
 * **Frame numbers.** Each frame shows its number as two rows of black and white blocks. The function `read_number` in
-  `vision.capture.zoo.barcode` reads the number.
+  `vision.capture.zoo.barcode` reads the number from a frame.
+
 * **Passwords.** Cameras with a password expect the user `viewer` and the password `secret`. In the tables below,
   `${CAMERA_PASSWORD}` stands for this password.
+
 * **Certificates.** The zoo creates a certificate for the cameras with TLS. To serve these cameras, install the command
   `openssl`.
 
-The option `--fault` selects a fault. From the first frame of a camera on, the faults `cut`, `stall`, and `restart`
-occur every 10 s. The faults `loss` and `slow` act all the time.
+The option `--fault` selects a fault. After the first frame of a camera, the faults `cut`, `stall`, and `restart` occur
+every 10 s. The faults `loss` and `slow` act all the time.
 
 | `--fault` | what happens |
 |---|---|
@@ -49,17 +51,17 @@ occur every 10 s. The faults `loss` and `slow` act all the time.
 
 _TABLES: Final = """\
 
-The tables of cameras show the result for each reader:
+The tables of cameras show what each reader does with the camera:
 
 * `plays` means that the reader plays the camera.
 * A code such as `no-stream` means that the reader cannot play the camera. `vision check` and the log report this code
   and the reason.
-* Keys after an arrow, such as `reader: ffmpeg`, are a remedy: with these keys in camera.yaml, the camera plays.
+* Keys after an arrow, such as `reader: ffmpeg`, are a remedy. With these keys in camera.yaml, the reader plays the
+  camera.
 
-`make camera-zoo` tests each camera that plays, if necessary with such keys, under each fault. The camera must deliver
-frames, also after the fault, and the program must count each frame as published or dropped. The [known
-limits](#known-limits) are the exceptions. `./test` tests these cameras without a fault, and some of them under each
-fault. It also tests that the readers report the listed codes.
+`make camera-zoo` tests each camera that plays, and each camera with a remedy, under each fault. In these tests, the
+camera delivers frames before and after the fault, and the program counts each frame as published or dropped. The [known
+limits](#known-limits) are the exceptions.
 """
 
 _LIMITS: Final = """\
