@@ -16,14 +16,15 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from vision.config.language import VerifyConfig
+from vision.config.language import DescribeConfig, VerifyConfig
 from vision.errors import conceal
-from vision.language.messages import Outcome, waiting_entry
+from vision.language.messages import Outcome, Purpose, questions_about, waiting_entry
 from vision.messaging.schema import EventMessage
 
 _MOST_HELD: Final = 4096  # events that wait for a verdict
-_MOST_SENT: Final = 4096  # published events that an answer can still amend
+_MOST_LEFT: Final = 4096  # published or dropped events with questions that have no outcome yet
 _MOST_EARLY: Final = 1024  # answers to events that have not been published yet
+_MOST_ANSWERED: Final = 1024  # events with a verdict that are being published
 _MOST_DROPPED: Final = 4096  # states whose start was not published
 _MOST_UNANSWERED: Final = 4096  # dropped events that wait for the ledger
 
@@ -40,6 +41,14 @@ class _Held:
     following: list[EventMessage] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Left:
+    """An event that was published or dropped, and the questions about it that have no outcome yet."""
+
+    event: EventMessage | None  # with the answers so far; None if it was dropped, so that its answers are ignored
+    open: set[Purpose]
+
+
 @dataclass(frozen=True, slots=True)
 class Unanswered:
     """An event that was dropped without a verdict, because `on_timeout` is `drop`."""
@@ -52,18 +61,20 @@ class Unanswered:
 class HeldEvents:
     """The events that wait for a verdict, and the published events that later answers can amend. Thread-safe."""
 
-    def __init__(self, entries: Sequence[VerifyConfig], clock: Callable[[], float] = time.monotonic) -> None:
-        """Create the object without held events.
-
-        Args:
-            entries: the entries of `verify:`.
-            clock: function that returns the time in seconds.
-        """
-        self._entries, self._clock = tuple(entries), clock
+    def __init__(
+        self,
+        verify: Sequence[VerifyConfig],
+        describe: Sequence[DescribeConfig],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Create the object without held events. `clock` returns the time in seconds."""
+        self._verify, self._describe, self._clock = tuple(verify), tuple(describe), clock
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}  # by id
         self._holder: dict[_State, str] = {}  # id of the held event of each state
-        self._sent: OrderedDict[str, EventMessage] = OrderedDict()
+        self._left: OrderedDict[str, _Left] = OrderedDict()
+        self._answered: OrderedDict[str, None] = OrderedDict()
+        """Ids of released events whose question of `verify:` has an outcome, until `sent` receives the events."""
         self._early: OrderedDict[str, list[Outcome]] = OrderedDict()
         self._leaving: dict[_State, tuple[str, list[EventMessage]]] = {}
         """Released starts of states that `sent` has not received, by id, and the ends that must follow them."""
@@ -112,9 +123,9 @@ class HeldEvents:
                     continue
                 if self._leaving.get(_state(event), ("",))[0] == event.id:
                     self._due += self._leaving.pop(_state(event))[1]
-                _put(self._sent, event.id, event, _MOST_SENT)
-                outcomes = self._early.pop(event.id, [])
-                amendments += [amendment for outcome in outcomes for amendment in self._amended(event, outcome)]
+                is_answered = event.id in self._answered
+                self._answered.pop(event.id, None)
+                amendments += self._await(event.id, event, is_answered=is_answered)
             return amendments
 
     def answered(self, outcome: Outcome) -> list[EventMessage]:
@@ -126,8 +137,8 @@ class HeldEvents:
             held = self._held.get(outcome.id)
             if held is not None and outcome.purpose == "verify":
                 return self._leave(held, self._released(held, outcome))
-            if outcome.id in self._sent:
-                return self._amended(self._sent[outcome.id], outcome)
+            if outcome.id in self._left:
+                return self._amended(outcome)
             _put(self._early, outcome.id, [*self._early.get(outcome.id, []), outcome], _MOST_EARLY)
             return []
 
@@ -177,7 +188,7 @@ class HeldEvents:
         if event.data.get("phase") == "end":
             return self._admitted_end(event)
         self._dropped.pop(_state(event), None)
-        entry = waiting_entry(self._entries, event)
+        entry = waiting_entry(self._verify, event)
         if entry is None or entry.wait_s is None:
             return [event]
         held = _Held(event, entry, self._clock() + entry.wait_s)
@@ -228,10 +239,13 @@ class HeldEvents:
             is_kept = held.entry.keep is None or verdict.answer in held.entry.keep
             event = msgspec.structs.replace(event, verdict=verdict)
         if is_kept:
+            if outcome is not None and event.id is not None:
+                _put(self._answered, event.id, None, _MOST_ANSWERED)
             return [event, *held.following]
         self.counters["dropped"] += 1 + len(held.following)
         if event.id is not None:
             self._gone.append(event.id)
+            self._await(event.id, event, is_answered=outcome is not None, is_dropped=True)
         if verdict is None:
             self.forgotten += len(self._unanswered) == _MOST_UNANSWERED
             self._unanswered.append(Unanswered(event, held.entry.name, reason if outcome is None else outcome.error))
@@ -250,17 +264,34 @@ class HeldEvents:
             self._leaving[_state(event)] = event.id, []
         return released
 
-    def _amended(self, event: EventMessage, outcome: Outcome) -> list[EventMessage]:
-        if outcome.verdict is None and outcome.description is None:
+    def _await(
+        self, id_: str, event: EventMessage, *, is_answered: bool, is_dropped: bool = False
+    ) -> list[EventMessage]:
+        """Wait for the outcomes of the open questions about an event that was published or dropped.
+
+        Return the amendments for early answers. `is_answered` is True if the question of `verify:` has an outcome.
+        """
+        open_ = {*questions_about(self._verify, self._describe, event)} - ({"verify"} if is_answered else set())
+        outcomes = self._early.pop(id_, [])
+        if open_:
+            _put(self._left, id_, _Left(None if is_dropped else event, open_), _MOST_LEFT)
+        return [amendment for outcome in outcomes for amendment in self._amended(outcome)]
+
+    def _amended(self, outcome: Outcome) -> list[EventMessage]:
+        """Return the amendment of a published event. Forget the event if each question about it has an outcome."""
+        if (left := self._left.get(outcome.id)) is None:
+            return []
+        left.open.discard(outcome.purpose)
+        if not left.open:
+            del self._left[outcome.id]
+        if (event := left.event) is None or (outcome.verdict is None and outcome.description is None):
             return []
         self.counters["amended"] += 1
         changes: dict[str, Any] = {"verdict": outcome.verdict or event.verdict, "description": event.description}
         if (described := outcome.description) is not None:
             changes["description"] = msgspec.structs.replace(described, text=conceal(described.text))
-        amended = msgspec.structs.replace(event, **changes)
-        if event.id is not None:
-            self._sent[event.id] = amended
-        return [msgspec.structs.replace(amended, amends=event.seq, journal=None, number=None)]
+        left.event = event = msgspec.structs.replace(event, **changes)
+        return [msgspec.structs.replace(event, amends=event.seq, journal=None, number=None)]
 
 
 def _state(event: EventMessage) -> _State:

@@ -187,3 +187,17 @@ def waiting_entry(entries: Sequence[VerifyConfig], event: EventMessage) -> Verif
     """
     entry = chosen(entries, camera=event.camera, kind=event.kind, name=event.name, data=event.data)
     return entry if entry is not None and entry.wait_s is not None else None
+
+
+def questions_about(
+    verify: Sequence[VerifyConfig], describe: Sequence[DescribeConfig], event: EventMessage
+) -> dict[Purpose, VerifyConfig | DescribeConfig]:
+    """Return the entries of `verify:` and `describe:` that ask about an event. Without an id, there are none."""
+    if event.id is None:
+        return {}
+    about: dict[str, Any] = {"camera": event.camera, "kind": event.kind, "name": event.name, "data": event.data}
+    entries: dict[Purpose, VerifyConfig | DescribeConfig | None] = {
+        "verify": chosen(verify, **about),
+        "describe": chosen(describe, **about),
+    }
+    return {purpose: entry for purpose, entry in entries.items() if entry is not None}

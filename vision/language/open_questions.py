@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from vision.config.language import DescribeConfig, VerifyConfig
-from vision.language.messages import Purpose, Subject, chosen
+from vision.language.messages import Purpose, Subject, questions_about
 from vision.messaging.schema import EventMessage
 
 _MOST: Final = 4096  # questions of each kind; beyond this limit, the oldest are forgotten
@@ -114,13 +114,6 @@ class OpenQuestions:
                 self._early.popitem(last=False)
 
     def _questions(self, event: EventMessage) -> Iterator[Subject]:
-        if event.id is None:
-            return
-        about = {"camera": event.camera, "kind": event.kind, "name": event.name}
-        purposes: tuple[tuple[Purpose, VerifyConfig | DescribeConfig | None], ...] = (
-            ("verify", chosen(self._verify, **about, data=event.data)),
-            ("describe", chosen(self._describe, **about, data=event.data)),
-        )
-        for purpose, entry in purposes:
-            if entry is not None:
-                yield Subject(id=event.id, purpose=purpose, check=entry.name, at=event.at, **about)
+        about = {"camera": event.camera, "at": event.at, "kind": event.kind, "name": event.name}
+        for purpose, entry in questions_about(self._verify, self._describe, event).items():
+            yield Subject(id=event.id or "", purpose=purpose, check=entry.name, **about)

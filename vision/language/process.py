@@ -85,7 +85,7 @@ class LanguageProcess:
         if (checked := self._open_ledger()) is not None:
             checked.close()
         self.address = f"vision-{secrets.token_hex(16)}"
-        self._held = HeldEvents(config.verify)
+        self._held = HeldEvents(config.verify, config.describe)
         self._counts = Counter[str](), Totals(counters={}, gauges={})  # of the earlier processes, and of this one
         self._open = OpenQuestions(config.verify, config.describe)
         self._heard_s = time.monotonic()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import msgspec
 import pytest
 
-from vision.config.language import VerifyConfig
+from vision.config.language import DescribeConfig, VerifyConfig
 from vision.language.held_events import HeldEvents
 from vision.language.messages import Outcome
 from vision.messaging import codec
@@ -50,7 +51,7 @@ def described(text: str, id_: str = "1") -> Outcome:
 
 def held_events(clock: Clock | None = None, **keys: Any) -> HeldEvents:
     entry = VerifyConfig(name="real", prompt="?", names=("rule",), **keys)
-    return HeldEvents([entry], clock or Clock())
+    return HeldEvents([entry], [DescribeConfig(name="d", names=("rule",))], clock or Clock())
 
 
 WAITS: dict[str, Any] = {"wait_s": 2.0, "keep": ("yes",)}
@@ -234,3 +235,37 @@ def test_memory_is_limited() -> None:
     assert events.answered(answered("yes", "sent 0")) == []
     assert len(events.answered(answered("yes", "sent 5999"))) == 1
     assert len(events._early) <= 1024
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"wait_s": 2.0}, WAITS, WAITS | {"on_timeout": "drop"}], ids=["at-once", "waits", "keep", "drop"]
+)
+@pytest.mark.parametrize("outcome", ["answer", "failure", "late"])
+def test_memory_does_not_grow_with_the_events_that_have_all_outcomes(keys: dict[str, Any], outcome: str) -> None:
+    clock = Clock()
+    events = held_events(clock, **keys)
+
+    def run(number: int) -> None:
+        id_ = str(number)
+        passed = list(events.admit([event(id_=id_)]))
+        if outcome == "late":
+            clock.now_s += 3.0
+            passed += events.expired()
+        events.sent(passed)
+        first = failed(id_) if outcome == "failure" else answered("no", id_)
+        for each in (first, described("a cat", id_)):
+            events.sent([left for left in events.answered(each) if left.amends is None])
+        events.dropped()
+        events.unanswered()
+
+    tracemalloc.start()
+    try:
+        for number in range(10):
+            run(number)
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(10, 510):
+            run(number)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 500 * 100  # an event has more than 1000 bytes
