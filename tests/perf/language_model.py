@@ -10,7 +10,8 @@ and `opencv`.
 
 The server is a separate process. The measurement has three parts, and its figures begin with a summary (`goals`):
 
-* `verdicts` runs 40 cameras with a server that takes 0.6 s for an answer, with 4, 8, and 32 requests at the same time.
+* `verdicts` runs 40 cameras with a server that takes 0.6 s for an answer, with the default number of requests at the
+  same time, and with 4, 8, and 32.
 * `faults` runs 32 stand-in cameras in pairs, without and with `verify`, in alternating order. In the runs with
   `verify`, it applies seeded faults to the server and to the process that sends the questions. Then it kills the
   server, starts it again after an outage, and waits for the program's next question to the server. It compares the
@@ -50,7 +51,7 @@ from vision.client import DetectionsMessage, EventMessage, Subscription
 _CAMERAS, _FPS = 32, 5
 _FPS_STEP: Final = 0.02  # between cameras, so that the phases of their frames are mixed in each run
 _VERDICT_CAMERAS, _ANSWER_S = 40, 0.6
-_PARALLEL: Final = (4, 8, 32)  # requests at the same time in `verdicts`
+_PARALLEL: Final = ("default", "4", "8", "32")  # requests at the same time in `verdicts`
 _WARM_S: Final = 3.0
 _FAULT_S, _WORKING_S = 1.0, 0.5
 _SOAK_OUTAGE_EVERY: Final = 40  # faults of `soak` between two outages
@@ -60,13 +61,16 @@ _ZONE = {"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]], "ancho
 _RULE = {"name": "visited", "when": "zone_entered left"}
 
 
-def _config(folder: Path, cameras: int, url: str | None, *, wait: bool = True, parallel: int = 4) -> dict[str, Any]:
+def _config(
+    folder: Path, cameras: int, url: str | None, *, wait: bool = True, parallel: str = "default"
+) -> dict[str, Any]:
     ids = [f"c{number}" for number in range(cameras)]
     asking: dict[str, Any] = {}
     if url is not None:
         about = {"names": ["visited"], "prompt": "Is it red?"}
         waiting = [about | {"name": "waits", "cameras": ids[::2], "wait_s": WAIT_S}] if wait else []
-        language = {"url": url, "parallel": parallel, "timeout_s": 2.0, "max_age_s": 10.0}
+        language = {"url": url, "timeout_s": 2.0, "max_age_s": 10.0}
+        language |= {} if parallel == "default" else {"parallel": int(parallel)}
         asking = {"language": language, "verify": [*waiting, about | {"name": "later"}]}
     return {
         "pipeline": "count",
@@ -313,7 +317,7 @@ def soak(minutes: float, outage_s: Sequence[float], rest_s: float) -> dict[str, 
 # --- the time to a verdict --------------------------------------------------------------------------------------------
 
 
-def verdicts(seconds: float, parallel: int) -> dict[str, Any]:
+def verdicts(seconds: float, parallel: str) -> dict[str, Any]:
     """Run 40 cameras with a server that takes 0.6 s for an answer. Return the times from event to verdict."""
     with tempfile.TemporaryDirectory() as name, ServerProcess(answers_after(_ANSWER_S)) as server:
         folder = Path(name)
@@ -385,6 +389,7 @@ def main() -> int:
         "--together", action="store_true", help="run both runs of a pair at once, on separate CPU cores"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="duration of each run of `verdicts`")
+    parser.add_argument("--parallel", nargs="+", choices=_PARALLEL, default=_PARALLEL, help="runs of `verdicts`")
     parser.add_argument("--soak-minutes", type=float, default=0.0, help="duration of `soak`")
     parser.add_argument("--json", type=Path, help="file for the figures, also for those of a run that is cut off")
     parser.add_argument("--save", action="store_true", help="write the result to tests/perf/results")
@@ -393,7 +398,7 @@ def main() -> int:
     report, chosen = _Report(arguments.json), arguments.only or parts
     if "verdicts" in chosen:
         found: list[dict[str, Any]] = []
-        for parallel in _PARALLEL:
+        for parallel in arguments.parallel:
             found.append(verdicts(arguments.seconds, parallel))
             report.keep("verdicts", found)
     if "faults" in chosen:

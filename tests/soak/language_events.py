@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass
 class Seen:
-    """What the subscriber has received, and the memory of the processes by name."""
+    """The received messages, and the memory of the processes by name."""
 
     kinds: Counter[str] = field(default_factory=Counter)  # with `amended` for second messages
     counters: dict[str, int] = field(default_factory=dict)

@@ -81,7 +81,8 @@ def check_server(
     """Ask a server for its models, and ask one model questions about images. Return the result.
 
     Args:
-        config: the server. This function sends up to `config.parallel` requests at the same time.
+        config: the server. This function sends up to `config.parallel` requests at the same time, or one if
+            this is None.
         requests: number of questions of each kind.
         progress: function that receives a description of each step.
 
@@ -168,7 +169,7 @@ def _ask(
         except (InvalidAnswer, ServerFailure) as error:
             return error.code
 
-    with ThreadPoolExecutor(config.parallel) as pool:
+    with ThreadPoolExecutor(config.parallel or 1) as pool:
         outcomes = list(pool.map(ask, samples))
     answers = [(sample, answer) for sample, answer in zip(samples, outcomes, strict=True) if isinstance(answer, Answer)]
     right = sum(sample.right == _word(answer) for sample, answer in answers)

@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from vision.benchmark.language import NO, QUESTION, YES, sample_images
+from vision.benchmark.language import NO, QUESTION, YES, Sample, sample_images
 from vision.benchmark.loops import Durations
 from vision.config.language import LanguageServer
 from vision.errors import LanguageError
 from vision.language.client import ChatServer
+from vision.language.parallel_limit import ParallelLimit
 
 _IMAGES: Final = 60  # number of different images
 _PAUSE_S: Final = 1.0  # pause after a failure
@@ -38,7 +39,7 @@ class LanguageLoad:
 
     def __init__(self, config: LanguageServer) -> None:
         self._config = config
-        self._server = ChatServer(config)
+        self._server, self._limit = ChatServer(config), ParallelLimit(config.parallel)
         self._images = cycle(list(sample_images(_IMAGES, config.max_image_px)))
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -46,7 +47,7 @@ class LanguageLoad:
         self._failures: Counter[str] = Counter()
         self._threads = [
             threading.Thread(target=self._ask, name=f"language-load-{number}", daemon=True)
-            for number in range(config.parallel)
+            for number in range(self._limit.most)
         ]
 
     def start(self) -> None:
@@ -68,15 +69,25 @@ class LanguageLoad:
         while not self._stop.is_set():
             with self._lock:
                 image = next(self._images)
-            try:
-                answer = self._server.complete(QUESTION, [image.jpeg], choices=(YES, NO))
-            except LanguageError as error:
-                with self._lock:
-                    self._failures[error.code] += 1
-                self._stop.wait(_PAUSE_S)
-            else:
-                with self._lock:
-                    self._latencies_ns.append(round(answer.latency_ms * 1e6))
+            with self._limit.slot():
+                if (failure := self._failure(image)) is None:
+                    continue
+            with self._lock:
+                self._failures[failure] += 1
+            self._stop.wait(_PAUSE_S)
+
+    def _failure(self, image: Sample) -> str | None:
+        """Ask about an image. Return the code of the error, or None if there is an answer."""
+        request = self._limit.begin("load")
+        try:
+            answer = self._server.complete(QUESTION, [image.jpeg], choices=(YES, NO))
+        except LanguageError as error:
+            self._limit.ended(request, error.code, self._config.timeout_s)
+            return error.code
+        self._limit.ended(request)
+        with self._lock:
+            self._latencies_ns.append(round(answer.latency_ms * 1e6))
+        return None
 
 
 @contextmanager

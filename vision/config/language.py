@@ -88,8 +88,9 @@ class LanguageServer(ConfigSection):
     """Key of the server, from the environment: ${NAME}; not sent if absent."""
     timeout_s: float = Field(default=10.0, gt=0, le=600)
     """Maximum time in seconds for one answer, including the connection."""
-    parallel: int = Field(default=1, ge=1, le=64)
-    """Maximum number of requests at the same time."""
+    parallel: int | None = Field(default=None, ge=1, le=64)
+    """Maximum number of requests at the same time; if absent, up to 8, or fewer if the server handles fewer at a
+    time."""
     max_image_px: int = Field(default=768, ge=64, le=8192)
     """Maximum length in pixels of the longer side of an image; larger images are scaled down."""
     extra_body: Annotated[Mapping[str, Any], AfterValidator(check_extra_body)] = Field(default_factory=dict)

@@ -30,6 +30,7 @@ from vision.language.messages import (
     Unasked,
     subject_of,
 )
+from vision.language.parallel_limit import ParallelLimit
 from vision.language.prompts import TRUE, answers_of, is_json, prompt_of, schema_of
 from vision.messaging import codec
 from vision.messaging.schema import Description, EventMessage, Verdict
@@ -75,6 +76,7 @@ class Asker:
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}
         self._server = ChatServer(config)
+        self._limit = ParallelLimit(config.parallel)
         self._breaker = breaker or CircuitBreaker(config.timeout_s)
         self._queue: FairQueue[_Waiting] = FairQueue(most=config.queue)
         self._images: ImageBudget[_Waiting] = ImageBudget(IMAGE_BUDGET_BYTES)
@@ -95,7 +97,7 @@ class Asker:
             finally:
                 on_failure()
 
-        for number in range(self._config.parallel):
+        for number in range(self._limit.most):
             threading.Thread(target=run, name=f"ask-{number}", daemon=True).start()
 
     def add(self, question: Question, images: Sequence[bytes]) -> None:
@@ -121,9 +123,30 @@ class Asker:
         Do not ask if the question has expired, if the breaker has opened since the question arrived, or if the checks
         of its statement are suspended.
         """
-        waiting = self._queue.take()
-        assert waiting is not None
-        self._images.remove(waiting.question.camera, waiting)
+        with self._limit.slot():  # choose the question after this wait, because newer questions come first
+            waiting = self._queue.take()
+            assert waiting is not None
+            self._images.remove(waiting.question.camera, waiting)
+            self._process(waiting)
+
+    def totals(self) -> Totals:
+        """Return the counters since the start, the current state, and the latencies since the previous call."""
+        latency = self._latency.snapshot(reset=True)
+        gauges = {
+            "queue": len(self._queue),
+            "queue_bytes": self._images.nbytes,
+            "breaker_open": int(self._breaker.is_open),
+            "parallel": self._limit.limit,
+            "latency_p50_ms": round(latency.p50_ms),
+            "latency_p99_ms": round(latency.p99_ms),
+        }
+        with self._lock:
+            counters = dict(self._counters)
+        if self._ledger is not None:
+            counters["ledger_lost"] = self._ledger.lost
+        return Totals(counters=counters, gauges=gauges)
+
+    def _process(self, waiting: _Waiting) -> None:
         if self._is_true(waiting.question):
             return
         left_s = (waiting.question.expires_ns - time.monotonic_ns()) / 1e9
@@ -133,22 +156,6 @@ class Asker:
             self._skip(waiting, "breaker-open")
         else:
             self._ask(waiting, left_s)
-
-    def totals(self) -> Totals:
-        """Return the counters since the start, the current state, and the latencies since the previous call."""
-        latency = self._latency.snapshot(reset=True)
-        gauges = {
-            "queue": len(self._queue),
-            "queue_bytes": self._images.nbytes,
-            "breaker_open": int(self._breaker.is_open),
-            "latency_p50_ms": round(latency.p50_ms),
-            "latency_p99_ms": round(latency.p99_ms),
-        }
-        with self._lock:
-            counters = dict(self._counters)
-        if self._ledger is not None:
-            counters["ledger_lost"] = self._ledger.lost
-        return Totals(counters=counters, gauges=gauges)
 
     def _put(self, waiting: _Waiting) -> None:
         """Queue a question.
@@ -172,6 +179,7 @@ class Asker:
         prompt, answers = prompt_of(entry, question), answers_of(entry)
         asked_s = time.monotonic()
         self._count("requests")
+        request = self._limit.begin(entry.name)
         try:
             answer = self._server.complete(
                 prompt,
@@ -181,10 +189,12 @@ class Asker:
                 deadline_s=left_s,
             )
         except LanguageError as error:
+            self._limit.ended(request, error.code, min(left_s, self._config.timeout_s))
             self._log(error.code, str(error))
             self._judge(error, asked_s)
             self._fail(waiting, error.code, prompt)
             return
+        self._limit.ended(request)
         self._judge(None, asked_s)
         self._latency.observe(int(answer.latency_ms * 1e6))
         self._answered(waiting, entry, prompt, answer)

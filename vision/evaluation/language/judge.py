@@ -66,7 +66,7 @@ def judge(
         return judgment
 
     judgments = []
-    with ThreadPoolExecutor(limits.parallel) as pool:
+    with ThreadPoolExecutor(limits.parallel or 1) as pool:
         futures = [pool.submit(ask, event) for event in prompt.events]
         try:
             for done, future in enumerate(futures, start=1):
