@@ -24,7 +24,6 @@ from vision.messaging.schema import EventMessage
 _MOST_HELD: Final = 4096  # events that wait for a verdict
 _MOST_LEFT: Final = 4096  # published or dropped events with questions that have no outcome yet
 _MOST_EARLY: Final = 1024  # answers to events that have not been published yet
-_MOST_ANSWERED: Final = 1024  # events with a verdict that are being published
 _MOST_DROPPED: Final = 4096  # states whose start was not published
 _MOST_UNANSWERED: Final = 4096  # dropped events that wait for the ledger
 
@@ -73,8 +72,6 @@ class HeldEvents:
         self._held: dict[str, _Held] = {}  # by id
         self._holder: dict[_State, str] = {}  # id of the held event of each state
         self._left: OrderedDict[str, _Left] = OrderedDict()
-        self._answered: OrderedDict[str, None] = OrderedDict()
-        """Ids of released events whose question of `verify:` has an outcome, until `sent` receives the events."""
         self._early: OrderedDict[str, list[Outcome]] = OrderedDict()
         self._leaving: dict[_State, tuple[str, list[EventMessage]]] = {}
         """Released starts of states that `sent` has not received, by id, and the ends that must follow them."""
@@ -123,9 +120,7 @@ class HeldEvents:
                     continue
                 if self._leaving.get(_state(event), ("",))[0] == event.id:
                     self._due += self._leaving.pop(_state(event))[1]
-                is_answered = event.id in self._answered
-                self._answered.pop(event.id, None)
-                amendments += self._await(event.id, event, is_answered=is_answered)
+                amendments += self._await(event.id, event)
             return amendments
 
     def answered(self, outcome: Outcome) -> list[EventMessage]:
@@ -139,7 +134,7 @@ class HeldEvents:
                 return self._leave(held, self._released(held, outcome))
             if outcome.id in self._left:
                 return self._amended(outcome)
-            _put(self._early, outcome.id, [*self._early.get(outcome.id, []), outcome], _MOST_EARLY)
+            self._add_early(outcome)
             return []
 
     def expired(self) -> list[EventMessage]:
@@ -240,12 +235,14 @@ class HeldEvents:
             event = msgspec.structs.replace(event, verdict=verdict)
         if is_kept:
             if outcome is not None and event.id is not None:
-                _put(self._answered, event.id, None, _MOST_ANSWERED)
+                self._add_early(Outcome(id=event.id, purpose="verify", error="answered"))
             return [event, *held.following]
         self.counters["dropped"] += 1 + len(held.following)
         if event.id is not None:
             self._gone.append(event.id)
-            self._await(event.id, event, is_answered=outcome is not None, is_dropped=True)
+            if outcome is not None:
+                self._add_early(outcome)
+            self._await(event.id, event, is_dropped=True)
         if verdict is None:
             self.forgotten += len(self._unanswered) == _MOST_UNANSWERED
             self._unanswered.append(Unanswered(event, held.entry.name, reason if outcome is None else outcome.error))
@@ -264,18 +261,18 @@ class HeldEvents:
             self._leaving[_state(event)] = event.id, []
         return released
 
-    def _await(
-        self, id_: str, event: EventMessage, *, is_answered: bool, is_dropped: bool = False
-    ) -> list[EventMessage]:
-        """Wait for the outcomes of the open questions about an event that was published or dropped.
+    def _add_early(self, outcome: Outcome) -> None:
+        """Keep an outcome until its event is published or dropped."""
+        _put(self._early, outcome.id, [*self._early.get(outcome.id, []), outcome], _MOST_EARLY)
 
-        Return the amendments for early answers. `is_answered` is True if the question of `verify:` has an outcome.
+    def _await(self, id_: str, event: EventMessage, *, is_dropped: bool = False) -> list[EventMessage]:
+        """Wait for the outcomes of the questions about an event that was published or dropped.
+
+        Return the amendments for the outcomes that have already arrived.
         """
-        open_ = {*questions_about(self._verify, self._describe, event)} - ({"verify"} if is_answered else set())
-        outcomes = self._early.pop(id_, [])
-        if open_:
-            _put(self._left, id_, _Left(None if is_dropped else event, open_), _MOST_LEFT)
-        return [amendment for outcome in outcomes for amendment in self._amended(outcome)]
+        if questions := {*questions_about(self._verify, self._describe, event)}:
+            _put(self._left, id_, _Left(None if is_dropped else event, questions), _MOST_LEFT)
+        return [amendment for outcome in self._early.pop(id_, []) for amendment in self._amended(outcome)]
 
     def _amended(self, outcome: Outcome) -> list[EventMessage]:
         """Return the amendment of a published event. Forget the event if each question about it has an outcome."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Final
 
 MOST: Final = 8
@@ -19,9 +21,8 @@ MOST: Final = 8
 
 _TOO_COSTLY: Final = 0.6  # cost of a further request beyond which the limit shrinks
 _CHEAP: Final = 0.5  # cost of a further request below which the limit grows
-_NEW_PART: Final = 0.25  # weight of a new cost in the mean
-_NEW_ALONE_PART: Final = 0.5  # weight of a new latency of a request alone in the mean
-_FEWEST: Final = 4  # answers before a change of the limit
+_LAST: Final = 5  # requests alone whose latencies are stored
+_FEWEST: Final = 6  # answers before a change of the limit
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0  # time after the limit has shrunk in which it does not grow
 _REMEASURE_S: Final = 30.0  # longest time at the limit without a request that was alone
 _MARGIN: Final = 1.2  # how much longer than the latency of a request alone a deadline must be
@@ -38,32 +39,24 @@ class Request:
     is_alone: bool  # True if no other request overlaps it
 
 
-@dataclass(slots=True)
 class _Latency:
-    """The mean latency in seconds of the requests of an entry of `verify:` or `describe:` that were alone."""
+    """The latencies in seconds of the last requests of an entry of `verify:` or `describe:` that were alone."""
 
-    seconds: float
-    count: int = 1
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=_LAST)
 
     def add(self, seconds: float) -> None:
-        """Add a latency. If the first was longer, discard it, because it can include the start of the model."""
-        self.count += 1
-        if self.count == 2:
-            self.seconds = min(self.seconds, seconds)
-        else:
-            self.seconds += _NEW_ALONE_PART * (seconds - self.seconds)
+        self._last.append(seconds)
 
+    @property
+    def is_known(self) -> bool:
+        """True if there are two latencies, because the first can include the start of the model."""
+        return len(self._last) > 1
 
-@dataclass(slots=True)
-class _Round:
-    """The answers since the last change of the limit, of requests that began when the limit was reached."""
-
-    answers: int = 0
-    cost: float = 0.0  # mean increase of the latency by a further request, as a multiple of the latency alone
-
-    def add(self, cost: float) -> None:
-        self.answers += 1
-        self.cost += max(_NEW_PART, 1 / self.answers) * (cost - self.cost)
+    @property
+    def seconds(self) -> float:
+        """The median. Of two latencies, the lower one."""
+        return max(median_low(self._last), 1e-3)
 
 
 @dataclass(eq=False)
@@ -71,8 +64,9 @@ class ParallelLimit:
     """A limit that doubles while further requests cost little time, and halves if they only wait in the server.
 
     If two requests at the same time take twice as long as one alone, the cost of the further request is 1. If they take
-    as long as one alone, it is 0. Requests that time out or are refused because they are too many halve the limit too.
-    From time to time, the server gets a single request, to measure its latency. Several threads can call the methods.
+    as long as one alone, it is 0. The limit depends on the cost of two thirds of the answers, because a busy machine
+    delays some of them. From time to time, the server gets a single request, to measure its latency. Several threads
+    can call the methods.
     """
 
     fixed: int | None = None  # a limit that never changes; None means that the limit follows the latencies
@@ -81,7 +75,7 @@ class ParallelLimit:
     _alone: dict[str, _Latency] = field(default_factory=dict)  # by check
     _alone_s: float = 0.0  # time of the last latency of a request alone
     _is_remeasuring: bool = False
-    _round: _Round = field(default_factory=_Round)
+    _costs: list[float] = field(default_factory=list)  # of requests that began at the limit since its last change
     _generation: int = 0
     _pause_s: float = _PAUSE_S
     _shrunk_s: float = float("-inf")
@@ -126,70 +120,66 @@ class ParallelLimit:
     def ended(self, request: Request, error: str = "", allowed_s: float = 0.0) -> None:
         """Note that a request has ended. `error` is the code of the error. It is empty if there is an answer.
 
-        If the request got no answer within `allowed_s` seconds, but a request alone would have had enough time, halve
-        the limit. Also halve it if the server refused the request because it has too many.
+        A request that got no answer within `allowed_s` seconds counts as one that cost too much, if a request alone
+        would have had enough time. If the server refused the request because it has too many, halve the limit.
         """
         with self._changed:
             now_s = self.clock()
             self._asking.remove(request)
             if request.is_alone:
                 self._is_remeasuring = False
-            if not error:
-                self._learn(request, now_s)
-                return
-            alone = self._alone.get(request.check)
-            is_over = error == "too-slow" and (alone is None or alone.seconds * _MARGIN < allowed_s)
-            if (is_over or error == "busy") and self._counts(request) and request.number > 1:
-                self._halve(now_s)
+            alone = self._alone.setdefault(request.check, _Latency())
+            if request.is_alone and not error:
+                self._alone_s = now_s
+                alone.add(now_s - request.began_s)
+            if self._counts(request) and alone.is_known:
+                self._learn(request, now_s - request.began_s, alone.seconds, error, allowed_s)
 
-    def _learn(self, request: Request, now_s: float) -> None:
-        latency_s = now_s - request.began_s
-        if request.is_alone:
-            self._alone_s = now_s
-            self._add_alone(request.check, latency_s)
-        alone = self._alone.get(request.check)
-        if alone is None or not self._counts(request):
-            return
-        if self._limit == 1 and alone.count >= 2:
-            self._grow(now_s)
-        elif request.number >= self._limit > 1:
-            self._round.add((latency_s / max(alone.seconds, 1e-3) - 1) / (request.number - 1))
-            self._end_round(now_s)
+    def _learn(self, request: Request, latency_s: float, alone_s: float, error: str, allowed_s: float) -> None:
+        if self._limit == 1:
+            if not error:
+                self._grow()
+        elif error == "busy":
+            self._halve()
+        elif request.number >= self._limit:
+            if not error:
+                self._costs.append((latency_s / alone_s - 1) / (request.number - 1))
+            elif error == "too-slow" and alone_s * _MARGIN < allowed_s:
+                self._costs.append(1.0)
+            self._end_round()
 
     def _counts(self, request: Request) -> bool:
         """Return True if a request can change the limit. A request that began before the last change cannot."""
         return self.fixed is None and request.generation == self._generation
 
-    def _add_alone(self, check: str, latency_s: float) -> None:
-        if (alone := self._alone.get(check)) is None:
-            self._alone[check] = _Latency(latency_s)
-        else:
-            alone.add(latency_s)
-
-    def _end_round(self, now_s: float) -> None:
-        """If there are enough answers since the last change, change the limit or measure a request alone."""
-        if self._round.answers < max(self._limit, _FEWEST):
+    def _end_round(self) -> None:
+        """If there are enough costs, change the limit, or measure a request alone."""
+        if len(self._costs) < max(self._limit, _FEWEST):
             return
-        if self._round.cost > _TOO_COSTLY:
-            self._halve(now_s)
-        elif now_s - self._alone_s > _REMEASURE_S:
+        cost = sorted(self._costs)[len(self._costs) * 2 // 3]
+        self._costs = []
+        if cost > _TOO_COSTLY:
+            self._halve()
+            return
+        self._pause_s = _PAUSE_S
+        if self.clock() - self._alone_s > _REMEASURE_S:
             self._is_remeasuring = True
-            self._round = _Round()
-        elif self._round.cost < _CHEAP:
-            self._grow(now_s)
+        elif cost < _CHEAP:
+            self._grow()
 
-    def _grow(self, now_s: float) -> None:
-        if self._limit < self.most and now_s - self._shrunk_s >= self._pause_s:
+    def _grow(self) -> None:
+        if self._limit < self.most and self.clock() - self._shrunk_s >= self._pause_s:
             self._set(min(2 * self._limit, self.most))
 
-    def _halve(self, now_s: float) -> None:
-        is_first = now_s - self._shrunk_s > 2 * _LONGEST_PAUSE_S
-        self._pause_s = _PAUSE_S if is_first else min(2 * self._pause_s, _LONGEST_PAUSE_S)
+    def _halve(self) -> None:
+        now_s = self.clock()
+        if now_s - self._shrunk_s <= 2 * _LONGEST_PAUSE_S:
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         self._shrunk_s = now_s
         self._set(max(1, self._limit // 2))
 
     def _set(self, limit: int) -> None:
         self._limit = limit
         self._generation += 1
-        self._round = _Round()
+        self._costs = []
         self._changed.notify_all()

@@ -90,7 +90,7 @@ def test_a_serial_server_whose_requests_would_all_time_out_if_they_waited_there(
     load = Load(timeout_s=3.0)
     load.run(600.0, slots(1, 2.0))
     assert load.answered > 0.9 * 600 / 2.0
-    assert load.timed_out < 20
+    assert load.timed_out < 40  # in rounds that test whether two requests are better
 
 
 def test_a_server_with_two_slots_gets_its_full_load() -> None:
