@@ -50,9 +50,9 @@ DIFFERENCE = 4.0
 
 ORIENTATIONS = {
     "upright": (1, 0, 0, 1),
-    "clockwise": (0, 1, -1, 0),
-    "half": (-1, 0, 0, -1),
-    "counterclockwise": (0, -1, 1, 0),
+    "turned clockwise": (0, 1, -1, 0),
+    "turned by half": (-1, 0, 0, -1),
+    "turned counterclockwise": (0, -1, 1, 0),
     "mirrored": (-1, 0, 0, 1),
     "flipped": (1, 0, 0, -1),
     "transposed": (0, 1, 1, 0),
