@@ -37,8 +37,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.received = Request(self.path, dict(self.headers), body, time.monotonic())
         with self.server.lock:
-            self.server.requests.append(Request(self.path, dict(self.headers), body, time.monotonic()))
+            self.server.requests.append(self.received)
         with contextlib.suppress(OSError):  # the client has given up
             self.server.script.chat(self)
 
