@@ -190,7 +190,7 @@ class EventMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="
     ] = None
     journal: Annotated[str | None, doc("id of the journal that stores the event; absent if none does")] = None
     number: Annotated[
-        int | None, doc("number of the event in its journal, over all cameras and restarts; absent without a journal")
+        int | None, doc("number of the event in its journal, across all cameras and restarts; absent without a journal")
     ] = None
     id: Annotated[str | None, doc("id of an event about which a language model is asked; otherwise absent")] = None
     amends: Annotated[int | None, doc("in an amendment: `seq` of the first message; otherwise absent")] = None
@@ -370,7 +370,7 @@ class CameraStatusMessage(CameraReport, frozen=True, kw_only=True, tag_field="sc
     seq: Seq
     view_fault: Annotated[
         str | None,
-        doc("`moved` or `covered` from the begin to the end of `camera_moved` or `camera_covered`; otherwise absent"),
+        doc("`moved` or `covered` while the state `camera_moved` or `camera_covered` lasts; otherwise absent"),
     ] = None
 
 
