@@ -23,12 +23,22 @@ def ready(kind: bytes) -> bytes:
 
 def connect(address: str, kind: bytes = b"SUB") -> socket.socket:
     """Connect to the address, and exchange the handshake. Return the socket."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    client = socket.create_connection((host, int(port)), timeout=10)
+    client = connect_only(address)
     client.sendall(GREETING + ready(kind))
     read(client, len(GREETING))
     read(client, read(client, 2)[1])
     return client
+
+
+def connect_only(address: str) -> socket.socket:
+    """Connect to the address. Return the socket."""
+    if address.startswith("ipc://"):
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(10)
+        client.connect(address.removeprefix("ipc://").replace("@", "\0"))
+        return client
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
 
 
 def read(client: socket.socket, count: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A TCP port that a separate process (`vision.messaging.relay`) serves, and that stays open if that process fails."""
+"""A TCP port or Unix socket that a separate process (`vision.messaging.relay`) serves. It outlives that process."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ Without a limit, Linux extends the buffer to megabytes, which hold minutes of ol
 
 @dataclass(frozen=True, slots=True)
 class PortLimits:
-    """Limits of a port. The process that serves the port applies further limits (`vision.messaging.relay`)."""
+    """Limits of an address. The process that serves the address has further limits (`vision.messaging.relay`)."""
 
     connections: int  # maximum number at the same time; further clients wait
     subscribes: bool  # the clients are subscribers, which send only subscriptions
 
 
 class ExposedPort:
-    """A TCP port, and the process that forwards connections from this port to the socket that is bound to `target`.
+    """A listening socket, and the process that forwards its connections to the socket that is bound to `target`.
 
     Attributes:
-        address: address of the port, such as ``tcp://127.0.0.1:5555``.
+        address: public address, such as ``tcp://127.0.0.1:5555`` or ``ipc:///run/vision/out``.
         target: address to which the ZeroMQ socket must be bound. Only processes of the same user can connect to it.
     """
 
     def __init__(self, bind: str, limits: PortLimits, keepalive_s: int) -> None:
-        """Bind the port.
+        """Bind the address. An ``ipc://`` path must be free, or a socket file that no program uses.
 
         Raises:
-            OSError: the port cannot be bound, for example because it is in use.
+            OSError: the address cannot be bound, for example because it is in use.
         """
         name = f"vision-{os.getpid()}-{secrets.token_hex(8)}"
         self.target = f"ipc://@{name}"
@@ -64,7 +64,7 @@ class ExposedPort:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The counters of the process that serves the port, by name. Any thread can read them."""
+        """The counters of the process that serves the address, by name. Any thread can read them."""
         return {**self._counters, "restarts": self._process.restarts}
 
     def start(self) -> None:
@@ -76,7 +76,7 @@ class ExposedPort:
         self._process.kill()
 
     def close(self) -> None:
-        """Forward the remaining messages for up to 0.5 s, then close all connections and the port. Idempotent."""
+        """Forward the remaining messages for up to 0.5 s, then close all connections and the address. Idempotent."""
         self._process.close()
         self._listener.close()
 
@@ -86,7 +86,12 @@ class ExposedPort:
 
 
 def listen(bind: str) -> tuple[socket.socket, str]:
-    """Return a listening socket, and its address with the actual port. Raise `OSError` if the port cannot be bound."""
+    """Return a listening socket and its address, with the actual port. Raise `OSError` if it cannot be bound.
+
+    A socket file that exists at an ``ipc://`` path is replaced.
+    """
+    if bind.startswith("ipc://"):
+        return _listen_on_file(bind.removeprefix("ipc://")), bind
     host, _, port = bind.removeprefix("tcp://").rpartition(":")
     family, address = _resolve(host)
     listener = socket.socket(family)
@@ -100,6 +105,22 @@ def listen(bind: str) -> tuple[socket.socket, str]:
         raise
     number = listener.getsockname()[1]
     return listener, f"tcp://[{address}]:{number}" if family == socket.AF_INET6 else f"tcp://{address}:{number}"
+
+
+def _listen_on_file(path: str) -> socket.socket:
+    """Return a listening Unix socket. A path that starts with ``@`` is a name in Linux's abstract namespace."""
+    is_abstract = path.startswith("@")
+    if not is_abstract:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind("\0" + path[1:] if is_abstract else path)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _resolve(host: str) -> tuple[socket.AddressFamily, str]:

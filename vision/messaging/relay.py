@@ -1,8 +1,8 @@
 """Program that stands between the network and a ZeroMQ socket, and limits what a connection can send.
 
 ZeroMQ limits neither the parts of a message, nor unfinished messages, nor the number of subscriptions and connections
-(docs/decisions/051-relay-for-tcp-sockets.md). This program accepts the TCP connections instead, and connects each one
-to the Unix socket of the publisher. It forwards bytes without changes, at a limited rate, and closes a connection that
+(docs/decisions/051-relay-for-tcp-sockets.md). This program accepts the connections to a TCP port or a public Unix
+socket instead, and connects each one to the private Unix socket of the publisher. It forwards bytes without changes, at a limited rate, and closes a connection that
 breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a limit.
 
 It runs as a file in its own interpreter, without the packages of the project, so that it starts in milliseconds and
@@ -42,11 +42,17 @@ _ALL_BURST_BYTES, _ALL_BYTES_PER_S = 524_288, 65_536
 _FREE_BYTES = 2048
 """Number of first bytes of a connection that the total limit ignores, so that a flood does not block new clients."""
 _RESUME_BYTES = 256
-_ACCEPT_BURST, _ACCEPTS_PER_S = 30, 100
+_ACCEPT_BURST, _ACCEPTS_PER_S = 10, 100
 """Number of connections that are accepted in a burst, and the number per second after the burst.
 
 The thread of ZeroMQ that sends all messages also needs 0.6 ms for each handshake with CURVE, so a burst of handshakes
 delays the other subscribers.
+"""
+_FREE_DESCRIPTORS = 12
+"""Number of descriptors that must remain free in the publisher, because libzmq aborts if it cannot accept a connection.
+
+The number is higher than the burst that a second relay can accept at the same time. It is lower than the reserve of
+`vision.runtime.descriptors`.
 """
 _TOPIC_BYTES, _TOPICS, _ALL_TOPIC_BYTES = 16_384, 1000, 524_288
 """Limits of the subscriptions of one connection and of all connections. Each byte needs about 40 bytes in ZeroMQ."""
@@ -163,6 +169,7 @@ class Link:
         self.bucket = Bucket(_BURST_BYTES, _BYTES_PER_S, now_s)
         self.opened_s = now_s
         self.received = 0  # bytes from the client
+        self.is_accepted = False  # by the publisher, which sends its greeting first
         self.up = b""  # bytes for the publisher
         self.down = memoryview(b"")  # bytes for the client
 
@@ -247,11 +254,8 @@ class Relay:
             return
         self._accepts.take(1)
         client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
-            client.setsockopt(socket.IPPROTO_TCP, option, self._keepalive_s)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        if client.family != socket.AF_UNIX:
+            self._set_tcp_options(client)
         link = Link(client, now_s, subscribes=self._subscribes)
         self._clients[client.fileno()] = link
         self._poller.watch(client.fileno(), select.EPOLLIN)
@@ -259,6 +263,13 @@ class Relay:
         if len(self._clients) >= self._connections:  # further clients wait in the queue of the kernel
             self._counters["full"] += 1
             self._pause_accepting()
+
+    def _set_tcp_options(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+            client.setsockopt(socket.IPPROTO_TCP, option, self._keepalive_s)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
     def _pause_accepting(self) -> None:
         self._is_accepting = False
@@ -318,6 +329,9 @@ class Relay:
         return min(own, _FREE_BYTES if link.received < _FREE_BYTES else self._all.left(now_s))
 
     def _connect(self, link: Link) -> None:
+        waiting = sum(not each.is_accepted for each in self._servers.values())
+        if free_descriptors(os.getppid()) - waiting <= _FREE_DESCRIPTORS:
+            raise Refused("no_descriptors")
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         server.setblocking(False)
         try:
@@ -340,6 +354,7 @@ class Relay:
         size = link.server.recv_into(_CHUNK)
         if not size:
             raise OSError("the publisher has ended")
+        link.is_accepted = True
         try:
             sent = link.client.send(_CHUNK[:size])
         except BlockingIOError:
@@ -388,6 +403,16 @@ class Relay:
         if report != self._reported:
             self._reported = report
             print(report, flush=True)
+
+
+def free_descriptors(pid: int) -> float:
+    """Return how many more files a process of the same user can open. If Linux does not tell, return infinity."""
+    try:
+        most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return float("inf")
+    return float("inf") if most == resource.RLIM_INFINITY else most - used
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ class ReplayServer:
         self._event_log = event_log
         self._node = node
         self._encoding = encoding
-        limits = PortLimits(max_clients, subscribes=False) if max_clients else None
+        limits = PortLimits(max_clients, subscribes=False) if bind and max_clients else None
         self._socket = BoundSocket(
             zmq.ROUTER,
             bind or f"ipc://@vision-{secrets.token_hex(8)}",

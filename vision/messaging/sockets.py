@@ -80,8 +80,8 @@ class BoundSocket:
             key: configuration key of the address.
             keepalive_s: time in seconds until an idle connection is probed, and between probes.
             options: further options of the socket.
-            limits: limits of a TCP port, which a separate process enforces. If None, or for other addresses, ZeroMQ
-                serves the address itself, without limits.
+            limits: limits of the address, which a separate process enforces. If None, ZeroMQ serves the address
+                itself, without limits.
             keys: keys for CURVE. If None, messages are not encrypted, and every client can connect.
 
         Raises:
@@ -96,7 +96,7 @@ class BoundSocket:
         self._context = zmq.Context()
         try:
             self.zmq = self._context.socket(kind)
-            if limits is not None and bind.startswith("tcp://"):
+            if limits is not None:
                 self._port = ExposedPort(bind, limits, keepalive_s)
             set_common_options(self.zmq, bind, keepalive_s)
             for option, value in options.items():
@@ -119,17 +119,15 @@ class BoundSocket:
     def _bind(self, bind: str) -> None:
         if self._port is None:
             self.zmq.bind(bind)
-            _permit_group(bind)
-            return
-        self.zmq.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
-        self.zmq.setsockopt(zmq.BACKLOG, _BACKLOG)
-        self.zmq.bind(self._port.target)
-        self._port.start()
+        else:
+            self.zmq.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+            self.zmq.setsockopt(zmq.BACKLOG, _BACKLOG)
+            self.zmq.bind(self._port.target)
+            self._port.start()
+        _permit_group(bind)
 
     def _disconnect_clients(self) -> None:
-        if self._port is None:
-            log.warning("a client whose key was removed stays connected until the program ends, because of ipc://")
-        else:
+        if self._port is not None:
             self._port.disconnect_clients()
 
     def _close_port(self) -> None:
@@ -161,7 +159,7 @@ class BoundSocket:
         self._close_port()
 
     def _unlink(self) -> None:
-        """Remove the file that ZeroMQ leaves behind for an ipc:// socket. Keep a newer file that has replaced it."""
+        """Remove the file of an ipc:// socket. Keep a newer file that has replaced it."""
         if self._file is not None and _socket_file(self.address) == self._file:
             self._file[0].unlink()
 
@@ -245,7 +243,7 @@ def _permit_group(bind: str) -> None:
 
 
 def _check_free(bind: str, key: str) -> None:
-    """Check that an ipc:// path is not in use, because ZeroMQ would replace the socket or the file.
+    """Check that an ipc:// path is not in use, because the new socket replaces the file.
 
     Raises:
         ConfigError: the path is a file, or this user has no access.

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 NO_DESCRIPTORS: Final = "no-descriptors"
 """Code of the error of a process that has used up its reserve."""
 
-_RESERVE: Final = 24
+_RESERVE: Final = 32
 _HIGHEST_LIMIT: Final = 65536
 _LONGEST_NS: Final = 5_000_000_000
 _HINT: Final = (

@@ -1,4 +1,4 @@
-"""Tests of the relay, the process that serves TCP ports: what it forwards, what it refuses, and how it ends."""
+"""Tests of the relay, the process that serves public addresses: what it forwards, what it refuses, and how it ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.messages.processes import python, wait_until
-from tests.messages.raw_zmtp import GREETING, SIGNATURE, connect, frame, ready, send_until_closed
+from tests.messages.raw_zmtp import GREETING, SIGNATURE, connect, connect_only, frame, ready, send_until_closed
 from tests.messages.samples import camera_status, result
 from tests.unit.messaging.test_publisher import Subscriber, joined, names
 from vision.errors import Unavailable
@@ -25,9 +25,15 @@ from vision.state.database import StateDatabase
 ANY_PORT = "tcp://127.0.0.1:*"
 
 
+@pytest.fixture(params=["tcp", "ipc", "abstract"])
+def bind(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Address of each form."""
+    return {"tcp": ANY_PORT, "ipc": f"ipc://{tmp_path}/out", "abstract": f"ipc://@{tmp_path}"}[request.param]
+
+
 @contextmanager
-def limited(most: int = 8) -> Iterator[Publisher]:
-    with Publisher(ANY_PORT, node="n", max_subscribers=most) as publisher:
+def limited(most: int = 8, bind: str = ANY_PORT) -> Iterator[Publisher]:
+    with Publisher(bind, node="n", max_subscribers=most) as publisher:
         yield publisher
 
 
@@ -96,9 +102,9 @@ def test_bucket_permits_a_burst_and_then_a_rate() -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("flags", [0, 1])
-def test_unlimited_messages_are_throttled_or_refused(flags: int) -> None:
+def test_unlimited_messages_are_throttled_or_refused(bind: str, flags: int) -> None:
     """A flood of subscriptions has to wait in the kernel of its sender. An unfinished message ends its connection."""
-    with limited() as publisher, joined(publisher, "detections/") as subscriber:
+    with limited(bind=bind) as publisher, joined(publisher, "detections/") as subscriber:
         joins = publisher.socket.joins
         with connect(publisher.address) as attacker:
             attacker.settimeout(0.5)
@@ -122,8 +128,8 @@ def test_endless_request_ends_its_connection(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-def test_further_connections_wait_until_one_leaves() -> None:
-    with limited(3) as publisher:
+def test_further_connections_wait_until_one_leaves(bind: str) -> None:
+    with limited(3, bind) as publisher:
         first = [Subscriber(publisher.address, "status/") for _ in range(3)]
         wait_until(lambda: publisher.socket.joins == 3, "three have subscribed")
         publisher.publish_status(camera_status())
@@ -137,10 +143,10 @@ def test_further_connections_wait_until_one_leaves() -> None:
 
 
 @pytest.mark.integration
-def test_connection_without_handshake_is_closed() -> None:
-    with limited() as publisher:
-        host, _, port = publisher.address.removeprefix("tcp://").rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=20) as silent:
+def test_connection_without_handshake_is_closed(bind: str) -> None:
+    with limited(bind=bind) as publisher:
+        with connect_only(publisher.address) as silent:
+            silent.settimeout(20)
             silent.sendall(GREETING)
             while silent.recv(4096):
                 pass

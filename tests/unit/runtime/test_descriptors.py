@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.messages.processes import REPOSITORY, Program, wait_until
+from tests.messages.raw_zmtp import GREETING, connect_only
 from vision.client import EventMessage, NodeStatusMessage, Subscription
 from vision.errors import EXIT_OK, EXIT_TEMPORARY
 from vision.messaging.helper_process import HelperProcess
@@ -32,7 +33,7 @@ cameras:
 analytics: {{a: {{lines: [{{name: v, points: [[160, 0], [160, 240]]}}]}}}}
 state_dir: {folder}/state
 snapshots: {{folder: {folder}/snapshots}}
-publish: {{bind: "tcp://127.0.0.1:*", replay: "tcp://127.0.0.1:*"}}
+publish: {{bind: "ipc://{folder}/out", replay: "ipc://{folder}/replay"}}
 http: {{bind: "127.0.0.1:0"}}
 """
 RESERVE = """
@@ -86,10 +87,10 @@ def test_reserve_is_given_back_taken_again_and_ends_the_program_if_it_is_used_up
     done = subprocess.run(limited, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     raised, first, second, ended, third, everything = json.loads(done.stdout)
     assert raised == [300, 300]
-    assert second == 24
+    assert second == 32
     assert ended
     assert third == first
-    assert everything == first + 24 + 1  # and the descriptor from which the others are duplicated
+    assert everything == first + 32 + 1  # and the descriptor from which the others are duplicated
 
 
 def running(folder: Path) -> Program:
@@ -131,11 +132,16 @@ def test_program_without_free_descriptors_goes_on_and_replaces_its_processes(tmp
             wait_until_idle(program.pid)
             before = children(program.pid)
             starve(program.pid)
+            flood = [connect_only(f"ipc://{tmp_path}/{name}") for _ in range(60) for name in ("out", "replay")]
+            for client in flood:
+                client.sendall(GREETING)
             program.wait_line(lambda line: "no descriptor is free" in line)
             for child in before:
                 os.kill(child, signal.SIGKILL)
             wait_until(lambda: len(children(program.pid) - before) == len(before), "new processes", 60)
             numbers.append(event_after(subscription, numbers[0] + 20))
+            for client in flood:
+                client.close()
             resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (1024, resource.prlimit(program.pid, 7)[1]))
             program.wait_line(lambda line: "enough descriptors are free again" in line)
             status = next_status(subscription)
