@@ -112,7 +112,7 @@ def _listen_on_file(path: str) -> socket.socket:
     is_abstract = path.startswith("@")
     if not is_abstract:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            Path(path).unlink()
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind("\0" + path[1:] if is_abstract else path)

@@ -2,8 +2,9 @@
 
 ZeroMQ limits neither the parts of a message, nor unfinished messages, nor the number of subscriptions and connections
 (docs/decisions/051-relay-for-tcp-sockets.md). This program accepts the connections to a TCP port or a public Unix
-socket instead, and connects each one to the private Unix socket of the publisher. It forwards bytes without changes, at a limited rate, and closes a connection that
-breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a limit.
+socket instead, and connects each one to the private Unix socket of the publisher. It forwards bytes without changes, at
+a limited rate, and closes a connection that breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a
+limit.
 
 It runs as a file in its own interpreter, without the packages of the project, so that it starts in milliseconds and
 does not compete with the program for the GIL. Its options are the first line of its standard input, and it ends when
@@ -409,7 +410,7 @@ def free_descriptors(pid: int) -> float:
     """Return how many more files a process of the same user can open. If Linux does not tell, return infinity."""
     try:
         most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        used = len(os.listdir(f"/proc/{pid}/fd"))
+        used = sum(1 for _ in os.scandir(f"/proc/{pid}/fd"))
     except OSError:
         return float("inf")
     return float("inf") if most == resource.RLIM_INFINITY else most - used
