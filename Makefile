@@ -2,17 +2,19 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := build/tensorrt-rtx-1.6
 
-.PHONY: help unit check check-gpu check-jetsons camera-zoo bench format lock sbom audit
+.PHONY: help unit check check-gpu check-jetsons check-locks camera-zoo bench format lock sbom audit
 help:             ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
 unit:             ## tests that start no process and build no engine: under a minute
 	pytest -q -n auto -m unit tests/unit
-check:            ## everything that CI runs
+check:            ## all checks, and the tests of all tiers except matrix, zoo, and packages
 	./test
 check-gpu:        ## kernels and the TensorRT stage, on a machine with an NVIDIA GPU
 	pytest -m gpu tests/gpu
 check-jetsons:    ## the tests with the TensorRT, Python, and packages of each JetPack, and every TensorRT-RTX
 	tools/check_jetsons
+check-locks:      ## download the packages of the lock files, compare their hashes, and run the audit
+	pytest -q -n 2 -m packages tests/unit/test_locks.py
 camera-zoo:       ## every camera of the zoo under every fault: 4 minutes
 	pytest -q -n 2 -m zoo tests/zoo
 bench:            ## measure the figures that the project publishes, into tests/perf/results/

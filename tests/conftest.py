@@ -42,8 +42,13 @@ TIERS = frozenset({"unit", "integration", "engine", "emulated", "rtsp", "gpu"})
 _in_unit_test = False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test without a tier the tier of its folder."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test without a tier the tier of its folder. Leave out `packages` unless ``-m packages`` asks for it."""
+    if "packages" not in str(config.option.markexpr):
+        left_out = [item for item in items if item.get_closest_marker("packages")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
     for item in items:
         if TIERS.isdisjoint(marker.name for marker in item.iter_markers()):
             item.add_marker(TIER_OF_FOLDER.get(item.nodeid.split("/")[1], "integration"))

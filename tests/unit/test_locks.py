@@ -124,6 +124,7 @@ def pip_install(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.packages
 @pytest.mark.integration
 def test_pip_installs_the_locked_packages_with_their_hashes() -> None:
     done = pip_install("--report", "-", "--requirement", ROOT / "locks" / "service.txt")
@@ -147,6 +148,7 @@ def options_of_a_jetson(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.packages
 @pytest.mark.integration
 @pytest.mark.parametrize("name", JETSONS)
 def test_pip_finds_the_locked_packages_for_a_jetson(name: str, tmp_path: Path) -> None:
@@ -164,6 +166,7 @@ def test_pip_finds_the_locked_packages_for_a_jetson(name: str, tmp_path: Path) -
                 assert needed.specifier.contains(versions[canonicalize_name(needed.name)], prereleases=True), needed
 
 
+@pytest.mark.packages
 @pytest.mark.integration
 def test_pip_refuses_a_package_with_a_different_hash(tmp_path: Path) -> None:
     (line,) = re.findall(r"^idna==\S+", (ROOT / "locks" / "service.txt").read_text(), re.MULTILINE)
@@ -174,6 +177,7 @@ def test_pip_refuses_a_package_with_a_different_hash(tmp_path: Path) -> None:
     assert "0" * 64 in done.stderr  # the hash that was expected
 
 
+@pytest.mark.packages
 @pytest.mark.integration
 def test_no_locked_package_has_a_known_vulnerability() -> None:
     command = [sys.executable, str(ROOT / "tools" / "audit.py")]
