@@ -82,7 +82,7 @@ class DetectConfig(ConfigSection):
     """Total number of CPU threads of the ONNX Runtime detector; one for each core if absent."""
     graphs: bool = True
     """Run the TensorRT engine as CUDA graphs; false is slower, and only for debugging."""
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = EngineConfig.model_construct()
     """Build options of the TensorRT engine."""
 
 
@@ -128,7 +128,7 @@ class CameraConfig(ConfigSection):
     max_frame_age_s: Minute = 0.5
     """Maximum age in seconds of a frame when inference starts, and again when its result is processed. For the result,
     the time of inference does not count. Older frames are dropped."""
-    report_after_s: ReportAfter = ReportAfter()
+    report_after_s: ReportAfter = ReportAfter.model_construct()
     """Times after which events report faults of this camera; if a time is absent, that of all cameras applies."""
     frozen_after_s: Hour | None = 10.0
     """Seconds of identical frames after which the camera counts as frozen; null means never."""
@@ -286,13 +286,13 @@ class AppConfig(ConfigSection):
     objects, else detect."""
     model: ModelName = "nanodet-g-416"
     """Detection model: a name that `vision models` lists, or a path (with a / or .onnx) relative to this file."""
-    detect: DetectConfig = DetectConfig()
+    detect: DetectConfig = DetectConfig.model_construct()
     """Classes, thresholds, back-end, and speed of the detector."""
     cameras: tuple[CameraConfig, ...] = Field(min_length=1, max_length=1000)
     """Sources of frames."""
-    report_after_s: ReportAfter = ReportAfter()
+    report_after_s: ReportAfter = ReportAfter.model_construct()
     """Times after which events report faults of cameras."""
-    track: TrackConfig = TrackConfig()
+    track: TrackConfig = TrackConfig.model_construct()
     """Tracking of objects from frame to frame."""
     analytics: Mapping[Identifier, CameraAnalytics] = Field(default_factory=dict)
     """Lines and zones of each camera, by camera id; needs a pipeline with analytics."""
@@ -319,7 +319,7 @@ class AppConfig(ConfigSection):
     """Folder for counters and events that persist across restarts, relative to this file; not stored if absent."""
     archive: ArchiveConfig | None = None
     """An archive of the tracks, events, and counts of every frame; none if absent."""
-    publish: PublishConfig = PublishConfig()
+    publish: PublishConfig = PublishConfig.model_construct()
     """The ZeroMQ socket that publishes messages."""
     sinks: Sinks = ()
     """Brokers and servers that receive messages."""
@@ -329,7 +329,7 @@ class AppConfig(ConfigSection):
     """An RTSP server with ONVIF metadata; none if absent."""
     page: PageConfig | None = None
     """A web page with live views, events, and counts; none if absent."""
-    status: StatusConfig = StatusConfig()
+    status: StatusConfig = StatusConfig.model_construct()
     """Status messages about the program and its cameras."""
     processes: Processes | Literal["auto"] = "auto"
     """Number of worker processes that read the cameras, and also of those that process results; 1: everything in one

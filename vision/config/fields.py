@@ -35,7 +35,8 @@ _IPC_PATH_BYTES: Final = 107  # sun_path in unix(7) of Linux, without the final 
 class ConfigSection(BaseModel):
     """Base class of a mapping in a file. Instances are immutable and have no unknown keys.
 
-    Validation accesses no file, device, or host. Errors never show a value, because the value can be a secret.
+    Validation accesses no file, device, or host. Errors never show a value, because the value can be a secret. Defaults
+    that are sections are made with `model_construct`, because a constructor would build a validator at the import.
     """
 
     model_config = ConfigDict(
@@ -44,7 +45,6 @@ class ConfigSection(BaseModel):
         allow_inf_nan=False,
         hide_input_in_errors=True,
         protected_namespaces=(),
-        use_attribute_docstrings=True,
         defer_build=True,  # worker processes validate nothing, so they never build the validators
     )
 

@@ -215,7 +215,7 @@ class ModelSpec(_Spec):
     ]
     """Class names in the order of the model's outputs; coco80: the 80 classes of COCO; coco91: its 91 category ids. A
     class with the name `background` is not reported."""
-    nms: NmsSpec = NmsSpec()
+    nms: NmsSpec = NmsSpec.model_construct()
     """Defaults of non-maximum suppression."""
     profiles: Annotated[tuple[ProfileSpec, ...], Field(min_length=1)] | None = None
     """Ranges of the input shapes of a TensorRT engine; derived from `detect.max_batch` if absent."""

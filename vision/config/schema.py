@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import ast
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from vision.config.app import AppConfig
+from vision.config.fields import ConfigSection
 from vision.config.model_spec import ClassifierSpec, ModelSpec
 from vision.config.wording import Loc, one_of
 
@@ -43,12 +48,44 @@ def model_schema() -> dict[str, Any]:
 def schema_of(model: type[BaseModel]) -> Schema:
     """Return the JSON Schema of a section and the sections inside it. Do not change the result, which is cached."""
     schema = model.model_json_schema(schema_generator=_WithoutTitles)
-    for definition in [schema, *schema.get("$defs", {}).values()]:
+    by_name = {section.__name__: section for section in sections(ConfigSection)}
+    for name, definition in [(model.__name__, schema), *schema.get("$defs", {}).items()]:
         definition.pop("title", None)
+        for key, text in _descriptions(by_name[name]).items():
+            described = {"description": text} | definition["properties"][key]
+            definition["properties"][key] = dict(sorted(described.items()))
         for described in (definition, *definition["properties"].values()):
             if "description" in described:
                 described["description"] = " ".join(described["description"].split())
     return schema
+
+
+def sections(base: type[ConfigSection]) -> Iterator[type[ConfigSection]]:
+    """Yield all imported subclasses of a section."""
+    for section in base.__subclasses__():
+        yield section
+        yield from sections(section)
+
+
+def _descriptions(section: type[ConfigSection]) -> dict[str, str]:
+    """Return the docstring of each key. Pydantic would read the source of all sections at each start of a program."""
+    found = {}
+    for base in reversed(section.__mro__[: section.__mro__.index(ConfigSection)]):
+        for key, text in pairwise(_bodies(base.__module__).get(base.__name__, ())):
+            match key, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(value=str(words))):
+                    found[section.model_fields[name].alias or name] = words
+    return found
+
+
+@cache
+def _bodies(module: str) -> Mapping[str, Sequence[ast.stmt]]:
+    """Return the statements of each class of a module, or nothing if the program is installed without its source."""
+    try:
+        source = inspect.getsource(sys.modules[module])
+    except OSError:
+        return {}
+    return {node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 
 
 def schema_at(root: Schema, loc: Loc) -> Schema:

@@ -25,7 +25,7 @@ _DELIVERS: Final = ("streaming", "ended")
 _LOST_INTERVAL_NS: Final = 60_000_000_000  # minimum time between two events that report lost events
 _STORES: Final = ("journal", "archive", "snapshots")  # each has a counter `<name>.stopped`
 _RECOVERED: Final = 1.2  # multiple of the limit from which the disk counts as free again
-_DEFAULT_PATIENCE: Final = ReportAfter()
+_DEFAULT_PATIENCE: Final = ReportAfter.model_construct()
 
 
 @dataclass(frozen=True, slots=True)
