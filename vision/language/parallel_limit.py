@@ -19,12 +19,15 @@ from typing import Final
 MOST: Final = 8
 """Highest number of requests at the same time, if the configuration contains none."""
 
-_TOO_COSTLY: Final = 0.6  # cost of a further request beyond which the limit shrinks
+_SERIAL: Final = 0.9  # cost of a further request beyond which the limit becomes 1
+_TOO_COSTLY: Final = 0.6  # cost of a further request beyond which the limit halves
 _CHEAP: Final = 0.5  # cost of a further request below which the limit grows
-_LAST: Final = 5  # requests alone whose latencies are stored
+_LAST: Final = 3  # requests alone whose latencies are stored
 _FEWEST: Final = 6  # answers before a change of the limit
 _PAUSE_S, _LONGEST_PAUSE_S = 5.0, 60.0  # time after the limit has shrunk in which it does not grow
-_REMEASURE_S: Final = 30.0  # longest time at the limit without a request that was alone
+_TIMED_OUT: Final = 0.75  # cost of a request that timed out, whose latency is not known
+_REMEASURE_S, _LONGEST_REMEASURE_S = 30.0, 600.0  # longest time at the limit without a request that was alone
+_SIMILAR: Final = 1.5  # factor between two latencies that are similar
 _MARGIN: Final = 1.2  # how much longer than the latency of a request alone a deadline must be
 
 
@@ -35,7 +38,7 @@ class Request:
     check: str
     began_s: float
     number: int  # of requests at the same time when it began
-    generation: int  # number of changes of the limit before it began
+    generation: int  # number of changes of the limit before it began. Only the current generation changes the limit
     is_alone: bool  # True if no other request overlaps it
 
 
@@ -45,8 +48,11 @@ class _Latency:
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=_LAST)
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float) -> bool:
+        """Add a latency. Return True if it is similar to the median before."""
+        is_similar = self.is_known and 1 / _SIMILAR < seconds / self.seconds < _SIMILAR
         self._last.append(seconds)
+        return is_similar
 
     @property
     def is_known(self) -> bool:
@@ -61,20 +67,21 @@ class _Latency:
 
 @dataclass(eq=False)
 class ParallelLimit:
-    """A limit that doubles while further requests cost little time, and halves if they only wait in the server.
+    """A limit that shrinks if further requests only wait in the server, and grows if they cost little time.
 
-    If two requests at the same time take twice as long as one alone, the cost of the further request is 1. If they take
-    as long as one alone, it is 0. The limit depends on the cost of two thirds of the answers, because a busy machine
-    delays some of them. From time to time, the server gets a single request, to measure its latency. Several threads
-    can call the methods.
+    The first requests are alone, which shows the latency of a single request. Then, the limit is `most`. If two
+    requests at the same time take twice as long as one alone, the cost of the further request is 1. If they take as
+    long as one alone, it is 0. The limit depends on the cost of two thirds of the answers, because a busy machine
+    delays some of them. From time to time, the server gets a single request again. Several threads can call the
+    methods.
     """
 
     fixed: int | None = None  # a limit that never changes; None means that the limit follows the latencies
     clock: Callable[[], float] = time.monotonic
     _asking: set[Request] = field(default_factory=set)
     _alone: dict[str, _Latency] = field(default_factory=dict)  # by check
-    _alone_s: float = 0.0  # time of the last latency of a request alone
-    _is_remeasuring: bool = False
+    _alone_s: float = float("-inf")  # time of the last latency of a request alone
+    _remeasure_s: float = _REMEASURE_S
     _costs: list[float] = field(default_factory=list)  # of requests that began at the limit since its last change
     _generation: int = 0
     _pause_s: float = _PAUSE_S
@@ -82,7 +89,8 @@ class ParallelLimit:
     _used: int = 0
 
     def __post_init__(self) -> None:
-        self._limit = self.fixed or 1
+        self._limit = self.most
+        self._is_measuring = self.fixed is None  # the server gets only one request at a time, to measure its latency
         self._changed = threading.Condition()
 
     @property
@@ -98,7 +106,7 @@ class ParallelLimit:
     def slot(self) -> Iterator[None]:
         """Wait until fewer than `limit` slots are in use, and use one during the `with` block."""
         with self._changed:
-            self._changed.wait_for(lambda: self._used < (1 if self._is_remeasuring else self._limit))
+            self._changed.wait_for(lambda: self._used < (1 if self._is_measuring else self._limit))
             self._used += 1
         try:
             yield
@@ -126,57 +134,61 @@ class ParallelLimit:
         with self._changed:
             now_s = self.clock()
             self._asking.remove(request)
-            if request.is_alone:
-                self._is_remeasuring = False
+            if self.fixed is not None:
+                return
             alone = self._alone.setdefault(request.check, _Latency())
-            if request.is_alone and not error:
-                self._alone_s = now_s
-                alone.add(now_s - request.began_s)
-            if self._counts(request) and alone.is_known:
-                self._learn(request, now_s - request.began_s, alone.seconds, error, allowed_s)
+            latency_s = now_s - request.began_s
+            if request.is_alone:
+                if not error:
+                    self._measured(alone.add(latency_s), now_s)
+                self._is_measuring = not any(each.is_known for each in self._alone.values())
+            elif request.number >= self._limit and now_s - self._alone_s > self._remeasure_s:
+                self._is_measuring = True
+            if request.generation == self._generation and alone.is_known:
+                self._learn(request, latency_s, alone.seconds, error, allowed_s)
+
+    def _measured(self, is_similar: bool, now_s: float) -> None:
+        """Schedule the next measurement. If the latency was similar to the previous ones, it is further away."""
+        self._alone_s = now_s
+        self._remeasure_s = min(2 * self._remeasure_s, _LONGEST_REMEASURE_S) if is_similar else _REMEASURE_S
 
     def _learn(self, request: Request, latency_s: float, alone_s: float, error: str, allowed_s: float) -> None:
+        """Change the limit if necessary. `alone_s` is the latency of a request alone."""
         if self._limit == 1:
             if not error:
                 self._grow()
         elif error == "busy":
-            self._halve()
+            self._shrink(self._limit // 2)
         elif request.number >= self._limit:
             if not error:
                 self._costs.append((latency_s / alone_s - 1) / (request.number - 1))
             elif error == "too-slow" and alone_s * _MARGIN < allowed_s:
-                self._costs.append(1.0)
+                self._costs.append(_TIMED_OUT)
             self._end_round()
 
-    def _counts(self, request: Request) -> bool:
-        """Return True if a request can change the limit. A request that began before the last change cannot."""
-        return self.fixed is None and request.generation == self._generation
-
     def _end_round(self) -> None:
-        """If there are enough costs, change the limit, or measure a request alone."""
+        """If there are enough costs, change the limit."""
         if len(self._costs) < max(self._limit, _FEWEST):
             return
         cost = sorted(self._costs)[len(self._costs) * 2 // 3]
         self._costs = []
         if cost > _TOO_COSTLY:
-            self._halve()
+            self._shrink(1 if cost > _SERIAL else self._limit // 2)
             return
         self._pause_s = _PAUSE_S
-        if self.clock() - self._alone_s > _REMEASURE_S:
-            self._is_remeasuring = True
-        elif cost < _CHEAP:
+        if cost < _CHEAP:
             self._grow()
 
     def _grow(self) -> None:
         if self._limit < self.most and self.clock() - self._shrunk_s >= self._pause_s:
             self._set(min(2 * self._limit, self.most))
 
-    def _halve(self) -> None:
+    def _shrink(self, limit: int) -> None:
         now_s = self.clock()
         if now_s - self._shrunk_s <= 2 * _LONGEST_PAUSE_S:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         self._shrunk_s = now_s
-        self._set(max(1, self._limit // 2))
+        self._set(limit)
 
     def _set(self, limit: int) -> None:
         self._limit = limit

@@ -66,7 +66,7 @@ class Load:
             self.limit.ended(request, "too-slow" if is_late else "", self.timeout_s)  # type: ignore[arg-type]
 
     def _allowed(self) -> int:
-        return 1 if self.limit._is_remeasuring else self.limit.limit
+        return 1 if self.limit._is_measuring else self.limit.limit
 
 
 def test_a_parallel_server_gets_the_most_requests_within_seconds() -> None:
@@ -88,6 +88,7 @@ def test_a_serial_server_gets_one_request_most_of_the_time() -> None:
 
 def test_a_serial_server_whose_requests_would_all_time_out_if_they_waited_there() -> None:
     load = Load(timeout_s=3.0)
+    load.run(60.0, slots(1, 2.0))
     load.run(600.0, slots(1, 2.0))
     assert load.answered > 0.9 * 600 / 2.0
     assert load.timed_out < 40  # in rounds that test whether two requests are better
@@ -103,6 +104,7 @@ def test_a_server_with_two_slots_gets_its_full_load() -> None:
 def test_the_start_of_the_model_does_not_mislead_the_limit(seconds: float) -> None:
     load = Load(timeout_s=60.0)
     load.run(0.1, parallel(20.0))  # the first request
+    load.run(60.0 * max(seconds, 1.0), slots(1, seconds))
     load.run(60.0, slots(1, seconds))
     assert load.limit.limit <= 2
     assert load.most <= 2
@@ -123,7 +125,7 @@ def test_a_wrong_measurement_is_corrected() -> None:
     load = Load(timeout_s=60.0)
     load.run(5.0, parallel(5.0))  # slow, but parallel
     load.run(15.0, parallel(5.0))
-    load.run(200.0, slots(1, 0.6))
+    load.run(600.0, slots(1, 0.6))
     assert load.limit.limit == 1
 
 
