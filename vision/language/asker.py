@@ -190,6 +190,9 @@ class Asker:
             )
         except LanguageError as error:
             self._limit.ended(request, error.code, min(left_s, self._config.timeout_s))
+            if error.code == "busy" and self._limit.fixed is None and request.number > 1:
+                self._put(waiting)  # the server works, but it had too many requests, and gets fewer from now on
+                return
             self._log(error.code, str(error))
             self._judge(error, asked_s)
             self._fail(waiting, error.code, prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.chat_server import MODEL, ChatHttpServer, Handler, chat_server, completion, json_answer
+from tests.messages.processes import wait_until
 from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
 from vision.language.asker import Asker
 from vision.language.breaker import CircuitBreaker
@@ -293,3 +295,31 @@ def test_lines_and_questions_survive_encoding() -> None:
         assert decode_line(text) == line
     asked = question()
     assert decode_question(encode_question(asked)) == asked
+
+
+def test_a_server_that_refuses_parallel_requests_answers_every_question() -> None:
+    one = threading.Lock()
+
+    def answer_one(handler: Handler) -> None:
+        if not one.acquire(blocking=False):
+            handler.send("", 429)
+            return
+        try:
+            time.sleep(0.05)
+        finally:
+            one.release()
+        handler.send(json_answer("yes"))
+
+    failed = threading.Event()
+    with chat_server(answer_one) as server:
+        asking = Asking(server)
+        for number in range(60):
+            asking.asker.add(question(id_=str(number), camera=f"c{number % 5}"), (b"jpeg",))
+        asking.asker.start(failed.set)
+        wait_until(lambda: len(asking.outcomes()) == 60, "the outcomes", 60)
+    assert {outcome.error for outcome in asking.outcomes()} == {""}
+    assert len({outcome.id for outcome in asking.outcomes()}) == 60
+    assert asking.counters()["requests"] > 60  # the server has refused some of them
+    assert not asking.breaker.is_open
+    assert asking.logs() == []
+    assert not failed.is_set()
