@@ -190,7 +190,7 @@ class Asker:
             )
         except LanguageError as error:
             self._limit.ended(request, error.code, min(left_s, self._config.timeout_s))
-            if error.code == "busy" and self._limit.fixed is None and request.number > 1:
+            if error.code == "busy" and self._limit.fixed is None and not request.is_alone:
                 self._put(waiting)  # the server works, but it had too many requests, and gets fewer from now on
                 return
             self._log(error.code, str(error))

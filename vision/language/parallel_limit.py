@@ -144,7 +144,11 @@ class ParallelLimit:
                 self._is_measuring = not any(each.is_known for each in self._alone.values())
             elif request.number >= self._limit and now_s - self._alone_s > self._remeasure_s:
                 self._is_measuring = True
-            if request.generation == self._generation and alone.is_known:
+            if request.generation != self._generation:
+                return
+            if error == "busy" and self._limit > 1:
+                self._shrink(self._limit // 2)
+            elif alone.is_known:
                 self._learn(request, latency_s, alone.seconds, error, allowed_s)
 
     def _measured(self, is_similar: bool, now_s: float) -> None:
@@ -157,8 +161,6 @@ class ParallelLimit:
         if self._limit == 1:
             if not error:
                 self._grow()
-        elif error == "busy":
-            self._shrink(self._limit // 2)
         elif request.number >= self._limit:
             if not error:
                 self._costs.append((latency_s / alone_s - 1) / (request.number - 1))

@@ -132,7 +132,7 @@ def test_a_wrong_measurement_is_corrected() -> None:
 def test_a_server_that_refuses_requests_gets_fewer() -> None:
     load = Load()
     load.run(6.0, parallel(0.6))
-    requests = [load.limit.begin("check") for _ in range(3)]
+    requests = [load.limit.begin("a check without an answer") for _ in range(3)]
     load.limit.ended(requests[2], "busy")
     load.limit.ended(requests[1], "busy")
     assert load.limit.limit == MOST // 2  # both began before the change
