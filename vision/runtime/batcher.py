@@ -59,11 +59,13 @@ class Batcher:
     def form_batch(self) -> list[Lease]:
         """Return the next batch of 0 to `max_batch` frames, without waiting for frames.
 
-        If many cameras are busy, acquiring the lock can take milliseconds. Therefore, acquire it once for all slots.
+        If many cameras are busy, acquiring the lock can take milliseconds. Therefore, acquire it once for all slots, and
+        only if a frame waits: this method runs every millisecond while a batch is in flight.
         """
         batch: list[Lease] = []
+        if not any(slot.has_frame for slot in self._slots):
+            return batch
         with self._changed:
-            # This runs every millisecond while a batch is in flight. If no frame waits, this check makes it 10x faster.
             fresh = [slot for slot in self._slots if slot.has_frame]
             for slot in sorted(fresh, key=lambda slot: slot.served_ns):
                 if len(batch) == self._max_batch:
@@ -170,4 +172,6 @@ class SubmitScheduler:
 
     @staticmethod
     def _near(table: dict[int, float], size: int) -> float | None:
+        if size in table:  # the usual case, in which the search would take most of the time of `form_at_ns`
+            return table[size]
         return table[min(table, key=lambda learned: abs(learned - size))] if table else None
