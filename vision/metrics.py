@@ -42,8 +42,7 @@ class LatencyHistogram:
         """Count one duration in nanoseconds."""
         with self._lock:
             self._counts[bisect.bisect_left(_EDGES_NS, duration_ns)] += 1
-            if duration_ns > self._max_ns:
-                self._max_ns = duration_ns
+            self._max_ns = max(self._max_ns, duration_ns)
 
     def snapshot(self, *, reset: bool = False) -> Percentiles:
         """Return the percentiles of the observations since the last reset. Without observations, return zeros.

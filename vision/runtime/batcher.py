@@ -59,8 +59,8 @@ class Batcher:
     def form_batch(self) -> list[Lease]:
         """Return the next batch of 0 to `max_batch` frames, without waiting for frames.
 
-        If many cameras are busy, acquiring the lock can take milliseconds. Therefore, acquire it once for all slots, and
-        only if a frame waits: this method runs every millisecond while a batch is in flight.
+        If many cameras are busy, acquiring the lock can take milliseconds. Therefore, acquire it once for all slots,
+        and only if a frame waits. This method runs every millisecond while a batch is in flight.
         """
         batch: list[Lease] = []
         if not any(slot.has_frame for slot in self._slots):

@@ -55,7 +55,9 @@ _KILL_S: Final = 2.0  # time in which a killed process ends
 _EXIT_NS: Final = 100_000_000  # time in which a process ends after it has closed its connection
 _EXIT_POLL_S: Final = 0.002  # interval in which the loop checks whether such a process has ended
 _SPARE_DELAY_NS: Final = 2_000_000_000  # time for which all workers must be ready before a spare process starts
-_SPARE_RETRY_NS: Final = 30_000_000_000  # time between the unexpected end of a spare process and the next start
+_SPARE_LONGEST_NS: Final = (
+    32_000_000_000  # longest time between an unexpected end of a spare process and the next start
+)
 _MESSAGES_AT_ONCE: Final = 64  # maximum number from one worker before the turn of the next worker
 _PATH: Final = "VISION_WORKER_PATH"
 _PROGRAM: Final = (
@@ -161,6 +163,7 @@ class SpareProcess:
         self._lock = threading.Lock()
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
         self._due_ns = clock() + _SPARE_DELAY_NS
+        self._retry_ns = _SPARE_DELAY_NS  # doubles with each process that ends unexpectedly
         self._closed = False
 
     def keep(self) -> None:
@@ -172,12 +175,17 @@ class SpareProcess:
             now_ns = self._clock()
             if self._running is not None and self._running[0].poll() is not None:
                 self._end()
-                self._due_ns = now_ns + _SPARE_RETRY_NS
+                self._retry_later(now_ns)
             if self._running is None and now_ns >= self._due_ns and not self._closed:
-                self._due_ns = now_ns + _SPARE_RETRY_NS
-                with contextlib.suppress(OSError):  # too many processes or descriptors
+                try:
                     self._running = _spawn(SPARE, self._modules)
                     OWN_PROCESSES.add(SPARE.strip(), self._running[0].pid)
+                except OSError:  # too many processes or descriptors
+                    self._retry_later(now_ns)
+
+    def _retry_later(self, now_ns: int) -> None:
+        self._due_ns = now_ns + self._retry_ns
+        self._retry_ns = min(2 * self._retry_ns, _SPARE_LONGEST_NS)
 
     def delay(self) -> None:
         """Postpone the next start, because a worker starts, which needs the CPU first."""
@@ -191,6 +199,8 @@ class SpareProcess:
             if self._running is not None and self._running[0].poll() is not None:
                 self._end()
             taken, self._running = self._running, None
+            if taken is not None:
+                self._retry_ns = _SPARE_DELAY_NS
             return taken
 
     def close(self) -> None:
