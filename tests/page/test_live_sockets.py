@@ -196,9 +196,12 @@ def records_until(client: ClientConnection, packets: int) -> Iterator[tuple[dict
 def test_a_viewer_that_is_behind_loses_records_and_nothing_else_waits() -> None:
     async def run() -> tuple[list[bool], bytes, bytes]:
         viewer = Viewer(max_bytes=100)
-        accepted = [viewer.push(b"a" * 60), viewer.push(b"b" * 60), viewer.push(b"c")]
+        accepted = [viewer.push(b"a" * 60)]
+        viewer.flush()
+        accepted += [viewer.push(b"b" * 60), viewer.push(b"c")]
         lost = await viewer.take()
         accepted.append(viewer.push(b"d"))  # the browser can still be receiving
+        viewer.flush()
         taking = asyncio.create_task(viewer.take())
         await asyncio.sleep(0)
         accepted.append(viewer.push(b"e"))

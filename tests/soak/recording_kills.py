@@ -1,11 +1,15 @@
-"""Kill a process that records, many times, and check the index after each: python -m tests.soak.recording_kills 1000.
+"""Kill a process that records, many times, and check the index after each kill.
+
+    python -m tests.soak.recording_kills 1000 [--save]
 
 After each kill, the index must be readable, and its repair must leave nothing to correct: every listed file can be
-played, and no file is unlisted.
+played, and no file is unlisted. Otherwise, the command fails. With `--save`, it writes the result to the folder of
+results.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import signal
@@ -16,12 +20,15 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+from tests.perf.__main__ import result
+from tests.perf.results import save
 from tests.unit.outputs.recording.killed_writer import record_forever
 from tests.unit.outputs.recording.streams import coded
 from vision.outputs.recording.index import RecordingIndex
 from vision.outputs.recording.repair import find_differences, repair
 
-_LONGEST_S = 0.4
+TITLE = "Kills of a process that records, and the index of the recordings after each kill"
+_SHORTEST_S, _LONGEST_S = 0.005, 0.4
 
 
 def kill_once(folder: Path, delay_s: float) -> Counter[str]:
@@ -44,15 +51,28 @@ def kill_once(folder: Path, delay_s: float) -> Counter[str]:
 
 def main() -> int:
     """Kill the process as many times as the first argument states. Print the totals."""
-    kills, random_delay, faults = int(sys.argv[1]), random.Random(7), Counter[str]()
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.recording_kills")
+    parser.add_argument("kills", type=int)
+    parser.add_argument("--save", action="store_true", help="write the result to the folder of results")
+    options = parser.parse_args()
+    kills, random_delay, faults = options.kills, random.Random(7), Counter[str]()
     coded(frames=100)
     with tempfile.TemporaryDirectory() as name:
         for number in range(1, kills + 1):
-            faults += kill_once(Path(name), random_delay.uniform(0.005, _LONGEST_S))
+            faults += kill_once(Path(name), random_delay.uniform(_SHORTEST_S, _LONGEST_S))
             if number % 100 == 0:
                 print(f"{number} kills: {dict(faults)}", flush=True)
         with closing(RecordingIndex(Path(name))) as index:
-            print(f"the index is readable after {kills} kills, and lists {len(index.files())} files")
+            listed = len(index.files())
+    print(f"the index is readable after {kills} kills, and lists {listed} files")
+    if options.save:
+        figures = {
+            "kills": kills,
+            "unreadable_indexes": 0,
+            "repaired_differences": dict(faults),
+            "listed_files": listed,
+        }
+        print(save(result("recording_kills", figures, TITLE)))
     return 0
 
 

@@ -22,6 +22,7 @@ _WAITING_PACKETS: Final = 1000  # maximum number in the sender, and also in the 
 _RECONNECT_MS: Final = 50
 _RECONNECT_MAX_MS: Final = 500
 _WAITING_REQUESTS: Final = 64  # requests for images in one process
+_LENGTH_BYTES: Final = 4  # of the length of an encoded header
 _TIMES: Final = b"\0times\0"
 _IMAGES: Final = b"\0images\0"
 _SUBSCRIBE, _UNSUBSCRIBE, _REQUEST = b"\1", b"\0", b"\2"
@@ -148,7 +149,8 @@ class PacketSocket:
 
     def send(self, camera_id: str, header: PacketHeader, data: Any) -> None:
         """Send a packet without waiting. `data` is any bytes-like object, and is copied. Do nothing after `close`."""
-        self._send(_topic(camera_id), _encode(header), data)
+        head = _encode(header)
+        self._send(_topic(camera_id), len(head).to_bytes(_LENGTH_BYTES, "big"), head, data)
 
     def send_time(self, time: FrameTime) -> None:
         """Send a frame's capture time to each `LiveReceiver` of the camera's packets. Do nothing after `close`."""
@@ -160,10 +162,11 @@ class PacketSocket:
         """Send an image without waiting. Do nothing after `close`."""
         self._send(_IMAGES + _topic(image.camera), _encode(image))
 
-    def _send(self, *parts: Any) -> None:
+    def _send(self, *content: Any) -> None:
+        message = b"".join(content)  # one part, because each part takes time in the sender and the receivers
         with self._lock:
             if not self._context.closed:
-                self._socket.send_multipart(parts)
+                self._socket.send(message)
 
     def close(self) -> None:
         """Close the socket. Idempotent."""
@@ -198,8 +201,7 @@ class PacketReceiver:
         """Return the next packet, or None if no packet arrives within `timeout_s` seconds."""
         if not self._socket.poll(round(timeout_s * 1e3)):
             return None
-        topic, header, data = self._socket.recv_multipart()
-        return CodedPacket(topic[:-1].decode(), _decode(header), data)
+        return _packet(self._socket.recv())
 
     def close(self) -> None:
         """Disconnect. Idempotent."""
@@ -238,19 +240,25 @@ class LiveReceiver:
 
     def receive(self) -> LiveItem | None:
         """Return the next packet, time, or image without waiting. Return None if nothing has arrived."""
-        try:
-            topic, *parts = self.socket.recv_multipart(zmq.DONTWAIT)
-        except zmq.Again:
+        if not zmq.zmq_poll([(self.socket, zmq.POLLIN)], 0):  # cheaper than the error of a call that does not wait
             return None
-        if topic.startswith(_TIMES):
-            return _decode_time(parts[0])
-        if topic.startswith(_IMAGES):
-            return _decode_image(parts[0])
-        return CodedPacket(topic[:-1].decode(), _decode(parts[0]), parts[1])
+        message = self.socket.recv()
+        if message.startswith(_TIMES):
+            return _decode_time(message[message.index(0, len(_TIMES)) + 1 :])
+        if message.startswith(_IMAGES):
+            return _decode_image(message[message.index(0, len(_IMAGES)) + 1 :])
+        return _packet(message)
 
     def close(self) -> None:
         """Disconnect. Idempotent."""
         self._context.destroy(linger=0)
+
+
+def _packet(message: bytes) -> CodedPacket:
+    start = message.index(0) + 1
+    head = start + _LENGTH_BYTES
+    data = head + int.from_bytes(message[start:head], "big")
+    return CodedPacket(message[: start - 1].decode(), _decode(message[head:data]), message[data:])
 
 
 def _topic(camera_id: str) -> bytes:

@@ -41,6 +41,9 @@ class Receiver(Protocol):
     def push(self, record: bytes) -> bool:
         """Queue a record. Return False if the record is lost."""
 
+    def flush(self) -> None:
+        """Send the queued records, as one message."""
+
 
 @dataclass(slots=True)
 class Watch:
@@ -187,6 +190,11 @@ class CameraFeed:
     def remove(self, viewer: Receiver) -> None:
         """Remove a viewer, if it was added."""
         self.watches = [watch for watch in self.watches if watch.viewer is not viewer]
+
+    def flush(self) -> None:
+        """Send the records of all viewers."""
+        for watch in self.watches:
+            watch.viewer.flush()
 
     def packet(self, packet: CodedPacket) -> None:
         """Send a packet to the viewers that decode it, each from a key frame on."""

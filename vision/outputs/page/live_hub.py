@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 _KINDS: Final = ("detections", "status", "counts")
 _WAITING_MESSAGES: Final = 1000
 _KEEPALIVE_S: Final = 5
+_PACKETS_WAIT_MS: Final = 100
+"""Maximum time in ms that packets wait for a result."""
+
 _MOST_AT_ONCE: Final = 200  # items of one socket that are handled before the other
 
 
@@ -52,6 +55,8 @@ class LiveHub:
         self._settings = settings
         self._hidden = settings.privacy_sections()
         self._feeds: dict[str, CameraFeed] = {}
+        self._changed: set[CameraFeed] = set()  # since the thread was waiting
+        self._has_more_packets = False
         self._receiver = LiveReceiver(settings.packets)
         self._messages = _Messages(address, keys)
         self._filter = ImageFilter(self._hidden)
@@ -85,7 +90,6 @@ class LiveHub:
             for camera_id, feed in self._feeds.items():
                 if feed.is_private != (camera_id in self._hidden):
                     feed.hide(is_private=camera_id in self._hidden)
-                    self._update(feed)
                 feed.show_scene()
 
         self._do(change)
@@ -118,15 +122,23 @@ class LiveHub:
             self._wake.send(b"\0")
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        for each in (self._receiver.socket, self._messages.socket, self._woken):
-            poller.register(each, zmq.POLLIN)
+        for_results, for_all = zmq.Poller(), zmq.Poller()
+        for poller in (for_results, for_all):
+            poller.register(self._messages.socket, zmq.POLLIN)
+            poller.register(self._woken.fileno(), zmq.POLLIN)
+        for_all.register(self._receiver.socket, zmq.POLLIN)
         try:
             while not self._closed:
-                poller.poll()
-                self._do_waiting()
-                self._receive_packets()
-                self._receive_messages()
+                ready = dict(self._poll(for_results, for_all))
+                if self._woken.fileno() in ready:
+                    self._do_waiting()
+                self._receive_packets()  # before the results of the same frames
+                if self._messages.socket in ready:
+                    self._receive_messages()
+                for feed in self._changed:
+                    self._update(feed)
+                    feed.flush()
+                self._changed.clear()
         except Exception:
             log.exception("the live view failed")
             os._exit(1)  # the program starts this process again
@@ -136,14 +148,28 @@ class LiveHub:
             self._wake.close()
             self._woken.close()
 
+    def _poll(self, for_results: zmq.Poller, for_all: zmq.Poller) -> list[tuple[Any, int]]:
+        """Wait until there is work. Return the sockets that can be read.
+
+        A browser shows a frame when it has the result. So if no viewer waits for an image, packets wait for the next
+        result. The thread then wakes up once for each frame, which takes more CPU time than the work itself.
+        """
+        if self._has_more_packets:
+            return for_all.poll(0)
+        if not self._feeds or any(feed.has_images for feed in self._feeds.values()):
+            return for_all.poll()
+        return for_results.poll(_PACKETS_WAIT_MS)
+
     def _do_waiting(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(4096)
         with contextlib.suppress(queue.Empty):
             while True:
                 self._work.get_nowait()()
+        self._changed.update(self._feeds.values())
 
     def _receive_packets(self) -> None:
+        self._has_more_packets = False
         for _ in range(_MOST_AT_ONCE):
             item = self._receiver.receive()
             if item is None:
@@ -158,7 +184,8 @@ class LiveHub:
                 feed.frame_time(item)
             else:
                 self._receive_image(feed, item)
-            self._update(feed)
+            self._changed.add(feed)
+        self._has_more_packets = True
 
     def _receive_image(self, feed: CameraFeed, image: Image) -> None:
         result = feed.result_of(image)
@@ -185,7 +212,7 @@ class LiveHub:
                 feed.detections(message)
             else:
                 feed.report(message)
-            self._update(feed)
+            self._changed.add(feed)
 
     def _add(self, viewer: Receiver, camera_id: str, codecs: Collection[str]) -> None:
         feed = self._feeds.get(camera_id)
@@ -198,7 +225,6 @@ class LiveHub:
             )
             self._messages.want(camera_id, wanted=True)
         feed.add(viewer, codecs)
-        self._update(feed)
 
     def _remove(self, viewer: Receiver, camera_id: str | None) -> None:
         for feed in list(self._feeds.values()):
@@ -241,16 +267,15 @@ class _Messages:
 
     def receive(self) -> DetectionsMessage | CameraStatusMessage | CountsMessage | None:
         """Return the next message without waiting. Return None if no message has arrived. Skip invalid messages."""
-        while True:
+        while zmq.zmq_poll([(self.socket, zmq.POLLIN)], 0):  # cheaper than the error of a call that does not wait
             try:
-                topic, payload = self.socket.recv_multipart(zmq.DONTWAIT)
+                topic, payload = self.socket.recv_multipart()
                 message = codec.decode(topic.decode(errors="replace"), payload)
-            except zmq.Again:
-                return None
             except (MessageError, ValueError):
                 continue
             if isinstance(message, DetectionsMessage | CameraStatusMessage | CountsMessage):
                 return message
+        return None
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -268,6 +293,9 @@ class _OneImage:
         if kind == "image":
             self._loop.call_soon_threadsafe(self._set, data)
         return True
+
+    def flush(self) -> None:
+        pass
 
     def _set(self, data: bytes) -> None:
         if not self.jpeg.done():

@@ -11,7 +11,7 @@ MAX_WAITING_BYTES: Final = 4_000_000
 
 
 class Viewer:
-    """Records that wait for one browser. Call `push` from any thread, and all other methods from the event loop.
+    """Records that wait for one browser. Call `push` and `flush` from any thread, other methods from the event loop.
 
     A viewer stalls if too many bytes wait. A stalled viewer discards the waiting records, and accepts no records until
     the current message has been sent.
@@ -30,7 +30,7 @@ class Viewer:
         self._closed = False
 
     def push(self, record: bytes) -> bool:
-        """Queue a record. Return False if the viewer has stalled or was closed, and the record is lost."""
+        """Queue a record until `flush`. Return False if the viewer stalled or was closed, and the record is lost."""
         with self._lock:
             if self._stalled or self._closed:
                 return False
@@ -42,10 +42,14 @@ class Viewer:
                 return False
             self._waiting.append(record)
             self._nbytes += len(record)
-            if not self._notified:
+        return True
+
+    def flush(self) -> None:
+        """Let `take` return the queued records."""
+        with self._lock:
+            if self._waiting and not self._notified:
                 self._notified = True
                 self._loop.call_soon_threadsafe(self._arrived.set)
-        return True
 
     async def take(self) -> bytes:
         """Wait for records, and return them as one message. Call this after the previous message has been sent."""

@@ -36,6 +36,9 @@ class Viewer:
             self.records.append({**msgspec.json.decode(record[8 : 8 + head]), "data": record[8 + head :]})
         return self.accepts
 
+    def flush(self) -> None:
+        pass
+
     def kinds(self) -> list[str]:
         """Return the kinds of the records since the last call, except the scene."""
         kinds = [record["kind"] for record in self.records if record["kind"] != "scene"]
