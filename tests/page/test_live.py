@@ -7,19 +7,23 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Final
 
+import msgspec
 import psutil
 import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.page.conftest import OpenInBrowser, StartProgram
 from tests.page.harness import until
-from tests.page.live_site import Sink, Site, show, shown
+from tests.page.live_site import Sink, Site, message_of, show, shown
 from tests.paths import ROOT
 from vision.capture.zoo.camera import Camera
 from vision.capture.zoo.persona import Fault, RtspStream
 from vision.capture.zoo.zoo import PERSONAS, Zoo, running_zoo
 from vision.config import CameraConfig
+from vision.messaging.message_fields import MaskOfObject
+from vision.outputs.page.live_scene import drawing
 from vision.runtime.worker_process import worker_name
+from vision.types import FrameMeta
 
 pytestmark = pytest.mark.integration
 
@@ -196,7 +200,44 @@ DRAWN: Final = """async (view) => {
 }"""
 
 
+DRAWN_OBJECTS: Final = """async (drawn) => {
+  const { Overlay } = await import("/static/live.js");
+  const canvas = document.body.appendChild(document.createElement("canvas"));
+  canvas.style.width = "160px";
+  const overlay = new Overlay(canvas);
+  const frame = new OffscreenCanvas(160, 120);
+  frame.getContext("2d").fillRect(0, 0, 160, 120);
+  overlay.draw(frame.transferToImageBitmap(), drawn);
+  const { data } = overlay.context.getImageData(0, 0, 160, 120);
+  const places = [...Array(160 * 120).keys()].filter((at) => data[4 * at] + data[4 * at + 1] + data[4 * at + 2] > 90);
+  return places.map((at) => [at % 160, Math.floor(at / 160)]);
+}"""
+"""JavaScript that draws a result on a black frame. It returns the places of the pixels that are no longer black."""
+
+
 def test_lines_are_drawn_where_a_moved_camera_counts(site: Site, page: Page) -> None:
     page.goto(site.url)
     assert page.evaluate(DRAWN) == pytest.approx(40, abs=2)
     assert page.evaluate(DRAWN, {"view": [1.0, 0.0, 0.0, 1.0, 50.0, 0.0]}) == pytest.approx(90, abs=2)
+
+
+def test_keypoints_limbs_masks_and_oriented_boxes_are_drawn(site: Site, page: Page) -> None:
+    points = [(20.0 + 5 * index, 60.0, 0.0) for index in range(17)]
+    points[5], points[7], points[9] = (20.0, 20.0, 0.9), (60.0, 20.0, 0.9), (100.0, 20.0, 0.1)
+    counts = [120 * 100 + 70, 30, *[90, 30] * 19, 120 * 41 - 70 - 30]
+    message = message_of(FrameMeta("gate", 0, 0, 0, 0, 160, 120), 5, (0.0, 118.0, 2.0, 119.0))
+    (plain,) = message.objects
+    corners = [(40.0, 60.0), (60.0, 80.0), (40.0, 100.0), (20.0, 80.0)]
+    shaped = [
+        msgspec.structs.replace(plain, keypoints=points),
+        msgspec.structs.replace(plain, class_id=1, mask=MaskOfObject(size=(120, 160), counts=counts)),
+        msgspec.structs.replace(plain, class_id=2, corners=corners),
+    ]
+    drawn = drawing(msgspec.structs.replace(message, objects=shaped))
+    page.goto(site.url)
+    colored = set(map(tuple, page.evaluate(DRAWN_OBJECTS, msgspec.to_builtins(drawn))))
+    assert {(20, 20), (40, 20), (60, 20)} <= colored  # two keypoints, and the limb between them
+    assert (100, 20) not in colored  # a keypoint with a low score
+    assert (20, 23) in colored and (40, 23) not in colored  # a dot is larger than the line
+    assert {(102, 72), (118, 98)} <= colored and not {(98, 85), (110, 67), (110, 103), (122, 85)} & colored
+    assert {(50, 70), (30, 90)} <= colored and (20, 60) not in colored

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vision.config import CameraAnalytics, LineConfig, Point, ZoneConfig
 from vision.config.analytics import GroundConfig, Units, pixels_per_unit
+from vision.drawing.skeleton import drawn_keypoints
 from vision.types import Mask, Shapes, rotated_corners
 
 Frame: TypeAlias = NDArray[np.uint8]
@@ -43,19 +44,11 @@ WHITE: Final[Color] = (255, 255, 255)
 FALSE_COLOR: Final[Color] = (90, 90, 255)
 RIM: Final[Color] = (24, 24, 24)
 
-COCO_LIMBS: Final[tuple[tuple[int, int], ...]] = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-)  # fmt: skip
-"""Pairs of keypoints that the skeleton of COCO connects, as 0-based indices of the 17 keypoints."""
-
 _LETTER_SHARE: Final = 0.016  # height of a capital letter, as a fraction of the frame's shorter side
 _MIN_LETTERS_PX: Final = 7
 _STROKE_SHARE: Final = 1 / 360
 _FILL: Final = 0.18  # opacity of a zone's color inside the zone
 _MASK_FILL: Final = 0.4  # opacity of an object's color on its mask
-_SURE_KEYPOINT: Final = 0.3  # score below which a keypoint is not drawn
-_COCO_KEYPOINTS: Final = 17
 _OVERSIZE: Final = 4  # factor by which letters are drawn larger and scaled down
 _SHIFT: Final = 4  # number of fractional bits of OpenCV's coordinates
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
@@ -215,11 +208,10 @@ class Overlay:
 
         If there are 17 keypoints, as in COCO, also draw the limbs between them.
         """
-        sure = points[:, 2] >= _SURE_KEYPOINT
+        sure, limbs = drawn_keypoints(points[:, 2].tolist())
         at = points[:, :2].astype(np.float64)
-        for first, second in COCO_LIMBS if len(points) == _COCO_KEYPOINTS else ():
-            if sure[first] and sure[second]:
-                self._path(at[[first, second]], color, closed=False)
+        for limb in limbs:
+            self._path(at[list(limb)], color, closed=False)
         for point in at[sure]:
             self._disc(point, self.stroke_px, color)
 

@@ -10,7 +10,12 @@ import msgspec
 from vision.config import AppConfig
 from vision.config.analytics import CameraAnalytics
 from vision.config.privacy import CameraPrivacy
+from vision.drawing.skeleton import drawn_keypoints
+from vision.messaging.message_fields import MaskOfObject
 from vision.messaging.schema import DetectedObject, DetectionsMessage
+
+_MASK_COLUMNS: Final = 100
+"""Maximum number of columns, approximately, in which run lengths of a mask are drawn, because a path can be long."""
 
 Points: TypeAlias = Sequence[Sequence[float]]
 """The x and y of successive points."""
@@ -82,10 +87,10 @@ def _shape(kind: str, name: str, rings: Sequence[Points], section: Mapping[str, 
 
 
 def drawing(message: DetectionsMessage) -> dict[str, Any]:
-    """Return the drawing of the live view on a frame: the color, the text, and the outline (a path) of each object.
+    """Return the drawing of the live view on a frame: the text of each object, and its paths with their styles.
 
-    `foot` is the bottom center of the object, through which its trail passes. `areas` is the path of its pixels, if
-    they are known.
+    The paths are those of the pixels, the outline, and the keypoints of the object. `foot` is the bottom center of the
+    object, through which its trail passes.
     """
     return {
         "epoch": message.epoch,
@@ -99,17 +104,50 @@ def drawing(message: DetectionsMessage) -> dict[str, Any]:
 def _drawn(found: DetectedObject) -> dict[str, Any]:
     left, top, right, bottom = found.box
     names = [found.class_name] if found.track_id is None else [found.class_name, str(found.track_id)]
+    hue = round(found.class_id * 137.5 + 200) % 360  # classes differ by the golden angle
+    color = f"hsl({hue} 90% 70%)"
+    outline = f"M{left} {top}H{right}V{bottom}H{left}Z" if found.corners is None else _path([found.corners])
+    paths: list[tuple[str, Mapping[str, Any]]] = [(outline, {"stroke": color, "width": 1.5})]
+    if found.mask is not None:
+        paths.insert(0, (_mask_path(found.mask, right - left), {"fill": f"hsl({hue} 90% 70% / 0.4)"}))
+    if found.keypoints is not None:
+        paths += _keypoint_paths(found.keypoints, color)
     drawn: dict[str, Any] = {
-        "color": f"hsl({round(found.class_id * 137.5 + 200) % 360} 90% 70%)",  # classes differ by the golden angle
+        "color": color,
         "text": " ".join([*names, *(each.class_name for each in found.attributes or ())]),
         "at": (left, top),
-        "path": f"M{left} {top}H{right}V{bottom}H{left}Z" if found.corners is None else _path([found.corners]),
+        "paths": paths,
     }
     if found.track_id is not None:
         drawn |= {"id": found.track_id, "foot": ((left + right) / 2, bottom)}
-    if found.mask is not None and found.mask.polygons is not None:
-        drawn["areas"] = _path(found.mask.polygons)
     return drawn
+
+
+def _keypoint_paths(points: Sequence[tuple[float, float, float]], color: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the paths of keypoints and of the limbs between them."""
+    dots, limbs = drawn_keypoints([score for _, _, score in points])
+    lines = "".join("M{} {}L{} {}".format(*points[first][:2], *points[second][:2]) for first, second in limbs)
+    short = "".join("M{} {}h.01".format(*points[dot][:2]) for dot in dots)  # a dot, because the ends are round
+    return [(lines, {"stroke": color, "width": 1.5}), (short, {"stroke": color, "width": 5})]
+
+
+def _mask_path(mask: MaskOfObject, width_px: float) -> str:
+    """Return the path of the pixels of an object of this width."""
+    if mask.polygons is not None:
+        return _path(mask.polygons)
+    if mask.size is None or mask.counts is None:
+        return ""
+    height, step = mask.size[0], max(1, round(width_px / _MASK_COLUMNS))
+    parts, start = [], 0
+    for number, count in enumerate(mask.counts):
+        end = start + count
+        if number % 2 and count:  # a run inside the object, which can continue in the next columns
+            for column in range(start // height, (end - 1) // height + 1):
+                if column % step == 0:
+                    top = max(start - column * height, 0)
+                    parts.append(f"M{column} {top}h{step}V{min(end - column * height, height)}h-{step}Z")
+        start = end
+    return "".join(parts)
 
 
 def _path(rings: Iterable[Points]) -> str:

@@ -246,7 +246,7 @@ export class Overlay {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.drawImage(image, 0, 0, ...size);
     context.setTransform(size[0] / width, 0, 0, size[1] / height, 0, 0);
-    context.lineJoin = "round";
+    context.lineJoin = context.lineCap = "round"; // a short line is a dot
     this.size = [width, height];
     this.unit = Math.max(1, (1.5 * devicePixelRatio * width) / size[0]); // a stroke, in frame pixels
     this.drawScene();
@@ -267,9 +267,8 @@ export class Overlay {
 
   drawObjects({ objects }) {
     this.frame += 1;
-    for (const { id, color, text, at, path, areas, foot } of objects) {
-      if (areas) this.paint(new Path2D(areas), { fill: color.replace(")", " / 0.4)") });
-      this.paint(new Path2D(path), { stroke: color, width: 1.5 });
+    for (const { id, color, text, at, paths, foot } of objects) {
+      for (const [path, style] of paths) this.paint(new Path2D(path), style);
       if (foot) {
         const places = [...(this.trails.get(id)?.places ?? []), foot].slice(-TRAIL_FRAMES);
         this.trails.set(id, { places, frame: this.frame });
