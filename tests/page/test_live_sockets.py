@@ -78,12 +78,17 @@ def records(client: ClientConnection) -> Iterator[tuple[dict[str, Any], bytes]]:
     while True:
         message = client.recv(PATIENCE_S)
         assert isinstance(message, bytes)
-        at = 0
-        while at < len(message):
-            head, length = struct.unpack_from("!II", message, at)
-            start = at + 8 + head
-            yield msgspec.json.decode(message[at + 8 : start]), message[start : start + length]
-            at = start + length
+        yield from split(message)
+
+
+def split(message: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Yield the header and the data of each record in a message."""
+    at = 0
+    while at < len(message):
+        head, length = struct.unpack_from("!II", message, at)
+        start = at + 8 + head
+        yield msgspec.json.decode(message[at + 8 : start]), message[start : start + length]
+        at = start + length
 
 
 def images(client: ClientConnection, count: int) -> tuple[list[NDArray[np.uint8]], Counter[str]]:
@@ -170,6 +175,22 @@ def test_nothing_is_received_while_nobody_looks(zoo: Zoo) -> None:
             wish(client, watch="gate", codecs=[])
             until(lambda: site.is_wanted("gate"), "images are not requested")
         until(lambda: not site.is_wanted("gate"), "images are requested after the connection was closed")
+
+
+def test_packets_and_results_share_messages(zoo: Zoo) -> None:
+    """Each message takes CPU time. The site publishes the result of a frame 30 ms after its packet."""
+    with ExitStack() as stack:
+        site = Site(stack)
+        add(site, zoo, "gate")
+        with socket_of(site) as client:
+            wish(client, watch="gate", codecs=["h264"])
+            assert any(header["kind"] == "result" for header, _ in records(client))
+            shared = 0
+            for _ in range(40):
+                message = client.recv(PATIENCE_S)
+                assert isinstance(message, bytes)
+                shared += {"packet", "result"} <= {header["kind"] for header, _ in split(message)}
+    assert shared > 20
 
 
 def test_a_viewer_that_does_not_read_delays_nobody(zoo: Zoo) -> None:
