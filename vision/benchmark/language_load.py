@@ -17,7 +17,7 @@ import psutil
 from vision.benchmark.language import NO, QUESTION, YES, Sample, sample_images
 from vision.benchmark.loops import Durations
 from vision.config.language import LanguageServer
-from vision.errors import LanguageError
+from vision.errors import InvalidAnswer, LanguageError
 from vision.language.client import ChatServer
 from vision.language.parallel_limit import ParallelLimit
 
@@ -82,7 +82,8 @@ class LanguageLoad:
         try:
             answer = self._server.complete(QUESTION, [image.jpeg], choices=(YES, NO))
         except LanguageError as error:
-            self._limit.ended(request, error.code, self._config.timeout_s)
+            is_answer = isinstance(error, InvalidAnswer)
+            self._limit.ended(request, "" if is_answer else error.code, self._config.timeout_s)
             return error.code
         self._limit.ended(request)
         with self._lock:

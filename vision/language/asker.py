@@ -189,7 +189,8 @@ class Asker:
                 deadline_s=left_s,
             )
         except LanguageError as error:
-            self._limit.ended(request, error.code, min(left_s, self._config.timeout_s))
+            is_answer = isinstance(error, InvalidAnswer) and error.code not in _BROKEN
+            self._limit.ended(request, "" if is_answer else error.code, min(left_s, self._config.timeout_s))
             if error.code == "busy" and self._limit.fixed is None and not request.is_alone:
                 self._put(waiting)  # the server works, but it had too many requests, and gets fewer from now on
                 return
