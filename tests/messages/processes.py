@@ -94,4 +94,4 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.005)
+        time.sleep(0.02)  # conditions often search all messages, in the process of the program that they wait for

@@ -453,7 +453,8 @@ def test_profile_prints_the_commands_for_trtexec() -> None:
 # ------------------------------------------------------------------------------------------------ plan
 
 
-def test_plan_prints_and_writes_the_report(tmp_path: Path) -> None:
+def test_plan_prints_and_writes_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vision.benchmark.plan._SEARCH_LIMIT", 0.1)  # one more run
     config = tmp_path / "camera.yaml"
     config.write_text(json.dumps(make_config(tmp_path)))
     done = run("plan", config, "--seconds", "1", "--json", tmp_path / "plan.json")
