@@ -103,7 +103,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def _outcome(self, timeout_s: float) -> Any:
-        """Wait for the call in progress. Return its value, or raise its exception. Return None if interrupted.
+        """Wait for the call in progress. Return its value, or raise its exception. Return None after `interrupt`.
 
         Raise `queue.Empty` if the call takes longer than `timeout_s`.
         """

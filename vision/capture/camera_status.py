@@ -17,7 +17,7 @@ State: TypeAlias = Literal["connecting", "streaming", "frozen", "backing-off", "
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
-    """A snapshot of one camera's state."""
+    """The state of one camera at one moment."""
 
     state: State
     since_ns: int  # monotonic time at which the camera entered this state
@@ -90,7 +90,7 @@ class StatusTracker:
         self._retry_ns = 0
 
     def snapshot(self) -> CameraStatus:
-        """Return a consistent snapshot of the camera's state."""
+        """Return a consistent copy of the camera's state."""
         with self._lock:
             now_ns = self._clock()
             state, since_ns = self._visible_state(now_ns)
@@ -139,7 +139,7 @@ class StatusTracker:
         return self._stream.epoch
 
     def enter(self, state: State) -> None:
-        """Set the state of the camera. If the state changes, record the current time as its start."""
+        """Set the state of the camera. If the state changes, record the current time as the start of the new state."""
         with self._lock:
             if state != self._state:
                 self._state, self._since_ns = state, self._clock()
@@ -162,7 +162,7 @@ class StatusTracker:
             self._stream.height_px, self._stream.width_px = height_px, width_px
 
     def arrived(self, now_ns: int, clock_source: ClockSource) -> None:
-        """Record that a frame arrived at `now_ns` (monotonic), and set the state to "streaming"."""
+        """Record that a frame arrived at `now_ns` (monotonic ns), and set the state to "streaming"."""
         with self._lock:
             stream = self._stream
             stream.grabbed += 1
@@ -173,7 +173,7 @@ class StatusTracker:
             self.enter("streaming")
 
     def delivered(self) -> None:
-        """Clear the last error, because the camera has delivered a usable frame."""
+        """Remove the recorded error, because the camera has delivered a usable frame."""
         if self._failure.text:
             with self._lock:
                 self._failure = Failure()
@@ -204,7 +204,7 @@ class StatusTracker:
             self._stream.live = False
 
     def check_silence(self, now_ns: int) -> None:
-        """Check that the camera has not been silent for too long. `now_ns` is the current time (monotonic).
+        """Check that the camera has not been silent for too long. `now_ns` is the current time (monotonic ns).
 
         Silence starts with the last frame, connection, or wait for the sink.
 

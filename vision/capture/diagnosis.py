@@ -36,8 +36,8 @@ def named(name: str | Path, error: SourceError) -> SourceError:
 def explain_open(camera: CameraConfig, *, late: bool) -> SourceError:
     """Send requests to a network camera that a library could not open. Return an error with the probable cause.
 
-    Connecting, the TLS handshake, and the responses can each take 2 s. If `late`, the library has already reached its
-    timeout, and this limit is 0.5 s. The time for the lookup of the host name is not limited.
+    Connecting, the TLS handshake, and the responses can each take 2 s. If `late` is True, the library has already
+    reached its timeout, and this limit is 0.5 s. The time for the lookup of the host name is not limited.
     """
     address = camera.address
     assert isinstance(address, NETWORK)

@@ -30,7 +30,8 @@ class CapturedFrame:
 def read_frames(camera: CameraConfig, *, offline: bool) -> Generator[CapturedFrame, None, None]:
     """Yield each frame of a camera until its stream ends. To close the source, close the generator.
 
-    If `offline`, files and synthetic cameras are read as fast as possible. Live cameras are not affected by `offline`.
+    If `offline` is True, files and synthetic cameras are read as fast as possible. Live cameras are not affected by
+    `offline`.
 
     Raises:
         ConfigError: the library that the camera needs is not installed.

@@ -41,7 +41,7 @@ class FrameTap:
         self._copies: deque[_Copy] = deque()
 
     def offer(self, buffer: FrameBuffer, meta: FrameMeta) -> None:
-        """Copy a frame if a receiver may request it. Otherwise, discard all copies. Run this in the camera's thread."""
+        """Copy a frame if a receiver may request it. Otherwise, discard all copies. Call this in the camera thread."""
         if not self._taps.wants(self._camera_id):
             self._copies.clear()
             return
@@ -70,7 +70,7 @@ class FrameTaps:
         self._thread.start()
 
     def tap(self, camera_id: str) -> FrameTap:
-        """Create the tap of a camera, and return it. It replaces an earlier tap of the same camera."""
+        """Create the tap of a camera, and return it. The tap replaces an existing tap of the camera."""
         tap = self._taps[camera_id] = FrameTap(camera_id, self)
         return tap
 

@@ -48,7 +48,10 @@ class FrameRateEstimator:
         return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1) / 1e9
 
     def fps(self, now_ns: int) -> float:
-        """Return the frame rate in frames/s, or 0 before the second frame. The rate decreases without frames."""
+        """Return the frame rate in frames/s, or 0 before the second frame.
+
+        While no frame arrives, the rate decreases.
+        """
         arrivals = self._arrivals_ns
         if len(arrivals) < 2:
             return 0.0

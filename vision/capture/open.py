@@ -39,7 +39,7 @@ class NamedOpener(msgspec.Struct, frozen=True):
     arguments: Mapping[str, Any] = {}  # further keyword arguments of the function; MessagePack must support them
 
     def __call__(self, camera: CameraConfig, **options: Any) -> Source:
-        """Call the function with the arguments of `open_source` and with `arguments`. Return its source."""
+        """Call the function with the arguments of `open_source` and with `arguments`. Return its result."""
         module, _, name = self.name.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(camera, **self.arguments, **options)
         return source

@@ -1,8 +1,8 @@
 """Pacing of recordings and synthetic cameras: at their own frame rate or, offline, as fast as they are read.
 
 At its own rate, a recording simulates a camera. The capture time of a frame is the time at which the frame is due, even
-if the waiting thread runs later, so that a slow machine is visible as latency. Offline, no frame is late, and capture
-times follow from the positions of the frames in the recording, so that results do not depend on the machine.
+if the waiting thread wakes up late, so that a slow machine is visible as latency. Offline, no frame is late, and
+capture times follow from the positions of the frames in the recording, so that results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FramePacer:
         utc: Callable[[], int] = time.time_ns,
         wait: Callable[[float], object] | None = None,
     ) -> None:
-        """Create a pacer. If `offline`, every frame is due immediately.
+        """Create a pacer. If `offline` is True, every frame is due immediately.
 
         `wait` sleeps for a number of seconds, or until `interrupted` is set.
         """
@@ -51,7 +51,7 @@ class FramePacer:
         self._started = False
 
     def start(self) -> None:
-        """Restart the schedule. The next frame is then due immediately."""
+        """Restart the schedule, so that the next frame is due immediately."""
         self._started = False
 
     def due(self, media_ns: int, timeout_s: float) -> bool:

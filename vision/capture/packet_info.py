@@ -56,7 +56,7 @@ class KeyFrameGate:
 
         Args:
             key: True if the frame is a key frame.
-            now_ns: current time (monotonic).
+            now_ns: current time (monotonic ns).
             lag_ns: time for which the frame waited to be read, or 0 if something else limits this time, such as
                 `vision.capture.read_ahead.Backlog`.
         """
@@ -109,9 +109,10 @@ class Timeline:
 
         `pts_ns` is the presentation time of the frame. If it is None or unknown, return None and no times.
 
-        Frames that were stored earlier and have an earlier time are passed over. They are removed too, because the
-        decoder has not output them and will not do so later. If one of them is damaged, the returned frame counts as
-        damaged too: a decoder that flushes a damaged frame at a key frame can output it with the key frame's time.
+        Frames that were stored before this frame and have an earlier presentation time are passed over. They are
+        removed too, because the decoder has not output them and will not output them. If a frame that is passed over is
+        damaged, the returned frame counts as damaged too: a decoder that flushes a damaged frame at a key frame can
+        output it with the key frame's time.
         """
         with self._lock:
             packet = None if pts_ns is None else self._frames.get(pts_ns)

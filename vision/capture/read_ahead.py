@@ -33,7 +33,9 @@ class Connection(Protocol[FrameT_co]):
     """An open connection. Call its methods from the reading thread."""
 
     def packets(self, closing: threading.Event) -> Iterable[tuple[FrameT_co, bool]]:
-        """Yield each coded frame as it arrives, and True if it is a key frame. If `closing` is set, end all waits.
+        """Yield each coded frame as it arrives, and a flag that is True for key frames.
+
+        When `closing` is set, stop waiting.
 
         Raises:
             SourceError: the connection failed or ended.
@@ -79,7 +81,7 @@ class Backlog(Generic[FrameT]):
         self._interrupted = False
 
     def put(self, frame: FrameT, *, key: bool) -> None:
-        """Add a frame that has just arrived. If `key`, the frame is a key frame."""
+        """Add a frame that has just arrived. `key` is True for a key frame."""
         now_ns = self._clock()
         with self._changed:
             if self._waits_for_key and not key:
@@ -186,7 +188,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         """Return the next coded frame. Return None after `timeout_s` or `interrupt`, or if no connection is open.
 
         Raises:
-            SourceError: the connection failed or ended, and all earlier frames were taken.
+            SourceError: the connection failed or ended, and no received frame is left.
         """
         return None if self._reading is None else self._reading.backlog.take(timeout_s)
 

@@ -108,7 +108,7 @@ def _h264_order(unit: bytes) -> bool:
 
 
 def _reordered_in_vui(bits: Bits) -> int | None:
-    """Return max_num_reorder_frames of the video usability information of H.264 (section E.1.1), or None if absent."""
+    """Return max_num_reorder_frames of the video usability information of H.264 (section E.1.1), or None if missing."""
     if bits.number(1) and bits.number(8) == _EXTENDED_ASPECT:
         bits.number(32)
     if bits.number(1):  # overscan

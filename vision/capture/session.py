@@ -257,7 +257,7 @@ class Session:
     def _retrieve(self, *, resized: bool = False) -> FrameBuffer | None:
         """Copy the grabbed frame into a buffer of the sink. Return the buffer, or None if the program is stopping.
 
-        If `resized`, the size has already changed for this frame, so another change raises `SourceError`.
+        If `resized` is True, the size has already changed for this frame, so another change raises `SourceError`.
         """
         buffer = self._next_buffer()
         if buffer is None:

@@ -113,7 +113,7 @@ class FrameSink(Protocol):
     """Destination of the frames of one camera. `vision.runtime.latest_slot.LatestSlot` implements this protocol."""
 
     def configure(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> None:
-        """Allocate buffers for frames of this size and format, unless the current buffers already have them.
+        """Allocate buffers for frames of this size and format, unless the current buffers already fit.
 
         If the buffers change, drop a waiting frame.
 
@@ -161,6 +161,6 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".t
 
 
 def holds_images(path: Path) -> bool:
-    """Return True if `path` is a folder or a still image, False if it is a video."""
+    """Return True if `path` is a folder or a still image, or False if it is a video."""
     # `Path.is_dir` raises an error if a name is too long.
     return os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES  # noqa: PTH112

@@ -97,7 +97,7 @@ class CameraSupervisor:
     # Methods for any thread
 
     def status(self) -> CameraStatus:
-        """Return a consistent snapshot of the state, even while the camera's thread is blocked in its library."""
+        """Return a consistent copy of the camera's state, even while the camera's thread is blocked in its library."""
         return self._parts.status.snapshot()
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Functions that apply the configured check of certificates to the TLS connections of Python and of FFmpeg.
+"""Functions that apply the configured certificate check to the TLS connections of Python and FFmpeg.
 
 `CameraConfig.tls` is `VERIFY`, `ACCEPT_ANY`, or the path of a PEM file with the certificates to trust.
 """

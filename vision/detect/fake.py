@@ -113,7 +113,7 @@ class FakeDetector:
 
 
 def _to_bgr(frame: Frame) -> NDArray[np.uint8]:
-    """Convert a frame to BGR (H, W, 3). Every YUV encoding is read as BT.601, which suffices for pure colors."""
+    """Convert a frame to BGR, uint8 (H, W, 3). Every YUV encoding is read as BT.601, which suffices for pure colors."""
     match frame.pixel_format:
         case "bgr":
             return frame.pixels

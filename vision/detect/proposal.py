@@ -207,7 +207,7 @@ def _head_of_shapes(header: OnnxHeader, metadata: ModelMetadata) -> HeadSpec | N
 
 
 def _probe(head: HeadSpec, input_: Mapping[str, object], count: int) -> ModelSpec:
-    """Return a specification for a trial of a head. It has `count` placeholder classes, but at least one."""
+    """Return a specification to test a head. The specification has `count` placeholder classes, but at least one."""
     data = {
         "name": "sample",
         "file": "sample.onnx",

@@ -105,7 +105,7 @@ def build_engine(
     """Build an engine from a serialized ONNX model in a separate thread, and return its plan.
 
     A build takes from seconds (TensorRT-RTX) to many minutes (TensorRT). If the library refuses the model after changes
-    to its shapes, the model is built without these changes. `timing_cache` is the timing cache of an earlier build on
+    to its shapes, the model is built without these changes. `timing_cache` is the timing cache of a previous build on
     the same GPU with the same library, or None. Errors of `options.prepare_thread` are passed on unchanged.
 
     Raises:
@@ -236,8 +236,8 @@ class _Build:
         """Set the compute capability to build for. If the library does not list it, build for the GPU in this machine.
 
         Raises:
-            ModelError: the library refuses the compute capability, or the build is for a different machine, and the
-                library does not list its compute capability.
+            ModelError: the library refuses the compute capability, or the build is for a different machine whose
+                compute capability the library does not list.
         """
         capability, capabilities = self._gpu.compute_capability, supported_capabilities()
         if capability in capabilities:

@@ -218,7 +218,7 @@ class EngineCache:
         cannot be stored, it is still returned, so that the program can start.
 
         Args:
-            build: function that builds the plan. Its argument is the timing cache of earlier builds, or None.
+            build: function that builds the plan. Its argument is the timing cache of previous builds, or None.
             force: True to build the plan even if the cache contains it.
             canceled: function that returns True to end the wait for another process.
 

@@ -91,7 +91,7 @@ class Calibrator:
             return None
 
     def read_calibration_cache(self) -> bytes | None:
-        """Return None, because `vision.optimize.calibration` stores the scales of earlier calibrations."""
+        """Return None, because `vision.optimize.calibration` stores the scales of previous calibrations."""
         return None
 
     def write_calibration_cache(self, cache: Any) -> None:

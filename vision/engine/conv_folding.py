@@ -106,8 +106,8 @@ class _Fold:
         """Replace the convolution in the graph, and restore the original layout of its result.
 
         The padding does not change, because the last of `width` windows ends at the same column as the last of `width /
-        factor` wider windows. The number of remaining columns is smaller than the old stride, so no additional window
-        fits.
+        factor` wider windows. The number of remaining columns is smaller than the original stride, so no additional
+        window fits.
         """
         import onnx_ir as ir
 

@@ -271,7 +271,7 @@ def member_of(enumeration: str, name: str) -> Any:
 
 
 def keeps_timing() -> bool:
-    """Return True if builds can reuse kernel timings of earlier builds. TensorRT-RTX does not measure its kernels."""
+    """Return True if builds can reuse kernel timings of previous builds. TensorRT-RTX does not measure its kernels."""
     return find_library().flavour == "tensorrt"
 
 

@@ -109,7 +109,7 @@ class MemoryPool:
     Each stream has separate segments, so memory that is freed on a stream can be reused immediately, by later work on
     this stream. If memory is freed on a different stream, the pool first waits for that stream. If memory is freed
     without a stream, the pool first waits for all work on the GPU. If a request exceeds `segment_bytes`, a segment of
-    about its size is allocated.
+    about the requested size is allocated.
     """
 
     def __init__(self, raw: RawMemory, *, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -243,7 +243,7 @@ class MemoryPool:
             )
 
     def close(self) -> None:
-        """Free all memory. Raise `DeviceError` if an engine or a context still uses some of it. Idempotent."""
+        """Free all memory. Raise `DeviceError` if an engine or a context still uses a part of it. Idempotent."""
         with self._turn():
             self._trim()
             if self._parts:

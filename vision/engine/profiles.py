@@ -53,7 +53,7 @@ class Profile:
     values: Mapping[str, Range]
 
     def contains(self, shapes: Mapping[str, Shape]) -> bool:
-        """Return True if the profile has a range for every input in `shapes`, and the shape of the input is in it."""
+        """Return True if the profile has, for every input in `shapes`, a range that contains the shape of the input."""
         return all(name in self.shapes and shape in self.shapes[name] for name, shape in shapes.items())
 
     def cost(self, shapes: Mapping[str, Shape]) -> float:

@@ -100,7 +100,7 @@ class Context:
         self.set_address(name, array.ctypes.data)
 
     def set_address(self, name: str, address: int) -> None:
-        """Set the address of an input or output. Graphs that are already captured keep the old address."""
+        """Set the address of an input or output. Graphs that are already captured keep the previous address."""
         with _refusing(f"address of {name} was refused") as check:
             check(self.raw.set_tensor_address(name, address))
 

@@ -280,7 +280,7 @@ def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> Non
 
 
 def copy_to_host(target: int, source: int, nbytes: int, stream: Stream) -> None:
-    """Queue a copy of `nbytes` bytes from GPU memory (address `source`) to page-locked host memory (`target`)."""
+    """Queue a copy of `nbytes` bytes from GPU memory (address `source`) to page-locked memory (address `target`)."""
     copied = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_HOST, stream.handle)
     check(copied, f"copying {nbytes} bytes to the host")
 
@@ -387,7 +387,7 @@ def locked_frame_buffers(
 
 
 class _ImportedMemory:
-    """GPU memory of another process. It is closed with the last reference to it."""
+    """GPU memory of another process. It is closed with its last reference."""
 
     def __init__(self, handle: bytes) -> None:
         opened = runtime.cudaIpcMemHandle_t()

@@ -46,7 +46,8 @@ av.logging.set_level(None)
 def _ignore_unknown_side_data() -> None:
     """Make PyAV ignore types of side data that it does not know, such as the EXIF data of FFmpeg 8.
 
-    Otherwise, PyAV raises an error for all side data of such a frame, so the frame's orientation is not accessible.
+    Otherwise, if a frame has side data of an unknown type, PyAV raises an error for all side data of the frame, so the
+    frame's orientation is not accessible.
     """
     if issubclass(Type, Enum):  # False in old versions of PyAV, which contain an old FFmpeg
         setattr(Type, "_missing_", classmethod(lambda cls, _value: cls.DETECTION_BBOXES))  # noqa: B010 - mypy
@@ -87,7 +88,7 @@ def open_container(address: str, **options: Any) -> InputContainer:
 
 
 def best_video(container: InputContainer) -> VideoStream | None:
-    """Return the video stream that FFmpeg's command would choose, or None if there is none.
+    """Return the video stream that the ``ffmpeg`` command would choose, or None if there is none.
 
     A cover image is chosen only if the container has no other video stream.
     """
@@ -133,7 +134,7 @@ def choose_format(decoded: str, height_px: int, width_px: int, pixel_formats: tu
     format, and `pixel_formats` are the formats that the detector accepts, cheapest first.
 
     Raises:
-        SourceError: a side is odd, and the detector accepts no format that allows this.
+        SourceError: the width or the height is odd, and the detector accepts no format that allows this.
     """
     possible = allowed_formats(pixel_formats, height_px, width_px)
     unconverted = _OURS.get(decoded)

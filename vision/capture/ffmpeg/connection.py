@@ -98,7 +98,7 @@ class Connecting:
         return _open_container(camera, address, self._tap, is_file=False)
 
     def _resolve(self, address: Rtsp | Http) -> None:
-        """Look up the host name separately, because FFmpeg can neither interrupt the lookup nor report its failure.
+        """Look up the host name without FFmpeg, which can neither interrupt a lookup nor report that it failed.
 
         Raises:
             SourceError: the name cannot be resolved.
@@ -149,7 +149,7 @@ class ContainerConnection:
         self.fps = frame_rate(container, self.stream)
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[Packet[Any], bool]]:
-        """Yield each packet, and True if it is a key frame. If packets arrive in bursts, delay each until it is due.
+        """Yield each packet and a flag that is True for key frames. Delay packets of a burst until they are due.
 
         Raises:
             EndOfStream: a file was received to its end.

@@ -124,7 +124,7 @@ class _CloseRefusal(urllib.request.BaseHandler):
 
 
 def _opener(camera: CameraConfig) -> urllib.request.OpenerDirector:
-    """Return an opener with the account of the camera, and with the check of certificates that `tls` configures."""
+    """Return a `urllib` opener that uses the camera's account, and checks certificates as `tls` specifies."""
     address = camera.address
     assert isinstance(address, NETWORK)
     handlers: list[urllib.request.BaseHandler] = [_CloseRefusal()]

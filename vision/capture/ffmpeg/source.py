@@ -146,7 +146,7 @@ class FFmpegSource:
         """Return the next decoded frame, or None if `timeout_s` passed or `interrupt` was called.
 
         Raises:
-            SourceError: the connection failed or ended, and all earlier frames were returned.
+            SourceError: the connection failed or ended, and all frames from before the failure were returned.
         """
         deadline = time.monotonic() + timeout_s
         stream = self._stream

@@ -223,9 +223,9 @@ def copy_sample(sample: Any, info: StreamInfo, out: NDArray[np.uint8]) -> None:
 
 
 def parse_colorimetry(colorimetry: str | None, height_px: int) -> YuvEncoding:
-    """Return the color encoding that a text in GStreamer's form specifies.
+    """Return the color encoding that a colorimetry string of GStreamer specifies.
 
-    The form is ``range:matrix:transfer:primaries``, or a name such as ``bt709``.
+    The string has the form ``range:matrix:transfer:primaries``, or is a name such as ``bt709``.
 
     If `colorimetry` is None or empty, derive the encoding from the frame size, as television standards do.
     """

@@ -39,7 +39,7 @@ def explain(camera: CameraConfig, domain: str, code: int, message: str, debug: s
 
 
 def _cause(camera: CameraConfig, domain: str, code: int, text: str) -> tuple[str, str]:
-    """Return the code and the hint for a GError. If FFmpeg also reports the cause, both readers use the same code."""
+    """Return the code and the hint for a GError. The FFmpeg reader uses the same codes for the same causes."""
     if domain == "gst-stream-error-quark" and "not-negotiated" in text:
         return "camera-mode", "the camera does not support this size, rate, or format; remove width, height, and fps"
     if domain != "gst-resource-error-quark":

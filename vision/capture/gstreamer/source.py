@@ -262,7 +262,7 @@ class Player:
         """Return the next decoded frame, or None if `timeout_s` passed or the source was interrupted.
 
         Raises:
-            SourceError: the pipeline failed, or the camera ended the stream, and no earlier frame waits.
+            SourceError: the pipeline failed, or the camera ended the stream, and no decoded frame is left.
         """
         deadline = time.monotonic() + timeout_s
         while not self._interrupted.is_set():

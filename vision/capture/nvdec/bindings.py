@@ -129,7 +129,7 @@ class Session:
     def __init__(self, codec: str, yuv: YuvEncoding, *, at_once: bool) -> None:
         """Create the decoder. Its frames have the encoding `yuv`.
 
-        If `at_once`, the call that decodes a frame also returns it. This requires a stream that sends frames in
+        If `at_once` is True, the call that decodes a frame also returns it. This requires a stream that sends frames in
         display order.
 
         Raises:

@@ -34,7 +34,9 @@ class NvdecDecoder:
     """Decoder that uses NVDEC to deliver nv12 frames. It implements `vision.capture.ffmpeg.decoder.PacketDecoder`."""
 
     def __init__(self, stream: CodedStream, pixel_formats: tuple[PixelFormat, ...], *, live: bool) -> None:
-        """Create the decoder. If `live`, output each frame immediately, as long as frames arrive in display order.
+        """Create the decoder.
+
+        If `live` is True, output each frame immediately, as long as frames arrive in display order.
 
         Raises:
             SourceError: NVDEC is not usable or does not support this codec, or `pixel_formats` lacks nv12.

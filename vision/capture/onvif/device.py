@@ -102,7 +102,7 @@ def _device_time(response: Element) -> datetime:
 
 
 async def _media_addresses(address: str, client: SoapClient) -> tuple[str, str]:
-    """Return the addresses of the media services of versions 1 and 2. A missing or invalid address is empty."""
+    """Return the addresses of the media services of versions 1 and 2. Return "" for a missing or invalid address."""
     try:
         response = await client.call(
             address, f"<GetServices {_DEVICE}><IncludeCapability>false</IncludeCapability></GetServices>"

@@ -153,8 +153,8 @@ def preferred_profile(profiles: Iterable[Profile], input_px: tuple[int, int]) ->
     If all streams are narrower and lower, return the largest stream. Ignore streams that `vision` cannot read. If no
     stream is left, return None. `input_px` is the width and height of the input in px.
 
-    One side is enough, because a frame is scaled to fit into the input. A larger stream costs time for decoding, but
-    adds no detail.
+    It is enough that one side of the stream reaches the size of the input, because frames are scaled to fit into the
+    input. A larger stream costs time for decoding, but adds no detail.
     """
     usable = [each for each in profiles if each.codec in CODECS and each.address]
     large = [each for each in usable if each.width >= input_px[0] or each.height >= input_px[1]]

@@ -33,7 +33,7 @@ _MJPG: Final = int.from_bytes(b"MJPG", "little")
 
 
 def open_device(camera: CameraConfig) -> Capture:
-    """Open a V4L2 device, request the configured mode, and return the device. Log values that it does not accept.
+    """Open a V4L2 device, request the configured mode, and return the device. Log each value that it refuses.
 
     Raises:
         SourceError: the device is missing, is not a video device, or cannot be opened.

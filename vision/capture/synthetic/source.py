@@ -25,7 +25,7 @@ _DEFAULT_OBJECTS: Final = 3
 
 
 class SyntheticSource(PacedSource[int]):
-    """A synthetic camera. Frames are due at the configured rate; offline, they are delivered without waiting."""
+    """A synthetic camera. Frames are due at the configured rate, or immediately in an offline run."""
 
     def __init__(
         self, spec: SyntheticSpec, pixel_formats: tuple[PixelFormat, ...] = ("bgr",), pacer: FramePacer | None = None

@@ -68,7 +68,7 @@ class Clip:
 
 
 def can_encode(codec: Codec) -> bool:
-    """Return True if this PyAV has an encoder for `codec`."""
+    """Return True if the installed PyAV has an encoder for `codec`."""
     return _ENCODERS[codec] in av.codecs_available
 
 

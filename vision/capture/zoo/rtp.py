@@ -33,12 +33,12 @@ _HEADERS_BYTES: Final = 14  # size of the headers of RTP and of a fragmentation 
 
 
 def clip_of(stream: RtspStream) -> Clip:
-    """Return the clip that a camera sends. The first call encodes it."""
+    """Return the clip that a camera sends. The first call encodes the clip."""
     return clip(stream.codec, stream.size, b_frames=stream.b_frames, slices=stream.slices, scene=stream.scene)
 
 
 def enlarged_clip_of(stream: RtspStream) -> Clip:
-    """Return the clip that a camera sends after a change of its frame size. The first call encodes it."""
+    """Return the clip that a camera sends after a change of its frame size. The first call encodes the clip."""
     return clip(stream.codec, _enlarged(stream.size), scene=stream.scene)
 
 

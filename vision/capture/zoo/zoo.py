@@ -53,7 +53,7 @@ class Zoo:
     def start(self, cameras: Sequence[Camera], first_port: int = 0) -> None:
         """Start cameras on consecutive ports from `first_port`; 0 means any free ports.
 
-        Before that, encode the clips of RTSP cameras, which can take several seconds.
+        First encode the clips of RTSP cameras, which can take several seconds.
 
         Raises:
             VisionError: a port is in use, or a certificate cannot be created.
@@ -130,7 +130,7 @@ def _self_signed() -> ssl.SSLContext:
     """Create a self-signed certificate, and return the TLS context of a server that uses it.
 
     Raises:
-        VisionError: OpenSSL's command is not installed, or fails.
+        VisionError: the ``openssl`` command is not installed, or fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         key, certificate = Path(folder) / "key.pem", Path(folder) / "certificate.pem"

@@ -55,7 +55,7 @@ class OnnxRuntimeClassifier:
         self._check_output()
 
     def allocate(self, count: int) -> list[NDArray[np.uint8]]:
-        """Return `count` arrays for crops, each BGR (height, width, 3)."""
+        """Return `count` arrays for crops, each uint8 BGR (height, width, 3)."""
         return list(np.empty((count, *self.crop_shape), np.uint8))
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:

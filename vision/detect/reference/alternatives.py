@@ -35,7 +35,7 @@ _BINS: Final = (8, 11, 16, 17, 32)
 
 
 def of_batch(outputs: Outputs, index: int, batch: int) -> Outputs:
-    """Return the outputs of frame `index` of a batch of `batch` frames, like the outputs for a batch of one.
+    """Return the outputs of frame `index` in a batch of `batch` frames, shaped as for a batch of one.
 
     Outputs that are not numeric are omitted. In a batch of several frames, outputs without a row per frame are omitted.
     """

@@ -39,7 +39,7 @@ class PartReader:
         self._bgr = _Scratch()
 
     def read(self, frame: Frame, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
-        """Return a part of a frame as BGR (H, W, 3). `right` and `bottom` are exclusive.
+        """Return a part of a frame as uint8 BGR (H, W, 3). `right` and `bottom` are exclusive.
 
         The array is valid until the next call or the end of the frame's lease.
 
@@ -75,7 +75,7 @@ class PartReader:
         return out
 
     def _converted(self, planes: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
-        """Convert the YUV planes of a part of `frame` to BGR (H, W, 3)."""
+        """Convert the YUV planes of a part of `frame` to uint8 BGR (H, W, 3)."""
         height_px, width_px = len(planes) * 2 // 3, planes.shape[1]
         bgr = self._bgr.array(height_px, width_px, 3)
         interleaved, encoding = frame.pixel_format == "nv12", frame.meta.yuv
@@ -129,7 +129,8 @@ class JpegEncoder:
         If the frame is scaled down, a comment in the file contains the size of the frame (`vision.drawing.frame_size`).
 
         Args:
-            draw: function that draws on a full-size copy of the frame, BGR (H, W, 3). None means that nothing is drawn.
+            draw: function that draws on a full-size copy of the frame, uint8 BGR (H, W, 3). None means that nothing is
+                drawn.
 
         Raises:
             ValueError: OpenCV cannot encode the frame.

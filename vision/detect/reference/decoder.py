@@ -116,7 +116,7 @@ class Decoder:
     def of_frame(self, outputs: Sequence[NDArray[Any]], index: int) -> list[Floats]:
         """Return the outputs of frame `index` for `decode`.
 
-        `outputs` are the outputs for a batch, in the same order.
+        `outputs` are the outputs for a batch, in the order of `self.outputs`.
         """
         pairs = zip(self.outputs, outputs, strict=True)
         return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
@@ -356,7 +356,7 @@ class Decoder:
 
 
 def _boxes_over(scores: Floats, floor: np.float32, *, by_column: bool) -> Indices:
-    """Return the indices of the rows of `scores` (boxes, classes) with a value of at least `floor`, ascending."""
+    """Return the ascending indices of the rows of `scores` (boxes, classes) that have a value of at least `floor`."""
     if by_column:
         return np.unique(np.flatnonzero(floor <= scores.T) % max(1, len(scores)))
     return np.unique(np.flatnonzero(scores >= floor) // max(1, scores.shape[1]))

@@ -286,7 +286,7 @@ class TensorRTClassifier:
         require_scores(self._spec, self.classify([crop]))
 
     def close(self) -> None:
-        """Wait for queued work for a limited time, then free all resources. Idempotent."""
+        """Wait for queued work up to a time limit, then free all resources. Idempotent."""
         if not self._closed:
             self._closed = True
             release_in_time(self._device, [self._cuts, self._network.stream], self._resources, _CLOSE_S)

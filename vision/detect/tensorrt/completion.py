@@ -3,8 +3,9 @@
 CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep delays every batch.
 Batches of the same size take nearly the same time. Therefore, the first poll is shortly before the expected end.
 
-The estimate is the shorter of the last two batch times, because a stall can delay a batch by 100 ms or more. With a
-moving average, the waits after a stall stayed too long for more than a second, and the cameras dropped frames.
+The expected duration of a batch is the shorter of the previous two durations, because a stall can delay a batch by 100
+ms or more. With a moving average, the waits were too long for more than a second after a stall, and frames were
+dropped.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Completion(Resource):
         """Wait for the batch for at most `timeout_s` seconds. Return True if it has ended. Waiting releases the GIL.
 
         Raises:
-            DeviceError: the batch, or earlier work on the GPU, failed.
+            DeviceError: the batch or previous work on the GPU failed.
         """
         if self._done():
             return True

@@ -66,7 +66,7 @@ class GrowingOutput(Resource):
         return self._device.address
 
     def fetch(self, stream: Stream) -> None:
-        """Queue the copy of the output from the GPU to the host, with the shape of the last run."""
+        """Queue the copy of the output from the GPU to the host, with the shape of the latest run."""
         nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         if self._host.nbytes < nbytes:
             larger = HostBuffer(nbytes * 3 // 2, self._purpose)

@@ -88,7 +88,7 @@ class GraphCheck:
     label: str  # names the graph in error messages
 
     def run(self) -> Snapshot:
-        """Overwrite the output memory, run the work (as a CUDA graph if it was captured), and return the results."""
+        """Overwrite the output memory, run the work (as a CUDA graph if one was captured), and return the results."""
         memory, stream, batch = self.slot.memory, self.slot.stream, self.graph.batch
         for buffer in memory.outputs.values():
             buffer.fill(0xFF, stream)

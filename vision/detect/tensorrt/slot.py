@@ -1,9 +1,9 @@
 """Slot for one batch in flight: its memory on host and device, its stream, and one CUDA graph per batch size.
 
-A graph runs the letterbox kernel, the engine, a kernel that finds the pairs (box and class) above the threshold, and a
-kernel that finds the objects. If the model finds masks, one more kernel computes the masks of the objects. The results,
-up to a fixed number of objects, go to page-locked host memory. Every address is fixed, so the host starts the whole
-sequence with one launch.
+A graph runs the letterbox kernel, the engine, a kernel that collects the pairs of a box and a class whose score reaches
+the threshold, and a kernel that selects the objects from these pairs (NMS). If the model predicts masks, another kernel
+computes the masks of the objects. The results, up to a fixed number of objects, go to page-locked host memory. Every
+address is fixed, so the host starts the whole sequence with one launch.
 
 A separate stream copies the frames and their descriptions, because a copy inside the graph would wait in the copy
 engine behind the frames of the next batch.
@@ -299,7 +299,7 @@ class DetectorSlot(Resource):
         """Wait for the batch in flight for at most `timeout_s` seconds. Return True if it is done.
 
         Raises:
-            DeviceError: the batch, or earlier work on the GPU, failed.
+            DeviceError: the batch or previous work on the GPU failed.
         """
         return self._done.wait(timeout_s)
 
