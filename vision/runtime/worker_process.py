@@ -55,9 +55,7 @@ _KILL_S: Final = 2.0  # time in which a killed process ends
 _EXIT_NS: Final = 100_000_000  # time in which a process ends after it has closed its connection
 _EXIT_POLL_S: Final = 0.002  # interval in which the loop checks whether such a process has ended
 _SPARE_DELAY_NS: Final = 2_000_000_000  # time for which all workers must be ready before a spare process starts
-_SPARE_LONGEST_NS: Final = (
-    32_000_000_000  # longest time between an unexpected end of a spare process and the next start
-)
+_SPARE_LONGEST_NS: Final = 32_000_000_000  # longest time until a spare process that ended unexpectedly is replaced
 _MESSAGES_AT_ONCE: Final = 64  # maximum number from one worker before the turn of the next worker
 _PATH: Final = "VISION_WORKER_PATH"
 _PROGRAM: Final = (
