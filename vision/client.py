@@ -365,7 +365,7 @@ class _Sequences:
         self._last: dict[str, dict[str, int]] = {}  # last number by node and topic
 
     def check(self, topic: str, message: AnyMessage) -> Iterator[AnyMessage | Gap | Restart]:
-        """Yield reports of a restart and of lost messages, followed by the message, unless it is a repetition."""
+        """Yield reports of a restart and of lost messages, followed by the message. Do not yield a repeated message."""
         yield from self.check_instance(message)
         last = self._last[message.node]
         expected = last.get(topic, message.seq - 1) + 1
@@ -429,7 +429,7 @@ def _number_and_journal(since: Since) -> tuple[int, str | None]:
 
 
 def _topics(cameras: Sequence[str] | None, kinds: Sequence[Kind]) -> frozenset[str]:
-    """Return the topics to subscribe to. If `cameras` is None, a topic is a kind followed by a slash.
+    """Return the topics to subscribe to. If `cameras` is None, each topic is a kind followed by a slash.
 
     If `cameras` is not None and `kinds` contains ``status``, the topics include the status of the node.
 
@@ -462,7 +462,7 @@ class Latency:
 
 
 def latency(message: DetectionsMessage, now_ns: int | None = None, now_utc_ns: int | None = None) -> Latency:
-    """Return the age of a frame: the time from its capture until now.
+    """Return the age of a frame: the time in milliseconds from its capture to the current time.
 
     On the publisher's machine, the monotonic clock measures the age. On other machines, the age is a difference of UTC
     times, so its accuracy depends on the synchronization of the clocks of both machines.

@@ -121,7 +121,7 @@ class DeviceMissing(DeviceError):
 
 
 class DeviceNotReady(DeviceMissing):
-    """The driver does not respond or finds no GPU, for example because it is not loaded yet.
+    """The driver does not respond or finds no GPU, for example because the driver is not loaded yet.
 
     Only a new process can detect that the driver has become ready.
     """

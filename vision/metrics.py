@@ -59,7 +59,10 @@ class LatencyHistogram:
 
 
 def _quantile_ms(up_to: Sequence[int], q: float, max_ns: int) -> float:
-    """Return a quantile in milliseconds. `up_to` contains the number of observations up to the end of each bucket."""
+    """Return the quantile `q` (0 to 1) of the durations in milliseconds, at most `max_ns`.
+
+    `up_to` contains, for each bucket, the number of observations in this bucket and all lower buckets.
+    """
     total = up_to[-1]
     if not total:
         return 0.0
@@ -84,7 +87,10 @@ class Rate:
         self._times_ns.append(self._clock())
 
     def per_s(self) -> float:
-        """Return the number of events per second in the window. During the first window, count from the start."""
+        """Return the number of events per second in the window.
+
+        During the first window, the rate covers the time since the start.
+        """
         now_ns = self._clock()
         while self._times_ns and now_ns - self._times_ns[0] > self._window_ns:
             self._times_ns.popleft()
@@ -117,5 +123,8 @@ def send_spans(to: Spans | None) -> None:
 
 
 def span(name: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context manager that marks its block as `name` in a profiler. It does nothing if marks are disabled."""
+    """Return a context manager that marks its block as `name` in a profiler.
+
+    If marks are disabled, the context manager does nothing.
+    """
     return _spans(name) if _spans is not None else _OFF

@@ -342,7 +342,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of the line, zone, or rule called `name`. Its `kind` is, for example, "line_crossed" or "crowded"."""
+    """An event of the line, zone, or rule `name`. For example, its `kind` is "line_crossed" or "crowded"."""
 
     kind: str
     name: str
@@ -384,7 +384,10 @@ class ObjectSummary:
 
 
 class Timing(msgspec.Struct, frozen=True, gc=False):
-    """Times at which one frame reached the steps of the detector. `FrameMeta` contains the capture time."""
+    """Monotonic times, in ns, at which one frame reached the steps of the detector.
+
+    `FrameMeta` contains the capture time.
+    """
 
     batched_ns: int  # the frame was assigned to a batch
     submitted_ns: int  # the batch was submitted to the detector

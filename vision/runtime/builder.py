@@ -98,7 +98,7 @@ class RunOptions:
 
     @property
     def has_video(self) -> bool:
-        """True if annotated frames are written or shown."""
+        """True if annotated frames are written to a file or shown in a window."""
         return self.video is not None or self.show
 
     def check_stop(self) -> None:
@@ -191,9 +191,9 @@ def open_recording_publisher(
         config: the configuration.
         options: options of the run. `record` names the file of the recorder.
         resources: closes the publisher, the recorder, and the processes.
-        proxy: if True, other processes can publish through the publisher.
-        language: process that asks the language model, and publishes events with the verdicts of the model. This
-            function starts the process. None if the run does not ask the model.
+        proxy: if True, other processes can also publish messages through the publisher.
+        language: object that starts the process that asks the language model, and publishes events with the verdicts.
+            This function starts it. None if the run does not ask the model.
 
     Returns:
         The publisher, and the recorder of its results. The recorder is None if nothing is recorded.
@@ -358,8 +358,8 @@ def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
 def open_analytics(config: AppConfig, options: RunOptions) -> AnalyticsStage:
     """Create the stage that evaluates all lines and zones.
 
-    Its counters continue from `options.counters` or, if that is None, from `options.state`. If both are None, the
-    counters start at 0.
+    The counters continue from `options.counters` or, if `options.counters` is None, from `options.state`. If both are
+    None, the counters start at 0.
     """
     if config.state_dir is None and config.analytics and not options.offline:
         log.info("counters start at 0 in each run; to keep the counts, set `state_dir: FOLDER` in the configuration")

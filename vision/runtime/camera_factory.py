@@ -33,7 +33,8 @@ _ASSUMED_HW: Final = (1080, 1920)  # frame size assumed for a camera that has no
 class CameraFactory:
     """Factory of cameras whose slots share one condition.
 
-    If workers read the cameras (`RunOptions.capture_workers`), the supervisor of a camera is a `RemoteCamera`.
+    If capture workers read the cameras (`RunOptions.capture_workers`), the supervisor of each camera is a
+    `RemoteCamera`.
     """
 
     options: RunOptions
@@ -76,7 +77,7 @@ class CameraFactory:
     def check(self, cameras: Sequence[CameraConfig]) -> None:
         """Raise `ConfigError` if the detector does not accept the frames of a camera's reader.
 
-        Do nothing if `options` replaces the opener of sources or the sink, as evaluations do. Evaluations can decode
+        If `options` replaces the opener of sources or the sink, as in evaluations, do nothing. Evaluations can decode
         with a different library, because they do not measure the decoder.
         """
         options = self.options
@@ -159,7 +160,7 @@ def build_capture(
     """Create the cameras and, if `RunOptions.capture_workers` is not 0, the workers that read the cameras.
 
     Return the cameras and the workers. If threads of this process read the cameras, return None in place of the
-    workers. Otherwise, the workers keep the process `spare`, if it is not None.
+    workers. If `spare` is not None, the workers keep this spare process running.
 
     Raises:
         ConfigError: the detector does not accept the frames of a camera's reader.
@@ -195,7 +196,7 @@ def _frame_bytes(cameras: Sequence[CameraConfig], pixel_format: PixelFormat) -> 
 
 
 def frame_budget(cameras: Sequence[CameraConfig], pixel_format: PixelFormat, buffers: int) -> str:
-    """Return the log line about the memory that `buffers` frame buffers per camera need.
+    """Return the log line that states the memory for `buffers` frame buffers per camera.
 
     Unknown frame sizes are assumed to be 1920x1080.
     """

@@ -1,4 +1,4 @@
-"""Numbers, counters, and configurations that continue when a result worker is replaced."""
+"""Numbers, counters, and configuration states that continue when a result worker is replaced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CameraSequence:
     def shifted(self, meta: FrameMeta) -> FrameMeta:
         """Return the description of a frame, with its epoch increased by the number of workers that have ended.
 
-        In an epoch that the end of a worker has started, `index` counts from the first frame of this epoch.
+        If the epoch started because a worker ended, `index` counts from the first frame of this epoch.
         """
         if not self.epochs:
             return meta

@@ -67,7 +67,7 @@ class CameraSet:
             watchdog.watch(part)
 
     def watch(self, part: Part) -> None:
-        """Make the watchdog, if any, observe a part. It stops observing a previous part with the same name."""
+        """Make the watchdog, if any, observe a part. `part` replaces a previous part with the same name."""
         if self._watchdog is not None:
             self._watchdog.forget(part.name)
             self._watchdog.watch(part)
@@ -95,7 +95,7 @@ class CameraSet:
             self.batcher.add(camera.slot)
 
     def retire(self, camera_id: str, *, for_good: bool) -> None:
-        """Stop reading a camera. If `for_good` is True, also drop the waiting frame, and accept no more frames."""
+        """Stop reading a camera. If `for_good` is True, also drop the waiting frame, and refuse further frames."""
         camera = self.cameras[camera_id]
         if self._watchdog is not None:
             self._watchdog.forget(f"camera-{camera_id}")
@@ -115,7 +115,7 @@ class CameraSet:
         return self.threads.is_running(camera_id)
 
     def detach(self, camera_id: str) -> None:
-        """Forget the thread of a retired camera. A thread that has not ended counts as abandoned."""
+        """Forget the thread of a retired camera. If the thread has not ended, count it as abandoned."""
         if not isinstance(self.cameras[camera_id].supervisor, RemoteCamera):
             self.threads.remove(camera_id)
 
@@ -146,7 +146,7 @@ class StepQueue:
     def submit(self, steps: Iterator[None]) -> Future[None]:
         """Queue an iterator. Return a future, which is done when the iterator is exhausted or raises an exception.
 
-        If the queue is closed before that, the future fails with `Closed`.
+        If the queue is closed before the iterator ends, the future fails with `Closed`.
         """
         future: Future[None] = Future()
         self._waiting.put((steps, future))

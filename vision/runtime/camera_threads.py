@@ -38,7 +38,10 @@ class ForgetsBuffers(Protocol):
 
 @dataclass(slots=True)
 class CameraThreads:
-    """The threads of all cameras. `guard` runs a function in a thread, and reports its failure under a name."""
+    """The threads of all cameras.
+
+    `guard` runs the function of a thread, and reports a failure of this function under a name.
+    """
 
     supervisors: dict[str, CameraSupervisor]  # by camera id
     sinks: dict[str, ForgetsBuffers]  # by camera id
@@ -61,7 +64,7 @@ class CameraThreads:
         return camera_id in self._running and self._running[camera_id].is_alive()
 
     def remove(self, camera_id: str) -> None:
-        """Forget a camera. If its thread has not ended, the thread counts as abandoned."""
+        """Forget a camera. If the camera's thread has not ended, count the thread as abandoned."""
         thread = self._running.pop(camera_id)
         if thread.is_alive():
             self._abandoned.append(thread)
@@ -84,15 +87,15 @@ class CameraThreads:
 
     @property
     def abandoned(self) -> int:
-        """Number of threads that still hang in the library of a camera, and that the program no longer waits for."""
+        """Number of abandoned threads that still hang in the library of a camera."""
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         return len(self._abandoned) + threads_left_running(_LEFT_S)
 
     def join(self, deadline_s: float) -> list[str]:
         """Wait until all threads have ended, at most until `deadline_s` (`time.monotonic`).
 
-        Wait longer if threads still end: after the deadline, stop when no thread has ended for 0.5 s. Return the names
-        of the threads that are still running, with the calls in which they hang.
+        After the deadline, continue to wait while a thread has ended in the previous 0.5 s. Return the names of the
+        threads that are still running, with the calls in which they hang.
         """
         waiting = list(self._running.values())
         while waiting and (left_s := deadline_s - time.monotonic()) > 0:

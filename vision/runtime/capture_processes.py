@@ -85,7 +85,8 @@ class RemoteCamera:
     def status(self) -> CameraStatus:
         """Return the state of the camera.
 
-        `reconnects` includes connections of previous worker processes, but `grabbed` does not include their frames.
+        `reconnects` includes the connections of previous worker processes. `grabbed` does not include the frames of
+        these processes.
         """
         status, lost, now_ns = self._status, self._lost, self._clock()
         elapsed_s = (now_ns - self._status_ns) / 1e9
@@ -111,11 +112,14 @@ class RemoteCamera:
 
     @property
     def failure(self) -> str:
-        """The reason why the source has failed permanently. Empty if the source has not failed, or is retried."""
+        """The reason why the source has failed permanently, or an empty string if it has not failed permanently."""
         return self._failure
 
     def blocked_in(self) -> str:
-        """Return the source's call in progress and its duration, as last reported. Return "" if there is no call."""
+        """Return the source's call in progress and its duration, as last reported.
+
+        Return "" if no call is in progress.
+        """
         return self._blocked_in
 
     # --- methods for the thread that polls the workers, except `ended` ------------------------------------------------
@@ -139,7 +143,10 @@ class RemoteCamera:
             self._lost = None
 
     def retire(self) -> None:
-        """Record that no worker must read the camera. After that, a different camera can use the slot."""
+        """Record that no worker may read the camera any longer.
+
+        After this call, a different camera can use the slot.
+        """
         self.is_retired = self._ended = True
 
     def ended(self, failure: str) -> None:
@@ -152,7 +159,8 @@ class RemoteCamera:
     def lost(self, reason: str, retry_ns: int) -> None:
         """Drop the waiting frames, and start a new epoch, because the worker process has ended.
 
-        A lossless camera ends with a failure instead. `retry_ns` is the time of the next start (monotonic).
+        A lossless camera ends with a failure instead. `retry_ns` is the monotonic time at which the next process
+        starts.
         """
         self.slot.abandon(DropReason.WORKER)
         if self._ended:
@@ -336,7 +344,10 @@ class _Link:
     # --- methods for the thread that receives frames, and for `lost` --------------------------------------------------
 
     def read(self, limit: int) -> bool:
-        """Process up to `limit` messages about frames that have arrived. Return True if more may be waiting."""
+        """Process up to `limit` messages about frames that have arrived.
+
+        Return True if more messages may be waiting.
+        """
         with self._reading:
             if self.frames is None or self.broken:
                 return False
@@ -425,7 +436,7 @@ class CaptureProcesses:
             workers: number of processes, at most one per camera.
             leases: maximum number of frames of a camera that are leased at the same time.
             changed: the condition of all slots.
-            packets: address of the packet socket of each worker. Empty if no packets are passed on.
+            packets: address of the packet socket of each worker, or an empty sequence if no packets are passed on.
             spare: spare process, which `poll` starts, and `stop` ends. None if there is no spare process.
         """
         self._numbers = itertools.count()
@@ -487,7 +498,8 @@ class CaptureProcesses:
         """Stop the workers, and receive their last frames.
 
         Kill the workers that still run after `timeout_s` seconds. If a worker has many cameras, wait longer, because
-        some libraries close one camera after the other: 0.3 s for each camera of the largest worker, but at most 14 s.
+        some libraries close one camera after the other. The time is then 0.3 s for each camera of the worker with the
+        most cameras, but at most 14 s.
         """
         most = max(len(link.cameras) for _, link in self._links)
         self._workers.stop(max(timeout_s, min(_CLOSING_S * most, _LONGEST_STOP_S)))

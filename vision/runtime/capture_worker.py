@@ -208,7 +208,7 @@ class RemoteSink:
     # --- methods for the thread that calls `run` ----------------------------------------------------------------------
 
     def configured(self, reply: Configured, fds: tuple[int, ...]) -> None:
-        """Receive the reply that `configure` waits for."""
+        """Receive the main process's reply to the request for buffers that `configure` has sent."""
         with self._changed:
             self._reply = reply, fds
             self._changed.notify_all()
@@ -230,7 +230,7 @@ class RemoteSink:
             self._generation += 1
 
     def send_drops(self) -> None:
-        """Send the drops that were not sent with a frame."""
+        """Send the drops that no message about a frame has reported."""
         with self._changed:
             self._send_drops()
 
@@ -347,7 +347,7 @@ class _CaptureWorker:
             self._stop()
 
     def _guard(self, _name: str, run: Callable[[], None]) -> None:
-        """Run the supervisor of a camera, in its thread."""
+        """Run the supervisor of a camera. The thread of this camera calls this method."""
         try:
             run()
         except BaseException as error:  # noqa: BLE001 - stored; `_exchange` raises it

@@ -41,7 +41,7 @@ class DescriptorReserve:
     """Reserved descriptors, which `check` releases if no others are free. Call all methods from one thread."""
 
     def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Take the reserve.
+        """Open the descriptors of the reserve.
 
         Raises:
             OSError: too few descriptors are free. Cameras and libraries would fail immediately.
@@ -55,7 +55,9 @@ class DescriptorReserve:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def check(self) -> None:
-        """Release the reserve if no other descriptor is free. Retake the reserve if twice as many are free.
+        """Release the reserve if no other descriptor is free.
+
+        Retake it if twice as many descriptors as it needs are free.
 
         Raises:
             Unavailable: the reserve is used up too, and no descriptor has been free for 5 s.
@@ -84,7 +86,7 @@ class DescriptorReserve:
         os.close(self._any)
 
     def _take(self) -> bool:
-        """Take the reserve if twice as many descriptors as it needs are free. Return True if it was taken."""
+        """Open the descriptors of the reserve if twice as many are free. Return True if they were opened."""
         try:
             for _ in range(2 * _RESERVE):
                 self._spares.append(os.dup(self._any))

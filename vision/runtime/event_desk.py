@@ -21,7 +21,10 @@ class _Memory:
 
 
 class EventDesk:
-    """Receiver of the workers' events and counters. It stores both in one transaction. Then it publishes the events."""
+    """Receiver of the workers' events and counters.
+
+    It stores both in one transaction, and then publishes the events.
+    """
 
     def __init__(self, publisher: Publisher, state: StateDatabase | None) -> None:
         self._publisher = publisher

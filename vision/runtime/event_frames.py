@@ -21,7 +21,7 @@ from vision.version import require_cv2
 
 
 class _SnapshotImages:
-    """The content of snapshots: frames in which private parts are hidden, and events are drawn if configured."""
+    """The encoder of snapshots. It hides the private parts of a frame and, if configured, draws the events."""
 
     def __init__(self, config: AppConfig, snapshots: SnapshotConfig, analytics: AnalyticsStage | None) -> None:
         from vision.detect.reference.crops import JpegEncoder
@@ -106,6 +106,6 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
-    """Return the configuration with reduced limits, for a process that handles `cameras` of a total of `of` cameras."""
+    """Return the configuration with reduced limits, for a process that handles `cameras` of all `of` cameras."""
     files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
     return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})

@@ -41,7 +41,7 @@ CommittedFrame: TypeAlias = Sequence[int]
 
 
 def encode_commit(camera: int, generation: int, buffer: int, meta: FrameMeta) -> bytes:
-    """Return a message of the kind `COMMIT`: the worker has written the frame of `meta` to a buffer."""
+    """Return a message of the kind `COMMIT`, which reports that a buffer contains the frame of `meta`."""
     times = (meta.index, meta.captured_ns, meta.captured_utc_ns)
     encodings = (_CLOCKS.index(meta.clock), _ENCODINGS.index(meta.yuv))
     return _COMMIT.pack(camera, generation, buffer, meta.epoch, *times, *encodings)
@@ -61,7 +61,10 @@ def frame_meta(frame: CommittedFrame, camera_id: str, height_px: int, width_px: 
 
 
 def encode_drop(camera: int, reason: DropReason, frames: int = 0) -> bytes:
-    """Return a message of the kind `DROP` for `frames` frames, or, if `frames` is 0, `FLUSH` for the waiting frames."""
+    """Return a message of the kind `DROP` about `frames` dropped frames.
+
+    If `frames` is 0, return a message of the kind `FLUSH`, which drops the waiting frames.
+    """
     return _DROP.pack(camera, _REASONS.index(reason), frames)
 
 
@@ -95,7 +98,7 @@ def decode_returns(data: bytes) -> list[tuple[int, int, int]]:
 
 
 class CapturedCamera(msgspec.Struct, array_like=True, frozen=True):
-    """Description of one camera, for the worker that reads the camera."""
+    """Description of one camera, which the worker that reads the camera receives."""
 
     config: CameraConfig
     nvdec: bool  # see `vision.capture.open.open_source`

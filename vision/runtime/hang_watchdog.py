@@ -58,7 +58,7 @@ class ProgressMonitor:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the program that the watchdog observes: a thread, a stage, a worker process, or the whole pipeline."""
+    """A part of the program that the watchdog observes, such as a thread, a worker process, or the whole pipeline."""
 
     name: str
     progress: Progress
@@ -71,7 +71,7 @@ class Part:
 
 
 class Watchdog:
-    """Observer of parts that repairs a part without progress. If a repair is not possible, the program must end."""
+    """Observer of parts that repairs a part without progress. If a part cannot be repaired, the program must end."""
 
     def __init__(self, fail: Callable[[Part, float], object], *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Create the watchdog.
@@ -119,7 +119,7 @@ class Watchdog:
 
     @contextmanager
     def running(self, hang_s: float, *, end_process: bool = False) -> Iterator[None]:
-        """Check all parts in a thread during a `with` block, and tell the service manager that the program works.
+        """Check all parts in a thread during a `with` block, and report to the service manager that the program works.
 
         If `end_process` is True, the process prints the stacks of all threads, and ends with exit code 1, in two cases:
 

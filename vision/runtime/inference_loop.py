@@ -27,7 +27,7 @@ HANG_HINT: Final = "the device hangs: `dmesg` may show why; restart the program 
 
 
 class InferredFrame(Struct, frozen=True):
-    """The result of one frame, and the lease of the frame, which the receiver releases."""
+    """The result of one frame, and the lease of the frame. The receiver must release the lease."""
 
     result: Result
     lease: Lease

@@ -85,7 +85,7 @@ def release_together(leases: Sequence[Lease]) -> None:
 
 
 def hand_over(leases: Sequence[Lease], *, keep: bool) -> None:
-    """Count the results of a batch as unfinished. Release the leases, unless `keep` is True."""
+    """Count the results of a batch as unfinished. If `keep` is False, release the leases."""
     if leases:
         with leases[0].slot.changed:
             for lease in leases:
@@ -95,7 +95,7 @@ def hand_over(leases: Sequence[Lease], *, keep: bool) -> None:
 
 
 def finish_together(leases: Sequence[Lease], reasons: Iterable[DropReason | None]) -> None:
-    """Release leases for which `hand_over` was called, and count their results as finished.
+    """Release leases for which `hand_over` was called, and count the results of their frames as finished.
 
     `reasons` contains, for each lease, the reason why its result was dropped, or None if the result was published.
     """
@@ -124,7 +124,7 @@ class _Buffers:
 
 @dataclass(slots=True)
 class _RateLimit:
-    """Limit of the rate at which the reader takes the frames of a camera."""
+    """Limit of the rate at which the reader takes frames of one camera, in frames per second."""
 
     interval_ns: int  # minimum time between two frames; 0 means no limit
     due_ns: int = 0  # time from which the next frame may be taken
@@ -186,8 +186,9 @@ class LatestSlot:
         """Allocate buffers for frames of this size and format, unless the slot already has them.
 
         Drop the waiting frame. Leased frames stay valid until they are released. The old buffers are freed first,
-        because there may be too little memory for both. If the size is invalid, raise `ValueError` and change nothing.
-        If `allocate` raises an error, raise the same error. In this case, the slot has no buffers until the next call.
+        because there may be too little memory for the old and the new buffers. If the size is invalid, raise
+        `ValueError` and change nothing. If `allocate` raises an error, raise the same error. In this case, the slot has
+        no buffers until the next call.
         """
         layout = (height_px, width_px, pixel_format)
         if layout == self._buffers.layout:
@@ -252,8 +253,8 @@ class LatestSlot:
     def commit(self, meta: FrameMeta) -> None:
         """Make the buffer from `write_buffer` the newest frame. The buffer must contain the frame of `meta`.
 
-        Raise `ValueError` if `write_buffer` was not called before, or if the buffers were replaced since that call. If
-        the slot is closed, drop the frame.
+        Raise `ValueError` if `write_buffer` has not returned a buffer, or if the buffers were replaced since that call.
+        If the slot is closed, drop the frame.
         """
         with self.changed:
             buffer, self._buffers.writing = self._buffers.writing, None
@@ -308,12 +309,12 @@ class LatestSlot:
 
     @property
     def finished(self) -> bool:
-        """True once no frame waits and no more frames will arrive."""
+        """True if no frame waits and no more frames will arrive."""
         return self._closed or (self._ended and self._waiting is None)
 
     @property
     def served_ns(self) -> int:
-        """Time when a frame of this camera was last taken, in ns, or -1 if no frame was taken yet."""
+        """Time in ns at which a frame of this camera was most recently taken, or -1 if no frame was taken yet."""
         return self._rate.served_ns
 
     @property
@@ -422,7 +423,7 @@ class LatestSlot:
             self.changed.notify_all()  # otherwise, no thread waits, because the writer could already write
 
     def _awaited_stage(self) -> SlowStage:
-        """Return the stage that waiting frames currently wait for."""
+        """Return the step that the waiting frames wait for: the results or the detector."""
         return "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
 
     def _count_drop(self, reason: DropReason) -> None:

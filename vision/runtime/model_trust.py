@@ -23,7 +23,7 @@ def require_trusted_model(folder: Path, file: Path) -> None:
     Accept files that cannot be examined, for example because they are missing. The detector reports such errors.
 
     Raises:
-        ModelError: other users can replace the folder or one of the two files.
+        ModelError: other users can replace the folder, model.yaml, or `file`.
     """
     try:
         require_private_folder(folder, content="models", shared=True)

@@ -118,7 +118,10 @@ class Pipeline:
         return count
 
     def _spare(self, config: AppConfig, options: RunOptions, result_workers: int) -> SpareProcess | None:
-        """Return the spare process of all workers. Return None if there are no workers, or none can be replaced."""
+        """Return the spare process of all workers.
+
+        Return None if there are no workers, or no worker can be replaced.
+        """
         if options.offline or not (options.capture_workers or process_count(config) > 1):
             return None
         entries = [capture_worker.ENTRY] if result_workers == 1 else [capture_worker.ENTRY, result_processes.ENTRY]
@@ -164,7 +167,7 @@ class Pipeline:
 
 
 def _lowest_score(stages: Sequence[Stage]) -> float | None:
-    """Return the lowest score of the detections that the stages need. None means the score for publication.
+    """Return the lowest score of the detections that the stages need, or None for the score for publication.
 
     A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
     """

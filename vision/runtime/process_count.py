@@ -17,7 +17,7 @@ _MOST: Final = 8
 
 
 def process_count(config: AppConfig) -> int:
-    """Return how many result workers and how many capture workers to start, or 1 if one process does everything.
+    """Return the number of worker processes of each kind. 1 means that one process does everything.
 
     With `processes: auto`, the number depends on the configured frame rates, on the number of cameras, and on the CPU
     cores that this process can use, and is at most 8. Otherwise, the number is the configured value. In both cases, the

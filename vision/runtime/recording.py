@@ -37,13 +37,13 @@ class Packets:
             self.recorder.follow(cameras)
 
     def tap(self, camera_id: str) -> PacketTap | None:
-        """Return the object that passes on the packets of a camera. Return None if capture workers read the cameras."""
+        """Return the object that passes on the packets of a camera, or None if capture workers read the cameras."""
         if self.socket is None:
             return None
         return PacketTap(camera_id, self.socket, recorded=camera_id in self.recorded)
 
     def frame_tap(self, camera_id: str) -> FrameTap | None:
-        """Return the object that passes on the frames of a camera. Return None if capture workers read the cameras."""
+        """Return the object that passes on the frames of a camera, or None if capture workers read the cameras."""
         return None if self.frame_taps is None else self.frame_taps.tap(camera_id)
 
 
@@ -57,8 +57,8 @@ def plan_packets(config: AppConfig, processes: int) -> tuple[str, ...]:
 def open_packets(config: AppConfig, addresses: tuple[str, ...], workers: int, resources: ExitStack) -> Packets | None:
     """Open the sockets for packets at addresses from `plan_packets`. Return None if there are no addresses.
 
-    `workers` is the number of capture workers, which open the sockets themselves. 0 means that this process reads the
-    cameras.
+    `workers` is the number of capture workers. Capture workers open the sockets themselves. If `workers` is 0, this
+    process reads the cameras, and opens the socket.
     """
     if not addresses:
         return None

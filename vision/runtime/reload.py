@@ -101,7 +101,7 @@ class Reloader:
         self._detector_score = required_score(config)
 
     def handle(self, request: Request) -> Reply:
-        """Handle a request. Return the reply once the request is done.
+        """Handle a request. Return the reply once the program has carried out the request.
 
         Raises:
             ConfigError: the new configuration is invalid, the camera is unknown, the change requires a restart, or the
@@ -145,7 +145,10 @@ class Reloader:
         return AnalyticsReply(analytics=contents[0], privacy=contents[1], version=digest.hexdigest())
 
     def _apply(self, config: AppConfig, path: Path | None = None) -> ChangedReply:
-        """Check a configuration, and apply it. `path` is its file, if any, for the line numbers in errors."""
+        """Check a configuration, and apply it. `path` is the configuration file, if any.
+
+        Errors contain its line numbers.
+        """
         factory = self._factory()
         plan = compare(self._config, config, self._detector_score)
         if plan.restart:
@@ -208,7 +211,7 @@ def _reported_to_service_manager() -> Iterator[None]:
 def check_models(config: AppConfig, path: Path | None) -> None:
     """Check the folders of the models, because each process that is started after the change reads these folders.
 
-    `path` is the file of the configuration, for line numbers in errors. None means that the configuration has no file.
+    `path` is the configuration file, whose line numbers errors contain, or None if the configuration has no file.
 
     Raises:
         ConfigError: the configuration names a class that the model does not have.

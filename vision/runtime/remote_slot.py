@@ -18,9 +18,9 @@ GiveBack = Callable[[int, int], None]
 class RemoteSlot(LatestSlot):
     """Slot for the newest frame of a camera that a capture worker reads. The inference thread takes the frames.
 
-    The worker owns the buffers to which it writes frames. When it sends a message about a frame, the buffer belongs to
-    the slot until the slot gives it back. The methods `configure`, `forget_buffers`, `write_buffer`, and `commit` of
-    `LatestSlot` are not used.
+    The worker owns the buffers to which it writes frames. After the worker has sent a message about a frame, the buffer
+    of this frame belongs to the slot until the slot returns it. The methods `configure`, `forget_buffers`,
+    `write_buffer`, and `commit` of `LatestSlot` are not used.
 
     In a lossless slot, frames wait in a queue, whose length the number of buffers limits.
     """
@@ -84,7 +84,7 @@ class RemoteSlot(LatestSlot):
     def receive(self, generation: int, number: int, fields: CommittedFrame) -> None:
         """Receive the frame that the worker has written to the buffer `number` of a generation of buffers.
 
-        Drop the frame if the buffers were replaced after the worker had written it. The caller must hold `changed`.
+        If the buffers were replaced after the worker wrote the frame, drop the frame. The caller must hold `changed`.
 
         Args:
             generation: number of the generation of buffers.

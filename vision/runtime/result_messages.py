@@ -42,7 +42,10 @@ from vision.types import (
 
 
 class WorkerSetup(msgspec.Struct, array_like=True, frozen=True):
-    """The configuration that all result workers share. It contains passwords, so it is sent only in a message."""
+    """The configuration that all result workers share.
+
+    The setup contains passwords, so it is sent only in a message, and not on a command line.
+    """
 
     pipeline: str  # name or path of the pipeline
     config: AppConfig
@@ -62,7 +65,7 @@ class WorkerSetup(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Begin(msgspec.Struct, array_like=True):
-    """The first message to a worker process: its cameras, and the numbers and counters from which it continues."""
+    """The first message to a worker process. It contains the cameras, and the numbers and counters to continue from."""
 
     cameras: Mapping[str, int]  # number of each of the worker's cameras in messages
     sequences: Mapping[str, int]  # last number of the detections messages of each camera
@@ -115,7 +118,7 @@ class Results(msgspec.Struct, array_like=True, gc=False, tag="results"):
 
 
 class NewConfig(msgspec.Struct, array_like=True, tag="config"):
-    """A new configuration. Once its stages use the configuration, the worker replies with `Totals`."""
+    """A new configuration. Once the stages of the worker use the configuration, the worker replies with `Totals`."""
 
     number: int  # number of the configuration
     config: AppConfig
@@ -151,7 +154,7 @@ class Totals(msgspec.Struct, array_like=True, tag="totals"):
 def _plain(value: object) -> object:
     """Convert a value for which MessagePack has no type to plain data.
 
-    Such values are sections of the configuration, and NumPy values that a custom stage puts into an event.
+    Such values are sections of the configuration, and NumPy values in the `data` of events from custom stages.
     """
     return plain_section(value) if isinstance(value, ConfigSection) else codec.plain(value)
 
@@ -231,7 +234,7 @@ class FrameFiles:
             os.close(fd)
 
     def frame(self, meta: FrameMeta, camera: int, place: tuple[int, int, PixelFormat]) -> Frame:
-        """Return the frame at a place in a mapped file. If the file is new for the camera, unmap the camera's old file.
+        """Return the frame at a place in a mapped file. If the camera previously had a different file, unmap that file.
 
         `camera` is the number of the camera. `place` is the number of the file, the offset in bytes, and the format.
         """

@@ -118,7 +118,7 @@ class _Link:
         finish_together([frame.lease for frame in frames], [DropReason.WORKER] * len(frames))
 
     def flush(self) -> None:
-        """Send the results and the configuration for which the worker had no room before."""
+        """Send the results and the configuration for which the worker previously had no room."""
         with self._lock:
             self._send()
         unsent = self.config.unsent
@@ -145,7 +145,7 @@ class _Link:
             setup: the setup with the new configuration. Processes that replace the worker also start with this setup.
             added: cameras that were added to the worker.
             removed: cameras that were removed from the worker.
-            last_id: upper limit of the track ids so far. 0 if the program has no new camera.
+            last_id: upper limit of all assigned track ids, or 0 if the program has no new camera.
         """
         assert self.worker is not None
         self.worker.spec = replace(self.worker.spec, setup=setup.encode())
@@ -199,7 +199,7 @@ class _Link:
                 self._unsent.popleft()
 
     def _next_message(self) -> tuple[list[tuple[InferredFrame, bytes]], dict[str, SharedMemory]]:
-        """Return the next results of different cameras, and, by camera, the files that the process has not mapped."""
+        """Return the next results of different cameras, and the files that the process has not mapped, by camera."""
         frames: dict[str, tuple[InferredFrame, bytes]] = {}
         files: dict[str, SharedMemory] = {}
         for frame, encoded in self._unsent:
@@ -352,7 +352,7 @@ class ResultProcesses:
 
     @property
     def parts(self) -> list[object]:
-        """The sinks. The stages are not included, because the workers contain the stages."""
+        """The sinks of this process. The stages are not included, because they run in the workers."""
         return list(self.sinks)
 
     def progress(self) -> int | None:
@@ -407,7 +407,10 @@ class ResultProcesses:
             link.reconfigure(setup, own, removed[link], last_id if added else 0)
 
     def put(self, batch: list[InferredFrame]) -> None:
-        """Send a batch to the workers. After `abort`, drop it. Release its leases, unless a stage reads pixels."""
+        """Send a batch to the workers, or drop the batch after `abort`.
+
+        If no stage reads pixels, release its leases.
+        """
         hand_over([frame.lease for frame in batch], keep=self._with_frames)
         if self._aborted:
             finish_together([frame.lease for frame in batch], [DropReason.STOPPED] * len(batch))
@@ -451,7 +454,10 @@ class ResultProcesses:
             link.discard(DropReason.STOPPED)
 
     def close(self) -> None:
-        """Stop the workers, unless `end` or `abort` was called, because `run` then stops the workers. Idempotent."""
+        """Stop the workers. Do nothing if `end` or `abort` was called, because `run` then stops the workers.
+
+        Idempotent.
+        """
         if not self._ending.is_set():
             self._ending.set()
             self._workers.stop(_STOP_S)

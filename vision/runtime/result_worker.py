@@ -50,7 +50,7 @@ _SEND_S: Final = 0.2  # interval of heartbeats while the main process does not r
 
 
 class HandedOverCounters:
-    """The counters of a worker. Their initial values come from the main process, which receives every change."""
+    """The counters of a worker. The main process provides their initial values, and receives every change."""
 
     def __init__(self, rows: Sequence[CounterRow]) -> None:
         self.changed: list[CounterRow] = []
@@ -108,7 +108,7 @@ class _Socket:
 
 
 class _Outbox:
-    """Sink that publishes detections, and collects everything else for the main process."""
+    """Sink that publishes detections, and collects events and object summaries for the main process."""
 
     def __init__(self, detections: DetectionsPublisher, cameras: Mapping[str, int]) -> None:
         self.events: list[EventMessage] = []

@@ -1,8 +1,8 @@
 """`ResultHandler`, which runs the stages on each result and passes the result to the sinks, in the results thread.
 
-A result that is too old when its turn comes is dropped. Before that, only a first stage that processes whole batches
-may have processed the result. The queue needs no limit of its own: a camera's next frame is not taken while too many
-results of the camera are unfinished (`vision.runtime.latest_slot`).
+A result that is too old when its turn comes is dropped. Before the drop, at most one stage has processed the result: a
+first stage that processes whole batches. The queue needs no limit of its own: a camera's next frame is not taken while
+too many results of the camera are unfinished (`vision.runtime.latest_slot`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class ResultHandler:
     def run(self) -> None:
         """Handle results until `end` or `abort` is called. The results thread calls this method.
 
-        Exceptions that stages and sinks raise are not changed.
+        Exceptions from stages and sinks are raised unchanged.
         """
         while (batch := self._next_batch()) is not None and not self._aborted:
             while not self._changes.empty():
@@ -122,7 +122,10 @@ class ResultHandler:
         done.set()
 
     def _next_batch(self) -> list[InferredFrame] | None:
-        """Wait for a batch, and join queued batches to it until it has `_MAX_TOGETHER` frames. None means the end."""
+        """Wait for a batch, and join queued batches to it until it has `_MAX_TOGETHER` frames.
+
+        Return None after `end` or `abort`.
+        """
         batch = self._queue.get()
         while batch is not None and len(batch) < _MAX_TOGETHER and not self._queue.empty():
             following = self._queue.get()

@@ -105,11 +105,12 @@ class Runtime:
         Args:
             capture: the workers that read the cameras. None means that each camera has a thread.
             factory: object that creates cameras while the program runs. None means that the cameras cannot change.
-            stages: stages to run on each result, in this order. If one is a `PixelStage`, the slots of `cameras` need
-                `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
+            stages: stages to run on each result, in this order. If one of the stages is a `PixelStage`, the slots of
+                `cameras` need `FRAMES_HELD_BY_STAGES` more leases than the detector has batches in flight.
             observe: see `ResultMetrics`. Not used if workers run the stages.
             workers: workers that run the stages and the sinks, instead of `stages` and `sinks`.
-            stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended by then are abandoned.
+            stop_timeout_s: maximum duration of a stop, in seconds. Threads that have not ended after this time are
+                abandoned.
             hang_s: duration in seconds above which a batch, a call, or the handling of a result counts as hanging.
         """
         self.steps = StepQueue()
@@ -309,7 +310,10 @@ class Runtime:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
-        """Build a report, and pass it to the sinks and `on_report`. Latencies cover the time since the previous one."""
+        """Build a report, and pass it to the sinks and `on_report`.
+
+        Latencies cover the time since the previous report.
+        """
         results, now = self.results, Instant(time.monotonic_ns(), time.time_ns())
         # The published frames are read first, because frames that are published later can be missing in `slots`.
         published = {camera_id: metrics.published for camera_id, metrics in results.metrics.cameras.items()}

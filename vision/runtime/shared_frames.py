@@ -61,7 +61,10 @@ class FrameMemory:
 
     @property
     def fds(self) -> list[int]:
-        """The descriptor of shared host memory, which stays open as long as the buffers exist. Empty for GPU memory."""
+        """The descriptor of shared host memory, or an empty sequence for GPU memory.
+
+        The descriptor stays open as long as the buffers exist.
+        """
         shared = self.buffers[0].shared
         return [] if shared is None else [shared[0].fileno()]
 
@@ -128,7 +131,7 @@ def _wrap(
 
 
 def map_file(fd: int, size: int) -> NDArray[np.uint8]:
-    """Map the first `size` bytes of a file, and return them as a uint8 array (size,) that can be written.
+    """Map the first `size` bytes of a file, and return them as a writable uint8 array (size,).
 
     The mapping exists as long as the array or a view of it.
 

@@ -59,7 +59,8 @@ class StageRunner:
         `run_stages` runs the other stages.
 
         Args:
-            batch: results, in order per camera, each with the time after which it is too old. None means never.
+            batch: results, in order per camera, each with the monotonic time in ns after which it is too old. A time of
+                None means never.
 
         Returns:
             The results in the same order. A result that is too old is None.
@@ -72,12 +73,12 @@ class StageRunner:
         return [None if result is None else next(done) for result in results]
 
     def run_stages(self, result: Result, frame: Frame | None, expires_ns: int | None) -> Result | None:
-        """Run all stages on a result of `begin`, and return it. Return None if the result is too old to be processed.
+        """Run the stages on a result of `begin`, and return the result. Return None if the result is too old.
 
         Args:
             result: a result from `begin`.
             frame: the frame of the result. It can be None if no stage reads pixels.
-            expires_ns: time after which the result is too old. None means never.
+            expires_ns: monotonic time in ns after which the result is too old. None means never.
 
         Raises:
             ValueError: a stage reads pixels, but `frame` is None.
@@ -102,7 +103,7 @@ class StageRunner:
             stage.wait_until_read()
 
     def publish(self, result: Result) -> int:
-        """Pass a result to the sinks. Return the time of publication in ns."""
+        """Pass a result to the sinks. Return the monotonic time of publication in ns."""
         published_ns = self._clock()
         with span("publish"):
             for sink in self.sinks:
@@ -119,7 +120,10 @@ class StageRunner:
         return counters
 
     def _is_too_old(self, result: Result, expires_ns: int | None) -> bool:
-        """Return True if a result is too old. If so, the camera's next result reports this and all previous drops."""
+        """Return True if a result is too old.
+
+        In this case, count it as dropped. The camera's next result will report this drop and the drops before it.
+        """
         if expires_ns is None or self._clock() <= expires_ns:
             return False
         unreported = self._unreported.setdefault(result.meta.camera_id, Counter())
@@ -155,7 +159,7 @@ class ResultMetrics:
         self.cameras[camera_id] = CameraMetrics(LatencyHistogram(), Rate(self._clock))
 
     def published(self, meta: FrameMeta, timing: Timing, objects: int, published_ns: int) -> None:
-        """Count a result with `objects` objects that was published at `published_ns`, and pass it to `observe`."""
+        """Count a result with `objects` objects that was published at `published_ns`. Pass this data to `observe`."""
         metrics = self.cameras[meta.camera_id]
         metrics.published += 1
         metrics.objects = objects

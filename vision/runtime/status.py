@@ -54,7 +54,7 @@ def camera_status(
 ) -> CameraReport:
     """Build the report of one camera. Latencies cover the time since the camera's previous report.
 
-    `published` is the number of published frames, read at the same time as `slot` or before.
+    `published` is the number of published frames. The caller must read it before or together with `slot`.
     """
     latency = metrics.latency.snapshot(reset=True)
     return CameraReport(
@@ -98,7 +98,7 @@ def camera_counts(camera_id: str, metrics: CameraMetrics, now: Instant) -> Count
 
 
 def removed(last: CameraReport) -> CameraReport:
-    """Convert the last report of a camera to a report that the camera was removed, with the state `REMOVED`."""
+    """Convert the most recent report of a camera to a report with the state `REMOVED`."""
     return msgspec.structs.replace(last, state=REMOVED, state_for_s=0.0, fps=0.0, published_fps=0.0, objects=0)
 
 

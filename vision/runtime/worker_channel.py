@@ -54,7 +54,7 @@ Entry = Callable[["WorkerChannel", bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message, with the file descriptors that came with it. The receiver closes the descriptors."""
+    """One message, with the file descriptors that arrived with it. The receiver must close the descriptors."""
 
     data: bytes
     fds: tuple[int, ...] = ()
@@ -77,7 +77,7 @@ class Connection:
         return Connection(own), other
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on, or -1 after `close`."""
+        """Return the descriptor on which to wait for messages, or -1 after `close`."""
         return self._socket.fileno()
 
     def send(self, kind: bytes, data: bytes = b"", fds: Sequence[int] = ()) -> bool:
@@ -197,18 +197,21 @@ class WorkerChannel:
         return self._connection.fileno()
 
     def ready(self) -> None:
-        """Report that the worker is ready. After that, the main process replaces the worker if it fails."""
+        """Report that the worker is ready. If the worker fails after this report, the main process replaces it."""
         self._connection.send_waiting(READY, b"", (), HEARTBEAT_S)
 
     def beat(self) -> None:
-        """Send a heartbeat if it is due. Call this during long work. A worker without heartbeats is replaced."""
+        """Send a heartbeat if one is due.
+
+        Call this during long work, because a worker without heartbeats is replaced.
+        """
         now = time.monotonic()
         if now >= self._next_heartbeat:
             self._connection.send(HEARTBEAT)
             self._next_heartbeat = now + HEARTBEAT_S
 
     def send(self, data: bytes, fds: Sequence[int] = (), *, timeout_s: float = 0.0) -> bool:
-        """Send a message. Return False if the main process is gone, or has no room within `timeout_s` seconds."""
+        """Send a message. Return False if the main process has ended, or has no room within `timeout_s` seconds."""
         return self._connection.send_waiting(APPLICATION, data, fds, timeout_s)
 
     def receive(self, timeout_s: float) -> Message | None:

@@ -126,7 +126,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id. None if no process runs."""
+        """Process id, or None if no process runs."""
         process = self._process
         return None if process is None else process.process.pid
 
@@ -150,8 +150,8 @@ class Worker:
 class SpareProcess:
     """A process that has imported the programs of all workers, and replaces the next worker process that ends.
 
-    This saves time, because the imports are the longest part of the start of a worker. Several `Workers` can share the
-    process. Any thread can call the methods except `keep`.
+    The spare process saves time, because the imports take most of the time that a worker needs to start. Several
+    `Workers` can share the process. Any thread can call the methods except `keep`.
     """
 
     def __init__(self, modules: Sequence[str], clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -186,7 +186,7 @@ class SpareProcess:
         self._retry_ns = min(2 * self._retry_ns, _SPARE_LONGEST_NS)
 
     def delay(self) -> None:
-        """Postpone the next start, because a worker starts, which needs the CPU first."""
+        """Postpone the next start, because a worker that is starting needs the CPU first."""
         with self._lock:
             self._due_ns = max(self._due_ns, self._clock() + _SPARE_DELAY_NS)
 
@@ -376,9 +376,10 @@ class Workers:
             self._ended(worker)
 
     def _ended(self, worker: Worker) -> None:
-        """Clean up after a process that closed its connection or does not end after a kill. Plan the next start.
+        """Clean up after a process that has closed its connection, or does not end after a kill.
 
-        If the process reported a failure, and no process of the worker was ever ready, raise the failure.
+        Schedule the next start. If the process reported a failure, and no process of the worker was ever ready, raise
+        the failure.
         """
         process = self._process(worker)
         code = process.process.poll()
@@ -407,7 +408,7 @@ class Workers:
             raise process.failure
 
     def _kill(self, worker: Worker, reason: str) -> None:
-        """Kill a process. The end of its connection arrives after its last messages, in `_receive`."""
+        """Kill a process. `_receive` still receives its last messages, followed by the end of the connection."""
         process = self._process(worker)
         process.end, process.killed_ns = reason, self.clock()
         process.process.kill()
@@ -438,7 +439,7 @@ class Workers:
 
 
 def _spawn(name: str, modules: Sequence[str] = ()) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Start a process that waits for its setup. If it is a spare process, it imports `modules` before."""
+    """Start a process that waits for its setup. A spare process first imports `modules`."""
     connection, other = Connection.pair()
     path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
     with other:
@@ -457,7 +458,10 @@ def _spawn(name: str, modules: Sequence[str] = ()) -> tuple[subprocess.Popen[byt
 
 
 def worker_name(command: Sequence[str]) -> str:
-    """Return the name of the worker that runs with the command line `command`. Return "" if it is not a worker."""
+    """Return the name of the worker that runs with the command line `command`.
+
+    Return "" if the command line is not that of a worker.
+    """
     return command[3].strip() if len(command) > 3 and command[2] == _PROGRAM else ""
 
 

@@ -54,11 +54,11 @@ class LiveDatabase:
 
     @property
     def last_event(self) -> tuple[str, int] | None:
-        """Journal and number of the newest event that was added. None if no event had a number."""
+        """Journal and number of the newest event that was added, or None if no event had a number."""
         return self._last_event
 
     def expected_seq(self, topic: str, instance: str) -> int:
-        """Return the number that the next message of a topic has if none is missing.
+        """Return the number that the next message of a topic has if no message is missing.
 
         This number is 1 if no message of the topic from this start of the program (`instance`) was stored.
         """
@@ -66,7 +66,7 @@ class LiveDatabase:
         return seq + 1 if stored_instance == instance else 1
 
     def received(self, topic: str, instance: str, seq: int) -> None:
-        """Record the sequence number of the newest message of a topic. The next commit stores this number."""
+        """Record the sequence number `seq` of the newest message of a topic. The next commit stores this number."""
         self._last_seq[topic] = instance, seq
         self._received = True
 
@@ -106,7 +106,10 @@ class LiveDatabase:
         self._rows["frames"].append((*row, message.frame, *size, message.clock, len(tracks)))
 
     def _is_score_due(self, camera: str, detected: DetectedObject, captured_us: int) -> bool:
-        """Return True if the row needs the score: for the first row of a track, and every 5 s after that."""
+        """Return True if this row must contain the score.
+
+        Only the first row of a track, and then one row every 5 s, must.
+        """
         key = camera, detected.track_id
         if detected.previous_box is None and captured_us - self._scored_us.get(key, 0) < SCORE_EVERY_US:
             return False
@@ -117,7 +120,10 @@ class LiveDatabase:
         return True
 
     def add_event(self, message: EventMessage) -> None:
-        """Add an event, unless this or a newer event of the same journal was already added. Leave out amendments."""
+        """Add an event, unless this event or a newer event of the same journal was already added.
+
+        Leave out amendments.
+        """
         if message.journal is not None and message.number is not None:
             journal, newest = self._last_event or ("", 0)
             if message.journal == journal and message.number <= newest:
@@ -146,7 +152,10 @@ class LiveDatabase:
             self._rows["counts"].append((*place, name, *totals, _by_class(counted)))
 
     def add_gap(self, camera: str, at_us: int, instance: str, kind: str, *, missing: tuple[int, int]) -> None:
-        """Add a gap. `missing` contains the sequence numbers of the first and the last missing message."""
+        """Add a gap in the messages of `kind`.
+
+        `missing` contains the sequence numbers of the first and the last missing message.
+        """
         self._rows["gaps"].append((camera, at_us, instance, kind, *missing))
 
     def discard(self) -> None:

@@ -38,7 +38,7 @@ _FIRST_PAUSE_S: Final = 0.02
 
 
 def attempts() -> Iterator[int]:
-    """Yield the number of each of `ATTEMPTS` attempts. Pause between attempts, with increasing duration."""
+    """Yield the number of each of `ATTEMPTS` attempts. Before each further attempt, pause for a longer time."""
     for number in range(ATTEMPTS):
         if number:
             time.sleep(_FIRST_PAUSE_S * 2**number)
@@ -76,7 +76,7 @@ def has_table(connection: sqlite3.Connection, table: str) -> bool:
 
 
 def is_moving(folder: Path) -> bool:
-    """Return True if rows are being moved to files, so that some rows may be in neither the database nor a file."""
+    """Return True if rows are being moved to files. Some rows may then be in neither the database nor a file."""
     if not (folder / LIVE_NAME).exists():
         return False
     with live_database(folder) as connection:
@@ -109,7 +109,10 @@ class LivePart:
         self.hours: list[LiveHour] = []
 
     def find(self) -> bool:
-        """Find the hours. Return False if rows are being moved (`is_moving`)."""
+        """Find the hours that have frames in the time range.
+
+        Return False if rows are being moved to files (`is_moving`).
+        """
         self.hours = []
         self._known = frozenset(file.path for file in self._files())
         if not (self._folder / LIVE_NAME).exists():
@@ -160,7 +163,8 @@ class LivePart:
     def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
         """Return the tracks whose `frame_id` is from `first` to `last`, inclusive, in the order of the files.
 
-        `first` and `last` are limits of `hours`. If `columns` is None, return all columns.
+        `first` is the first frame id of an hour in `hours`, and `last` is the last frame id of the same or a later
+        hour. If `columns` is None, return all columns.
 
         Raises:
             ConfigError: the database or a file cannot be read.
@@ -202,7 +206,10 @@ def class_names(tracks: pa.Table) -> dict[int, str]:
 
 
 def _complete(found: Callable[[], pa.Table], expected: int) -> pa.Table:
-    """Call `found` until its table has `expected` rows. Return this table, or the table of the last attempt."""
+    """Call `found` until it returns a table with `expected` rows.
+
+    Return this table, or the table of the last attempt.
+    """
     for _ in attempts():
         table = found()
         if table.num_rows == expected:

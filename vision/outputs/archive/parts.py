@@ -46,7 +46,7 @@ class Part:
         return 0 if self._file is None else int(self._file.metadata.num_rows)
 
     def groups(self) -> range:
-        """Return the numbers of the row groups."""
+        """Return the indices of the row groups."""
         return range(1 if self._file is None else self._file.num_row_groups)
 
     def limits(self, group: int) -> tuple[int, int] | None:

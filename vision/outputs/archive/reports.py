@@ -1,4 +1,4 @@
-"""Lines that the process of the archive prints for the program."""
+"""Lines that the archive process prints to report its state to the program."""
 
 from __future__ import annotations
 

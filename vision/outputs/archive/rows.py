@@ -89,7 +89,7 @@ def blocks_of(
 
 
 def _judged_rows(table: pa.Table, frame_ids: NDArray[np.int64]) -> RecordedTracks:
-    """Return the tracks in the order of publication. Their capture times are empty.
+    """Return the tracks as `RecordedAnalytics` reads them, in the order of publication, but without capture times.
 
     `table` contains the tracks of the frames `frame_ids` (F,), sorted by track, then by frame.
     """

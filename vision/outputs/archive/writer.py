@@ -73,7 +73,7 @@ class ArchiveWriter:
 
     @property
     def last_event(self) -> tuple[str, int] | None:
-        """Journal and number of the newest event that was added. None if no event had a number."""
+        """Journal and number of the newest event that was added, or None if no event had a number."""
         return self._live.last_event
 
     def add(self, item: Item) -> None:
@@ -97,9 +97,10 @@ class ArchiveWriter:
             self._live.add_gap(camera or ALL_CAMERAS, self._at_us, self._instance, kind, missing=numbers)
 
     def _number(self, kind: str, message: DetectionsMessage | EventMessage | CountsMessage) -> None:
-        """Record the number of a message. Add a gap if messages are missing before the first message of a topic.
+        """Record the sequence number of a message.
 
-        The subscription itself reports messages that are missing after the first message.
+        If messages are missing before the first message of a topic, add a gap. The subscription itself reports messages
+        that are missing after the first message.
         """
         topic = f"{kind}/{message.camera}"
         if (topic, message.instance) not in self._known:

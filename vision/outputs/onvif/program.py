@@ -31,7 +31,10 @@ _IN_FLIGHT: Final = 256  # documents between the two threads
 
 
 class Documents:
-    """Converter of messages to documents, in the subscription's thread. The server's thread sends the documents."""
+    """Converter of messages to ONVIF documents.
+
+    The conversion runs in the subscription's thread. The server's thread sends the documents.
+    """
 
     def __init__(self, account: tuple[str, str] | None, cameras: tuple[str, ...]) -> None:
         """Create the server. `cameras` are the ids of the initial cameras. `MetadataServer` describes `account`."""

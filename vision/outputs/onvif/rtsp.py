@@ -155,10 +155,13 @@ def choose_transport(header: str) -> Transport | None:
 
 
 class Gate:
-    """Check of the user and the password of one connection, with HTTP Digest authentication."""
+    """Access check of one connection. It verifies the user and the password with HTTP Digest authentication."""
 
     def __init__(self, account: Sequence[str] | None) -> None:
-        """Create the gate. `account` consists of the user and the password. If it is None, permit every request."""
+        """Create the gate. `account` consists of the user and the password.
+
+        If `account` is None, permit every request.
+        """
         self._account = account
         self._nonce = secrets.token_hex(16)
 

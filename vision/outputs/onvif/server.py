@@ -94,7 +94,10 @@ class MetadataServer:
         return camera in self._cameras
 
     def greeting(self, camera: str) -> tuple[bytes, int] | None:
-        """Return the first document for a client of a camera, and its time in ns, or None if no document exists yet."""
+        """Return the first document for a client of a camera, and its time in ns since 1970 (UTC).
+
+        Return None if no document exists yet.
+        """
         return self._greeting(camera)
 
     def update(self) -> None:
@@ -156,7 +159,7 @@ class Datagrams(asyncio.DatagramProtocol):
         self._heard(address)
 
     def error_received(self, _error: Exception) -> None:
-        """Ignore the error: a client has closed its port."""
+        """Ignore the error. It means that a client has closed its port."""
 
 
 class Client:

@@ -36,7 +36,7 @@ _OPEN_PATHS: Final = ("/static/", "/login")
 
 
 class Sessions:
-    """The values of the login cookie. A value stays valid after a restart of the program with the same token."""
+    """Creates and checks the values of the login cookie. A value stays valid after a restart with the same token."""
 
     def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
         self._token = token.encode()

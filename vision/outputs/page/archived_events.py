@@ -20,14 +20,14 @@ _MAX_WINDOWS: Final = 40
 def read_archive(folder: Path, chosen: EventFilter, before_us: int, limit: int) -> tuple[list[StoredEvent], int | None]:
     """Return a page of archived events, newest first.
 
-    Read time ranges of an hour or more, from the newest to the oldest, until there are at least `limit` events.
+    Read time ranges of an hour or more, from the newest to the oldest, until at least `limit` events are found.
     Therefore, the page can have more than `limit` events. If 40 ranges contain fewer events, the page has fewer.
 
     Args:
         folder: folder of the archive.
         chosen: conditions that the events must meet.
         before_us: time before which the events happened, in µs since 1970 (UTC).
-        limit: wanted number of events.
+        limit: requested number of events.
 
     Returns:
         The events, and the value of `before_us` for the next page. This value is None if there are no older events.

@@ -33,12 +33,12 @@ class Assets:
         self.version = digest.hexdigest()[:16]
 
     def page(self, name: str) -> Response:
-        """Return an HTML file as a response. The links in the file contain the version."""
+        """Return an HTML file as a response. The links in the file contain `version`."""
         text = self._files[name].decode().replace(_HEAD, self._files["head.html"].decode())
         return HTMLResponse(text.replace(_ASSETS, f"/static/{self.version}"))
 
     def file(self, version: str, name: str) -> Response:
-        """Return a file as a response. The status is 404 if there is no such file or version."""
+        """Return a file as a response. If the file does not exist or `version` is outdated, the status is 404."""
         content, media_type = self._files.get(name), _TYPES.get(Path(name).suffix)
         if version != self.version or content is None or media_type is None:
             return PlainTextResponse("not found\n", 404)

@@ -241,9 +241,10 @@ def answering(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
 
 
 async def _when_done(result: Awaitable[dict[str, Any]]) -> AsyncIterator[bytes]:
-    """Yield a result as JSON. Until then, yield spaces, because the server closes connections without progress.
+    """Yield the result as JSON once it is available.
 
-    If the browser closes the connection, cancel the computation of the result.
+    Until then, yield spaces, because the server closes idle connections. If the browser closes the connection, cancel
+    the computation of the result.
     """
     work = asyncio.ensure_future(result)
     try:

@@ -23,14 +23,17 @@ _DRAWN: Final = ("units", "lines", "zones", "ground")
 
 
 class Masks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The areas of a camera that are hidden in all images, with the keys of `privacy` in camera.yaml."""
+    """The areas of a camera that are hidden in all images. The fields are keys of `privacy` in camera.yaml."""
 
     units: str
     masks: list[Any]
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The shapes that a person has drawn for one camera, with the keys of `analytics` and `privacy` in camera.yaml."""
+    """The shapes that a person has drawn for one camera.
+
+    The fields are keys of `analytics` and `privacy` in camera.yaml.
+    """
 
     units: str
     lines: list[dict[str, Any]]

@@ -32,7 +32,10 @@ _END_US: Final = 10**17
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Conditions that events must meet. An empty string and None mean no limit. Times are µs since 1970 (UTC)."""
+    """Conditions that events must meet. An empty string or None means no condition.
+
+    Times are in µs since 1970 (UTC).
+    """
 
     camera: str = ""
     kind: str = ""
@@ -49,7 +52,7 @@ class EventFilter:
         )
 
     def ends_at(self, at_us: int) -> bool:
-        """Return True if an event at `at_us` is so old that all events stored before it are too old for the filter."""
+        """Return True if all events stored before an event at `at_us` are too old for the filter."""
         return self.since_us is not None and at_us < self.since_us - _LATE_US
 
 

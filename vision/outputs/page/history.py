@@ -136,7 +136,10 @@ class CountBuckets:
 
 
 class LiveHistory:
-    """The counts that this process received in the last 24 hours. Call `add` in one thread, and `history` in any."""
+    """The counts that this process received in the last 24 hours. Call `add` from one thread.
+
+    Any thread can call `history`.
+    """
 
     def __init__(self) -> None:
         self.since_s = time.time()
@@ -157,7 +160,7 @@ class LiveHistory:
                 each.forget_before(at_s - KEPT_S)
 
     def history(self, camera: str, since_s: float, until_s: float) -> History:
-        """Return the history of a camera until `until_s`. All times are in seconds since 1970.
+        """Return the history of a camera until `until_s`. All times are in seconds since 1970 (UTC).
 
         The history starts at the latest of three times: `since_s`, the start of the process, and `KEPT_S` seconds
         before `until_s`. It has buckets for at least `SHORTEST_S` seconds.

@@ -39,7 +39,7 @@ class Receiver(Protocol):
     """A receiver of records, such as `Viewer`."""
 
     def push(self, record: bytes) -> bool:
-        """Queue a record. Return False if the record is lost."""
+        """Queue a record. Return False if the record was discarded."""
 
     def flush(self) -> None:
         """Send the queued records, as one message."""
@@ -166,7 +166,7 @@ class CameraFeed:
 
     @property
     def wants_images(self) -> bool:
-        """True if a viewer waits for a key frame, or cannot decode the packets."""
+        """True if a viewer waits for a key frame or cannot decode the packets, so that it needs images."""
         return any(watch.waits for watch in self.watches)
 
     def add(self, viewer: Receiver, codecs: Collection[str]) -> None:

@@ -116,7 +116,7 @@ class LiveHub:
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _do(self, work: Callable[[], None]) -> None:
-        """Run `work` in the thread. Do not wait for it."""
+        """Run `work` in the thread of the hub, without waiting until it ends."""
         self._work.put(work)
         with contextlib.suppress(OSError):  # the hub is closed
             self._wake.send(b"\0")

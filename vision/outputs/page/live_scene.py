@@ -56,8 +56,9 @@ def _dumped(sections: Mapping[str, CameraAnalytics] | Mapping[str, CameraPrivacy
 def scene(analytics: Mapping[str, Any] | None, privacy: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the masks, zones, and lines of a camera, in the order in which they are drawn.
 
-    The path of a shape, and the place of its name, are fractions of the frame if `relative` is True, otherwise pixels.
-    Shapes whose `moves` is True follow the view of a camera that was moved. `key` is the key of their counts.
+    If `relative` is True, the path of a shape and the position of its name are in fractions of the frame. Otherwise,
+    they are in pixels. Shapes whose `moves` is True follow the view of a camera that was moved. `key` is the key of
+    their counts.
     """
     places, hidden = analytics or {}, privacy or {}
     zones, lines = places.get("zones", ()), places.get("lines", ())

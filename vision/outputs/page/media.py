@@ -29,7 +29,7 @@ _SNAPSHOT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.jpg")
 
 
 class Media:
-    """The files that events refer to."""
+    """The snapshots and recordings to which events refer."""
 
     def __init__(self, settings: PageSettings) -> None:
         self._snapshots = None if settings.snapshots is None else Path(settings.snapshots)

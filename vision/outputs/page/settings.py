@@ -30,5 +30,5 @@ class PageSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key_pair(self) -> KeyPair | None:
-        """The keys with which the process subscribes. None if messages are not encrypted."""
+        """The keys with which the process subscribes, or None if messages are not encrypted."""
         return None if self.keys is None else KeyPair(*self.keys)

@@ -96,14 +96,14 @@ class Recording:
                 self._missing += 1
 
     def _is_too_early(self, first: KeptPacket, newest: KeptPacket) -> bool:
-        """Return True if too few packets of a connection have arrived to determine their pace."""
+        """Return True if too few packets of a connection have arrived to determine the rate of its timestamps."""
         connection = first.header.connection
         if newest.header.connection != connection or (self._pace is not None and self._pace[0] == connection):
             return False
         return newest.header.arrived_ns - first.header.arrived_ns < MIN_SPAN_NS
 
     def _end_before(self, packet: KeptPacket) -> None:
-        """Complete the current file if a packet does not belong to this file."""
+        """Complete the current file if `packet` belongs to the next file."""
         segment = self._segment
         if segment is None:
             return
@@ -245,8 +245,8 @@ class CameraRecorder:
     def _can_write(self) -> bool:
         """Return True if `write` can write packets.
 
-        If a clip or a continuous recording exists, at least one of them must have an open file. Otherwise, the disk
-        must have room.
+        With a clip or a continuous recording, at least one of them must have an open file. Otherwise, the disk must
+        have free space above the limit.
         """
         present = [each for each in (self._clip, self._continuous) if each is not None]
         return any(each.is_writing for each in present) if present else not self._store.is_full

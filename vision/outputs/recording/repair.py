@@ -152,14 +152,14 @@ def repair(index: RecordingIndex, folder: Path, differences: list[Difference]) -
 
 
 class _Adopt:
-    """Function that adds unlisted files to the index, for example after the old index was damaged."""
+    """Callable object that adds unlisted files to the index, for example after the old index was damaged."""
 
     def __init__(self, index: RecordingIndex) -> None:
         self._index = index
         self._last: dict[tuple[str, str], tuple[int, int]] = {}  # numbers of the file and its recording
 
     def __call__(self, name: str, path: Path, measured: Measured) -> None:
-        """Add a file. The number in its name shows whether the file belongs to the recording of the previous file."""
+        """Add a file. The number in `name` shows whether the file belongs to the recording of the previous file."""
         parts = NAME.fullmatch(path.name)
         assert parts is not None
         kind: Kind = "clip" if parts["kind"] == "clip" else "continuous"

@@ -87,7 +87,10 @@ def _os_errors() -> Iterator[None]:
 
 @contextmanager
 def _template(codec: str, data: bytes) -> Iterator[VideoStream]:
-    """Yield a stream with the parameters that FFmpeg finds in a key frame. Raise `ValueError` if there are none."""
+    """Yield a stream with the parameters that FFmpeg finds in a key frame.
+
+    Raise `ValueError` if FFmpeg finds no parameters.
+    """
     try:
         container = av.open(io.BytesIO(data), format=codec)
     except av.FFmpegError as error:
@@ -100,6 +103,6 @@ def _template(codec: str, data: bytes) -> Iterator[VideoStream]:
 
 
 def _add_stream(container: Any, template: VideoStream) -> Any:
-    """Add a stream with the parameters of `template`. Use the method that the installed version of PyAV provides."""
+    """Add a stream with the parameters of `template`. The method for this depends on the installed version of PyAV."""
     add = getattr(container, "add_stream_from_template", None)
     return container.add_stream(template=template) if add is None else add(template)

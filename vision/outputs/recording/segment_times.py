@@ -41,7 +41,7 @@ class Pace:
 
     @classmethod
     def of(cls, packets: Sequence[PacketHeader]) -> Pace:
-        """Return the pace of packets that follow each other.
+        """Return the pace of successive packets.
 
         FFmpeg does not know the time of the first frame of some streams, so individual times can be missing.
         """
@@ -58,8 +58,8 @@ class Pace:
 def _rate(packets: Sequence[PacketHeader], interval_ns: int) -> float:
     """Return the rate of the presentation times relative to the arrival times, or 1 if the times are plausible.
 
-    Packets also arrive at a wrong rate if the machine or the network is overloaded. Therefore, the rate of the
-    presentation times counts as wrong only if all parts of the packets arrive at a similar rate.
+    If the machine or the network is overloaded, packets also arrive at a wrong rate. Therefore, the presentation times
+    count as wrong only if the rate is similar in all parts of the packets.
     """
     if packets[-1].arrived_ns - packets[0].arrived_ns < MIN_SPAN_NS // 2:
         return 1.0
@@ -72,7 +72,7 @@ def _rate(packets: Sequence[PacketHeader], interval_ns: int) -> float:
 
 
 class SegmentTimes:
-    """The times of the packets of one file, in ticks. The first decoding time is 0."""
+    """The presentation and decoding times of the packets of one file, in ticks. The first decoding time is 0."""
 
     def __init__(self, packets: Sequence[PacketHeader], pace: Pace) -> None:
         """Create the times of a file. `packets` are the packets that have already arrived, starting with the first."""

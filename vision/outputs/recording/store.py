@@ -115,7 +115,7 @@ class RecordingStore:
     def clean(self, *, now: bool = False) -> None:
         """Delete the oldest files until no limit is exceeded, and update `is_full`.
 
-        Do nothing if the limits were checked less than 2 s ago, unless `now` is True.
+        If the limits were checked less than 2 s ago and `now` is False, do nothing.
 
         Raises:
             OSError: a file cannot be deleted, or the index cannot be changed.

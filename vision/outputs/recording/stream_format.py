@@ -43,7 +43,10 @@ class StreamFormat:
         return any((unit & 31 if self._codec == "h264" else unit >> 1 & 63) in _STARTS[self._codec] for unit in units)
 
     def parameters(self, key_frame: bytes) -> bytes:
-        """Return the parameter sets of a key frame, or else of the connection, in Annex B. Return b"" if unknown."""
+        """Return the parameter sets of a key frame or, if it has none, of the connection, in Annex B.
+
+        Return b"" if unknown.
+        """
         sets = parameter_sets(self._codec, key_frame) or parameter_sets(self._codec, self._extradata)
         return _START_CODE + sets if sets else b""
 

@@ -95,7 +95,7 @@ class Connection(Protocol):
         """Deliver messages in order. Return when the far side has confirmed all of them.
 
         Returns:
-            For each message, the reason why the far side never accepts it, or an empty string if it was delivered.
+            For each message, the reason why the far side will never accept it, or an empty string if it was delivered.
 
         Raises:
             Exception: the messages were not confirmed. All messages are resent.

@@ -17,7 +17,10 @@ _NEVER_ACCEPTED: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.IN
 
 
 class KafkaConnection:
-    """A producer for a Kafka cluster. With one producer, Kafka stores each message of a camera once, in order."""
+    """A producer for a Kafka cluster.
+
+    Kafka stores each message of one producer once, and the messages of a camera in order.
+    """
 
     batch = 100
     answers_checks = True

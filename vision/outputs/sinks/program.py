@@ -49,7 +49,7 @@ class LineHandler(logging.Handler):
     """Handler that sends log records to the main process, which logs them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record."""
+        """Send a log record."""
         write_line({"level": record.levelno, "text": record.getMessage()})
 
 
@@ -106,7 +106,7 @@ class Reader:
                     until_s = time.monotonic() + _DRAIN_S
 
     def stop(self) -> None:
-        """Make `run` return. Before this, `run` stores the messages that arrive within 0.3 s."""
+        """Make `run` store the messages that arrive within 0.3 s, and then return."""
         self._stop.set()
 
     def _step(self, subscription: Subscription, stored: Callable[[], object]) -> None:

@@ -49,7 +49,10 @@ class RedisConnection:
 
 @asynccontextmanager
 async def connect_redis(settings: SinkSettings) -> AsyncIterator[RedisConnection]:
-    """Connect to a server for the duration of a `with` block. Raise `redis.RedisError` if it does not respond."""
+    """Connect to a server for the duration of a `with` block.
+
+    Raise `redis.RedisError` if the server does not respond.
+    """
     host, port = settings.address.hosts[0]
     tls: dict[str, Any] = {}
     if settings.address.tls:

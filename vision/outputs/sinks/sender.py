@@ -31,13 +31,11 @@ a message is too large for the broker.
 class Sender:
     """Sender that delivers the messages of a spool until `stop` is set.
 
-    Attributes:
-        wake: event to set when the spool has new messages, and after `stop` is set.
-        stop: event to set to end `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends.
-        connected: True if the last call to the far side succeeded.
-        sent: number of delivered messages.
-        refused: number of messages that the far side never accepts, or that were abandoned.
-        last_error: the last error, without secrets. Empty if there was no error.
+    Attributes: wake: event to set when the spool has new messages, and after `stop` is set. stop: event to set to end
+    `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends. connected: True if the most recent
+    call to the far side succeeded. sent: number of delivered messages. refused: number of messages that the far side
+    never accepts, or that were abandoned. last_error: the most recent error, without secrets, or an empty string if
+    there was no error.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class Sender:
             self._succeeded()
 
     async def _send(self, connection: Connection, messages: Sequence[Outgoing]) -> list[str]:
-        """Send messages. Return, for each message, why it was abandoned, or an empty string if it was delivered."""
+        """Send messages. For each message, return why it was abandoned, or an empty string if it was delivered."""
         if self._one_by_one:
             await connection.check()
             self._succeeded()

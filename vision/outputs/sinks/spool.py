@@ -142,7 +142,7 @@ class Spool:
     def first(self, limit: int) -> list[Outgoing]:
         """Return the oldest messages, in order: at most `limit` messages, and at most `MAX_BATCH_BYTES` in total.
 
-        The first message is returned even if it is larger.
+        The first message is returned even if it is larger than `MAX_BATCH_BYTES`.
         """
         columns = "number, key, topic, payload, is_state"
         query = f"SELECT {columns} FROM messages ORDER BY number LIMIT ?"

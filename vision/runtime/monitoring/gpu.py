@@ -1,4 +1,4 @@
-"""Metrics of NVIDIA GPUs. A Jetson provides only some of them."""
+"""Metrics of NVIDIA GPUs in the format of Prometheus. A Jetson provides only some of these metrics."""
 
 from __future__ import annotations
 
