@@ -21,8 +21,8 @@ _WEIGHT_OF_NEW: Final = 0.2  # weight of a new sample in the moving averages
 class Batcher:
     """Source of batches with at most one frame per camera.
 
-    A batch starts with the camera from which a frame was taken longest ago. All slots must share one condition
-    (`LatestSlot.changed`).
+    A batch starts with the frame of the camera that has waited longest since its previous frame was taken. All slots
+    must share one condition (`LatestSlot.changed`).
     """
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:
@@ -53,7 +53,7 @@ class Batcher:
 
     @property
     def finished(self) -> bool:
-        """True once no slot will provide another frame."""
+        """True if no slot will provide another frame."""
         return not self.is_changing and all(slot.finished for slot in self._slots)
 
     def form_batch(self) -> list[Lease]:
@@ -109,8 +109,8 @@ class SubmitScheduler:
     * `latency`: the time that the detector needs for a batch that it can start immediately
     * `interval`: the time between two results while the detector is never idle
 
-    From these durations, the scheduler predicts when the running batches finish. It then subtracts the part of the
-    work on the next batch that overlaps with the running batches.
+    From these durations, the scheduler predicts when the running batches will finish. From this time, it subtracts the
+    duration of the work on the next batch that can overlap with the running batches.
 
     In a simulation with batches of 50 ms in two slots, the throughput is the same as with immediate submission, but
     the median age of a frame when its result arrives drops from 100 ms to 51 ms (tests/unit/runtime/test_batcher.py).
@@ -145,7 +145,8 @@ class SubmitScheduler:
     def form_at_ns(self, size: int) -> int:
         """Return the time in ns at which to form a batch of about `size` frames.
 
-        0 means immediately, because the detector is idle or the duration of the running batches is not known yet.
+        Return 0, which means immediately, if the detector is idle or the duration of the running batches is not known
+        yet.
         """
         ahead = len(self._running) - self.parallel
         if ahead < 0:
@@ -162,7 +163,10 @@ class SubmitScheduler:
         return int(end_ns - self._fill_ns(size) - _MARGIN_NS)
 
     def _fill_ns(self, size: int) -> float:
-        """Return the part of a batch's latency, in ns, that overlaps with other batches. Return 0 until it is known."""
+        """Return the part of a batch's latency, in ns, that overlaps with other batches.
+
+        Return 0 if this part is not known yet.
+        """
         latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
         return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0
 
