@@ -85,8 +85,7 @@ class RemoteCamera:
     def status(self) -> CameraStatus:
         """Return the state of the camera.
 
-        `reconnects` includes the connections of previous worker processes. `grabbed` does not include the frames of
-        these processes.
+        `reconnects` includes the connections of previous worker processes. `grabbed` excludes their frames.
         """
         status, lost, now_ns = self._status, self._lost, self._clock()
         elapsed_s = (now_ns - self._status_ns) / 1e9
@@ -116,10 +115,7 @@ class RemoteCamera:
         return self._failure
 
     def blocked_in(self) -> str:
-        """Return the source's call in progress and its duration, as last reported.
-
-        Return "" if no call is in progress.
-        """
+        """Return the source's call in progress and its last reported duration, or "" if no call is in progress."""
         return self._blocked_in
 
     # --- methods for the thread that polls the workers, except `ended` ------------------------------------------------
@@ -143,10 +139,7 @@ class RemoteCamera:
             self._lost = None
 
     def retire(self) -> None:
-        """Record that no worker may read the camera any longer.
-
-        After this call, a different camera can use the slot.
-        """
+        """Record that no worker may read the camera any longer. Its slot can then be used for a different camera."""
         self.is_retired = self._ended = True
 
     def ended(self, failure: str) -> None:
@@ -159,8 +152,7 @@ class RemoteCamera:
     def lost(self, reason: str, retry_ns: int) -> None:
         """Drop the waiting frames, and start a new epoch, because the worker process has ended.
 
-        A lossless camera ends with a failure instead. `retry_ns` is the monotonic time at which the next process
-        starts.
+        A lossless camera ends with a failure instead. `retry_ns` is the monotonic time of the next start.
         """
         self.slot.abandon(DropReason.WORKER)
         if self._ended:
@@ -344,10 +336,7 @@ class _Link:
     # --- methods for the thread that receives frames, and for `lost` --------------------------------------------------
 
     def read(self, limit: int) -> bool:
-        """Process up to `limit` messages about frames that have arrived.
-
-        Return True if more messages may be waiting.
-        """
+        """Process up to `limit` messages about frames. Return True if more messages may be waiting."""
         with self._reading:
             if self.frames is None or self.broken:
                 return False
@@ -498,8 +487,7 @@ class CaptureProcesses:
         """Stop the workers, and receive their last frames.
 
         Kill the workers that still run after `timeout_s` seconds. If a worker has many cameras, wait longer, because
-        some libraries close one camera after the other. The time is then 0.3 s for each camera of the worker with the
-        most cameras, but at most 14 s.
+        some libraries close one camera after the other. Allow 0.3 s per camera of the largest worker, at most 14 s.
         """
         most = max(len(link.cameras) for _, link in self._links)
         self._workers.stop(max(timeout_s, min(_CLOSING_S * most, _LONGEST_STOP_S)))
