@@ -117,7 +117,7 @@ class BlockingReader(Generic[ResourceT, ValueT]):
         return value
 
     def interrupt(self) -> None:
-        """Make current and later calls to `open` raise `SourceError`, and make calls to `read` return None."""
+        """Make current and future calls to `open` raise `SourceError`, and make calls to `read` return None."""
         self.interrupted.set()
         self._outcomes.put(None)
 

@@ -94,8 +94,8 @@ class CaptureClock:
     ) -> Grab:
         """Return the `Grab` of a frame with its capture times, and with `pts_ns`, `corrupt`, and `yuv`.
 
-        `arrived_ns` is the arrival time (monotonic). `ntp_utc_ns` is the capture time (UTC) on the camera's clock, or
-        None if this time is unknown.
+        `arrived_ns` is the arrival time (monotonic ns). `ntp_utc_ns` is the capture time (UTC) on the camera's clock,
+        or None if this time is unknown.
         """
         now_ns = self._clock()
         utc_ns = self._utc()

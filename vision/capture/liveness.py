@@ -37,7 +37,7 @@ class FrameRateEstimator:
     _arrivals_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def arrived(self, now_ns: int) -> None:
-        """Record that a frame arrived at `now_ns` (monotonic)."""
+        """Record that a frame arrived at `now_ns` (monotonic ns)."""
         self._arrivals_ns.append(now_ns)
 
     def interval_s(self) -> float | None:
@@ -91,8 +91,8 @@ class FrozenFrameDetector:
     Sensor noise changes every frame, so a camera whose frames stay exactly equal is frozen. The detector compares about
     64 whole rows of each frame, which takes less than 0.1 ms for a 1080p frame. All rows would take twenty times as
     long. The detector starts with an eighth of the 64 rows, and compares the other rows only if these are equal. If the
-    camera draws a clock into its frames, the clock is taller than the gaps between the 64 rows, so its changes are
-    detected.
+    camera draws a clock into its frames, the clock is taller than the gaps between the 64 rows, so changes of the clock
+    are detected.
 
     `frozen` is True if the frame has not changed for `frozen_after_s`. It stays True over reconnections until a
     different frame arrives.
@@ -115,7 +115,7 @@ class FrozenFrameDetector:
         """Compare a frame with the previous one. Return the reason to reconnect if the camera is frozen, otherwise "".
 
         The reason is that the frame or the presentation time `pts_ns` has not changed for `frozen_after_s`. If `pts_ns`
-        is None, only the frame is compared. `now_ns` is the current time (monotonic).
+        is None, only the frame is compared. `now_ns` is the current time (monotonic ns).
         """
         if self._frozen_after_ns is None:
             return ""

@@ -116,7 +116,7 @@ class PacedSource(ABC, Generic[FrameT]):
         self._write(self._frame, out)
 
     def interrupt(self) -> None:
-        """Make current and later calls to `grab` return None."""
+        """Make current and future calls to `grab` return None."""
         self._pacer.interrupted.set()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Properties of coded frames, recorded before the decoder: damage, arrival time, and the camera's capture time.
 
-Decoders output frames later, in a different order, and without most of these properties. Decoders keep the presentation
-time, so it identifies a frame before and after the decoder.
+Decoders output frames with a delay, in a different order, and without most of these properties. Decoders keep the
+presentation time, so it identifies a frame before and after the decoder.
 """
 
 from __future__ import annotations

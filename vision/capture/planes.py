@@ -41,7 +41,7 @@ def has_shape(pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_fo
 def split_planes(
     pixels: NDArray[np.uint8], height_px: int, width_px: int, pixel_format: PixelFormat
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Return a view of each plane of a frame, with the shape (rows, columns, channels)."""
+    """Return views of the planes of a frame, each with the shape (rows, columns, channels)."""
     if pixel_format in ("bgr", "bgrx"):
         return (pixels,)
     flat, size, half = pixels.reshape(-1), height_px * width_px, (height_px // 2, width_px // 2)
@@ -86,7 +86,7 @@ _STRAIGHT: Final = 0.0175  # tangent of 1 degree, the deviation from a quarter t
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """The steps that turn a decoded frame upright: transpose it if `transposed`, then flip it.
+    """The steps that turn a decoded frame upright: transpose it if `transposed` is True, then flip it.
 
     `flip_x` mirrors left and right, and `flip_y` top and bottom.
     """

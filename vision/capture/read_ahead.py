@@ -50,7 +50,7 @@ ConnectionT = TypeVar("ConnectionT", bound=Connection[Any])
 
 @dataclass(frozen=True, slots=True)
 class Arrived(Generic[FrameT]):
-    """A coded frame, and the time at which it arrived (monotonic)."""
+    """A coded frame, and the time at which it arrived (monotonic ns)."""
 
     frame: FrameT
     key: bool
@@ -101,7 +101,7 @@ class Backlog(Generic[FrameT]):
             self._changed.notify()
 
     def interrupt(self) -> None:
-        """Make current and later calls to `take` return None. Any thread may call this method."""
+        """Make current and future calls to `take` return None. Any thread may call this method."""
         with self._changed:
             self._interrupted = True
             self._changed.notify()
@@ -193,7 +193,7 @@ class ReadAhead(Generic[ConnectionT, FrameT]):
         return None if self._reading is None else self._reading.backlog.take(timeout_s)
 
     def interrupt(self) -> None:
-        """Make current and later calls to `open` raise `SourceError`, and make calls to `take` return None."""
+        """Make current and future calls to `open` raise `SourceError`, and make calls to `take` return None."""
         self.interrupted.set()
         reading = self._reading
         if reading is not None:

@@ -30,14 +30,14 @@ class Bits:
         return value
 
     def golomb(self) -> int:
-        """Read and return an unsigned Exp-Golomb code, ue(v) in section 9.1."""
+        """Read and return an unsigned Exp-Golomb code, ue(v) in section 9.1 of H.264."""
         zeros = 0
         while not self.number(1):
             zeros += 1
         return (1 << zeros) - 1 + self.number(zeros)
 
     def signed_golomb(self) -> int:
-        """Read and return a signed Exp-Golomb code, se(v) in section 9.1.1."""
+        """Read and return a signed Exp-Golomb code, se(v) in section 9.1.1 of H.264."""
         code = self.golomb()
         return (code + 1) // 2 if code % 2 else -(code // 2)
 

@@ -143,7 +143,7 @@ class RtspProbe:
 
 
 def only_other_digests(challenges: Sequence[str]) -> bool:
-    """Return True if the camera accepts neither Basic nor Digest with MD5, but for example only Digest with SHA-256.
+    """Return True if the camera accepts neither Basic nor Digest with MD5, for example if it requires SHA-256.
 
     Many versions of GStreamer and FFmpeg cannot log in to such a camera. `challenges` are the values of the camera's
     `WWW-Authenticate` headers. If there are none, return False.

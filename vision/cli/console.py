@@ -138,8 +138,8 @@ class LiveDisplay:
     def _scroll_away(self) -> None:
         """Move all lines of the screen into the scroll-back.
 
-        A terminal that becomes narrower wraps the lines of the old drawing, so their number is unknown. Erasing these
-        lines could also erase log lines above them.
+        A terminal that becomes narrower wraps the lines of the previous drawing, so their number is unknown. Erasing
+        these lines could also erase log lines above them.
         """
         height = self.console.height
         self._live.update("", refresh=False)

@@ -94,7 +94,7 @@ def draw_camera(
 
     Args:
         camera: the camera.
-        section: its lines and zones.
+        section: the lines and zones of the camera.
         path: the PNG file to write.
         privacy: the areas and the classes of objects to hide, by camera id. If there are classes to hide, the whole
             frame is made unrecognizable, because this function detects no objects.

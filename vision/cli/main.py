@@ -139,7 +139,7 @@ def _start(
 
 
 def _hoist_log_level(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with ``--log-level`` before the command, because it is an option of the program."""
+    """Return the arguments with ``--log-level`` before the command, because this option belongs to the program."""
     rest, hoisted = list(arguments), []
     for index, argument in enumerate(rest):
         if argument == _LOG_LEVEL or argument.startswith(f"{_LOG_LEVEL}="):

@@ -47,7 +47,7 @@ class Hangup:
         self._had_terminal = os.isatty(2)
 
     def received(self, stop: threading.Event) -> None:
-        """Call the handler now, or as soon as it is set. If the terminal was closed, set `stop` instead.
+        """Call the handler immediately, or as soon as it is set. If the terminal was closed, set `stop` instead.
 
         Call this method from the thread `signals`.
         """

@@ -165,7 +165,7 @@ def _row(camera: CameraReport, report: Report) -> dict[str, str]:
 
 
 def _latency(camera: CameraReport) -> LatencyPercentiles | None:
-    """Return the latency since the last report, or None if it is unknown or the camera has ended."""
+    """Return the latency since the previous report, or None if it is unknown or the camera has ended."""
     return camera.latency_ms if camera.state != "ended" else None
 
 

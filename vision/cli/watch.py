@@ -244,7 +244,10 @@ class _View:
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        """Show the changes since the last call. If `show` is not called after each message, events can be left out."""
+        """Show the changes since the previous call.
+
+        If this method is not called after each message, events can be left out.
+        """
         if self._display is None:
             self._print_news(board)
         if now_ns >= self._next_ns:

@@ -20,7 +20,8 @@ _FORMS: Final = "expected a duration such as 7d, or a time such as 2026-11-28T06
 def parse_moment(text: str) -> int:
     """Parse a time. Return the time in microseconds since 1970 (UTC).
 
-    A duration, such as ``7d``, means this long ago. A time without a time zone is in the local time of the machine.
+    A duration, such as ``7d``, is counted back from the current time. A time without a time zone is in the local time
+    of the machine.
 
     Raises:
         ValueError: the text is neither a duration nor a time.

@@ -1,8 +1,8 @@
 """The `analytics:` section: lines and zones on the frames of each camera.
 
 Coordinates start at the frame's upper left corner: x increases to the right, and y increases downward. Their unit is
-pixels of the source frame, or fractions or percent of the frame's width and height. The size of the frame is unknown
-here, so the stage warns about lines and zones entirely outside the frame when it receives the first frame.
+pixels of the source frame, or fractions or percent of the frame's width and height. This module does not know the size
+of the frame, so the stage warns about lines and zones entirely outside the frame when it receives the first frame.
 
 The sides of a line are left and right as seen from its first point toward its second. Crossing from left to right is
 ``in``, and from right to left is ``out``. For example, an object that moves down the frame crosses a line from (0, 5)
@@ -197,7 +197,7 @@ def _whole_numbers(polygon: Sequence[Point]) -> list[_Corner]:
 
 
 def _turn(a: _Corner, b: _Corner, c: _Corner) -> int:
-    """Return 1 if the point `c` is to the right of the line from `a` to `b`, -1 if to the left, 0 if on the line.
+    """Return 1 if the point `c` is right of the line from `a` to `b`, -1 if it is left, or 0 if it is on the line.
 
     Right and left are as seen from `a` toward `b` in the frame, in which y increases downward.
     """

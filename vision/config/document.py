@@ -78,7 +78,7 @@ class Document:
         return node
 
     def place(self, loc: Loc) -> Place:
-        """Return the place of the key or list entry at `loc`, or the place of its nearest parent if it is missing."""
+        """Return the place of the key or list entry at `loc` or, if it is missing, of its nearest existing parent."""
         if not loc:
             return self.root.place
         *above, last = loc

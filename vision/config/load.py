@@ -121,7 +121,7 @@ def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault
 
 
 def validated_part(kind: type[_S], text: str, name: str, environ: Mapping[str, str]) -> _S:
-    """Create one section of a configuration, of the class `kind`, from its text. Errors use `name` as its name.
+    """Create one section of a configuration, of the class `kind`, from its text. Errors call the text `name`.
 
     `environ` contains the values of ``${NAME}``. Paths must be absolute. Errors contain no lines, because the text is
     not a file of the operator.

@@ -172,7 +172,7 @@ def _content_error(path: Path, label: str, start: bytes, error: NotOnnx) -> Mode
 
 
 def _named_content(start: bytes) -> tuple[str, str, str] | None:
-    """Identify a file by its first bytes. Return its kind, a hint, and an error code, or None if it is unknown."""
+    """Identify a file by its first bytes. Return its kind, a hint, and an error code, or None for an unknown kind."""
     for offset, magic, format_ in _MAGIC:
         if start.startswith(magic, offset):
             return (*_FORMATS[format_], "model-format")

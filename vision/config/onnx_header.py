@@ -115,7 +115,7 @@ def _parse_model(data: memoryview, seen: set[int]) -> OnnxHeader:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the number and the value of each field of a message. Raise `NotOnnx` if it is invalid or truncated."""
+    """Yield the number and value of each field of a message. Raise `NotOnnx` if the message is invalid or truncated."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)

@@ -55,7 +55,7 @@ class Condition(NamedTuple):
 
 
 def duration_s(text: str) -> float:
-    """Convert a text such as ``500ms`` to seconds. Raise `InvalidValue` if it is malformed, or more than 30 days."""
+    """Convert a text such as ``500ms`` to seconds. Raise `InvalidValue` if it is malformed, or exceeds 30 days."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise InvalidValue("duration", _DURATION_FORMS, _advice_for_duration(text))

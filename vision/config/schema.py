@@ -68,7 +68,7 @@ def sections(base: type[ConfigSection]) -> Iterator[type[ConfigSection]]:
 
 
 def _descriptions(section: type[ConfigSection]) -> dict[str, str]:
-    """Return the docstring of each key. Pydantic would read the source of all sections at each start of a program."""
+    """Return the docstring of each key, without pydantic, which would read the source of all sections at each start."""
     found = {}
     for base in reversed(section.__mro__[: section.__mro__.index(ConfigSection)]):
         for key, text in pairwise(_bodies(base.__module__).get(base.__name__, ())):

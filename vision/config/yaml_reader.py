@@ -277,7 +277,7 @@ class _NodeBuilder:
         return Node(_place(raw), entries, keys=keys, size=_size(parts), depth=_depth(parts))
 
     def _merged(self, raw: yaml.Node, loc: Loc) -> Iterator[Node]:
-        """Yield the mappings that a ``<<`` key adds. Earlier mappings have precedence."""
+        """Yield the mappings that a ``<<`` key adds. Each mapping has precedence over the mappings after it."""
         for source in raw.value if isinstance(raw, yaml.SequenceNode) else [raw]:
             node = self.build(source, (*loc, "<<"))
             if isinstance(node.value, dict):

@@ -97,7 +97,7 @@ def list_models(models: Path | None = None) -> list[ModelRow]:
 def _describe(folder: Path) -> ModelRow:
     """Return the description of the detector or second model in `folder`.
 
-    If the model cannot be used, `fault` contains the reason. No error is raised.
+    If the model cannot be used, raise no error, but store the reason in the field `fault`.
     """
     config = DetectConfig(backend="onnxruntime")
     try:

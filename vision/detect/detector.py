@@ -146,7 +146,7 @@ class ReadsDevice(Protocol):
     """A detector that also accepts frames in GPU memory."""
 
     def device_buffer(self, height_px: int, width_px: int, pixel_format: PixelFormat) -> FrameBuffer:
-        """Return a buffer for one frame that is only in GPU memory.
+        """Return a buffer, only in GPU memory, for one frame.
 
         Raises:
             Closed: the detector is closed.

@@ -1,7 +1,7 @@
 """Detector for tests that finds the rectangles of the synthetic source in the pixels of each frame.
 
-Its results are known in advance, so tests of the whole program can check them without a neural network. The duration of
-detection is simulated: each batch takes `service_ns` on one of `parallel` devices.
+The results of this detector are known in advance, so tests of the whole program can check them without a neural
+network. The duration of detection is simulated: each batch takes `service_ns` on one of `parallel` devices.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def spec_of_file(path: Path) -> ModelSpec:
     """Return the specification of a model that needs no model.yaml, because its file describes the model completely.
 
     The metadata that Ultralytics writes suffices. It contains the class names and the input size. Together with the
-    shapes of the outputs, it shows the head. The pre-processing is that of models from Ultralytics.
+    shapes of the outputs, the metadata shows the head. The pre-processing is that of models from Ultralytics.
 
     Raises:
         ModelError: the file is not a complete ONNX file, does not detect objects, or does not describe the model

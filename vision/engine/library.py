@@ -2,7 +2,8 @@
 """Access to the installed TensorRT module (`tensorrt` or `tensorrt_rtx`) as `trt`, to its log, and to its features.
 
 Both modules have the same API, except for names that differ between versions. The code does not compare version
-numbers. It uses `hasattr`, and looks up flags by name, because their numbers differ between 10.x and 11.x.
+numbers. It uses `hasattr`, and looks up flags by name, because the numbers of flags differ between versions 10.x and
+11.x.
 """
 
 from __future__ import annotations

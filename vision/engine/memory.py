@@ -63,7 +63,7 @@ class _Segment:
     free: list[tuple[int, int]]
 
     def take(self, size: int, alignment: int) -> int | None:
-        """Reserve `size` bytes in the smallest gap, aligned to `alignment`.
+        """Reserve `size` bytes in the smallest gap that fits, aligned to `alignment`.
 
         Return the offset, or None if no gap fits.
         """
@@ -310,7 +310,7 @@ class BudgetLine:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Sizes of all memory that a detector allocates when it starts."""
+    """Amounts of memory that a detector allocates when it starts, by purpose."""
 
     lines: tuple[BudgetLine, ...]
 

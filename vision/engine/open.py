@@ -64,7 +64,7 @@ def open_engine(
 ) -> Engine:
     """Load the engine of a model on the GPU that is current in this thread. Build it if the cache has no usable engine.
 
-    If the engine from the cache cannot be loaded, it is built again. If `cache_folder` is None, the default folder is
+    If the engine from the cache cannot be loaded, build a new engine. If `cache_folder` is None, the default folder is
     used. `pool` provides TensorRT's memory, and must outlive the engine. Without `pool`, TensorRT allocates memory
     itself.
 

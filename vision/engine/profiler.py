@@ -161,7 +161,7 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
 def parse_layers(information: str) -> tuple[Layer, ...]:
-    """Return the layers in a JSON text of TensorRT's engine inspector. Raise `ModelError` if it lists no layers."""
+    """Return the layers in a JSON text of TensorRT's engine inspector. Raise `ModelError` if no layers are listed."""
     try:
         return tuple(_layer(layer) for layer in json.loads(information)["Layers"])
     except (ValueError, KeyError, TypeError) as error:

@@ -65,7 +65,7 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the number of input values at the maximum shapes, and how many fewer the minimum shapes have."""
+        """Return the number of input values at the maximum shapes, and its excess over that at the minimum shapes."""
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -224,7 +224,7 @@ def _value_range(tensor: NetworkInput, spec: AnySpec, profile: ProfileSpec) -> R
     If the profile has no range, the minimum, the optimum, and the maximum are the values in `input.constants`.
 
     Raises:
-        ModelError: model.yaml has no values for the input, or they are not whole numbers.
+        ModelError: model.yaml has no values for the input, or the values are not whole numbers.
     """
     if tensor.name in profile.values or tensor.name not in spec.input.constants:
         return _given(tensor, profile.values, "values")

@@ -236,8 +236,9 @@ class Engine:
     def _new_context(self) -> trt.IExecutionContext | None:
         """Create a context that is suitable for CUDA graphs. Return None if TensorRT fails.
 
-        A captured graph must not contain fallback kernels that TensorRT-RTX replaces later. Therefore, the library must
-        compile the kernels of the current shape immediately (EAGER), not in the background (LAZY, the default).
+        A captured graph must not contain fallback kernels that TensorRT-RTX replaces after the capture. Therefore, the
+        library must compile the kernels of the current shape immediately (EAGER), not in the background (LAZY, the
+        default).
         """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "CudaGraphStrategy") or not hasattr(self.raw, "create_runtime_config"):

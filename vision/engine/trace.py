@@ -39,7 +39,7 @@ class SpanRecorder:
         self._lock = threading.Lock()
 
     def add(self, span: Span) -> None:
-        """Add a span that was measured elsewhere."""
+        """Add a span that the caller has measured."""
         with self._lock:
             self._spans.append(span)
 

@@ -364,7 +364,7 @@ class Event(Resource):
         queued(driver_calls().record(self.address, stream.address), "recording an event")
 
     def reached(self) -> bool:
-        """Return True if the GPU has reached the event, without waiting. Raise `DeviceError` if earlier work failed."""
+        """Return True if the GPU has reached the event, without waiting. Raise `DeviceError` if prior work failed."""
         status = driver_calls().query(self.address)
         if status == _NOT_READY:
             return False

@@ -272,7 +272,7 @@ def queue_to_device(target: int, source: int, nbytes: int, stream: Stream) -> No
 def copy_to_device(target: int, source: int, nbytes: int, stream: Stream) -> None:
     """Queue a copy of `nbytes` bytes from host memory (address `source`) to the GPU (address `target`).
 
-    If the memory is not page-locked, wait until it has been read.
+    If the memory is not page-locked, wait until the copy has read the memory.
     """
     (status,) = runtime.cudaMemcpyAsync(target, source, nbytes, _TO_DEVICE, stream.handle)
     if status != _SUCCESS:

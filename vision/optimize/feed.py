@@ -1,4 +1,4 @@
-"""Inputs of a network from frames that were scaled to its input size."""
+"""Scaling of frames to a network's input size, and conversion of the scaled frames to the inputs of the network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Letterboxer:
         self._preprocessor = Preprocessor(spec.model_copy(update=plain), self._canvas, channels_last=True)
 
     def scale(self, frame: Image) -> tuple[Image, Letterbox]:
-        """Return the canvas (height, width, 3) as a new array, and the position of the frame on it."""
+        """Return the canvas, uint8 (height, width, 3), as a new array, and the position of the frame on it."""
         letterbox = self._preprocessor.write(0, frame)
         return self._canvas[0].copy(), letterbox
 

@@ -188,10 +188,10 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
 
 
 def _best(quantizer: Quantizer, options: Int8Options, console: Console) -> tuple[Tried, Sequence[tuple[int, Accuracy]]]:
-    """Try all algorithms, and print the results. Return the most accurate result, and its trade-off.
+    """Try all algorithms, and print the results. Return the most accurate result, and a trade-off.
 
-    The trade-off is the accuracy for several numbers of layers to keep. If `options.sensitivity` is True, the trade-off
-    is also printed. Otherwise, the trade-off is empty.
+    The trade-off lists the accuracy for several numbers of layers to keep, with the algorithm of the returned result.
+    If `options.sensitivity` is True, the trade-off is also printed. Otherwise, the trade-off is empty.
     """
     points: list[tuple[int, Accuracy]] = []
     tried: list[Tried] = []

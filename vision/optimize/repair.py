@@ -4,9 +4,9 @@ The method is that of SparseGPT (Frantar and Alistarh, "SparseGPT: Massive Langu
 One-Shot", 2023, arXiv:2301.00774). The second moments H of the inputs of a layer show which weights matter, and how the
 other weights must change to restore the outputs.
 
-Here, the layers are pruned in order, and each layer is fitted to the outputs of the unpruned model, so it also corrects
-the errors of the layers before it. At the end, the remaining weights of each output channel are the exact solution of
-the least-squares problem.
+Here, the layers are pruned in order. Each layer is fitted to the outputs of the unpruned model, and therefore also
+corrects the errors of the previous layers. At the end, the remaining weights of each output channel are the exact
+solution of the least-squares problem.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def sparse_gpt_mask(target: Matrix, hessian: Matrix) -> NDArray[np.bool_]:
     """Return a mask (rows, columns) of the weights to keep, two of every four columns, by the rule of SparseGPT.
 
     A weight w in column j costs ``w ** 2 / inverse[j, j] ** 2``, where `inverse` is the upper Cholesky factor of the
-    inverse of H. After each column, the later columns are changed to make up for the pruned weights.
+    inverse of H. After each column, the columns to its right are changed to make up for the pruned weights.
     """
     weights = target.copy()
     mask = np.ones(weights.shape, bool)

@@ -162,7 +162,7 @@ class _Timeline:
     def end_pass(self, damage: str) -> None:
         """End a pass. The next pass starts one frame interval after the last frame.
 
-        `damage` describes the damage that the pass has found, or is empty. Log the damage only after the first damaged
+        `damage` describes the damage that the pass has found, or is empty. Log a warning only after the first damaged
         pass.
         """
         if damage and not self._damage:

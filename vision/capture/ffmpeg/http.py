@@ -181,7 +181,7 @@ class JpegConnection:
         return 1 / self._interval_s if self._is_snapshot else None
 
     def packets(self, closing: threading.Event) -> Iterator[tuple[bytes, bool]]:
-        """Yield each JPEG as it arrives, and True, because every JPEG is a key frame. End when `closing` is set.
+        """Yield each JPEG as it arrives, and a key-frame flag, which is always True. End when `closing` is set.
 
         Raises:
             SourceError: the camera ended the stream, refuses a request, or sends no JPEG.

@@ -135,7 +135,7 @@ class FFmpegSource:
         self._stream.decoder.write(self._frame.decoded.image, out)
 
     def interrupt(self) -> None:
-        """Make current and later calls to `open` raise `SourceError`, and make calls to `grab` return None."""
+        """Make current and future calls to `open` raise `SourceError`, and make calls to `grab` return None."""
         self._reader.interrupt()
 
     def close(self) -> None:

@@ -143,8 +143,8 @@ def decode_chain(
 def decoder(codec: Codec, registry: Registry, *, in_order: bool = False) -> list[Element]:
     """Return the decoder: NVIDIA's decoder if it and its converter are installed, otherwise a CPU decoder.
 
-    The decoder must output damaged frames, because they are marked and counted later. NVIDIA's decoder holds back
-    several frames to put them in order, unless `in_order` is True.
+    The decoder must output damaged frames, so that the program can mark and count these frames. NVIDIA's decoder holds
+    back several frames to put them in order, unless `in_order` is True.
     """
     if codec == "JPEG":
         return [Element("nvjpegdec")] if on_jetson(registry, "nvjpegdec") else [Element("jpegdec")]

@@ -168,7 +168,7 @@ class GStreamerSource:
             shown[...] = self._orientation.apply(plane)
 
     def interrupt(self) -> None:
-        """Make current and later calls to `open` raise `SourceError`, and make calls to `grab` return None."""
+        """Make current and future calls to `open` raise `SourceError`, and make calls to `grab` return None."""
         self._interrupted.set()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Store of NVDEC sessions whose streams have ended, so that later streams with the same parameters can use them.
+"""Store of NVDEC sessions whose streams have ended, so that new streams with the same parameters can use them.
 
 Creating a session takes up to 0.25 s (measured on an H100), and delays the other cameras of the process.
 """

@@ -186,7 +186,8 @@ async def _add(device: Device, profile: Profile, response: Awaitable[Element]) -
 def _profiles(response: Element, path: str, name: str, configuration: str) -> Iterator[Profile]:
     """Yield the profiles that have a video encoder.
 
-    `path`, `name`, and `configuration` are paths of XML elements. They depend on the version of the media service.
+    `path`, `name`, and `configuration` are paths of XML elements. These paths depend on the version of the media
+    service.
     """
     for element in response.findall(path, NAMESPACES)[:_MOST_PROFILES]:
         encoder = element.find(configuration.format("VideoEncoder"), NAMESPACES)

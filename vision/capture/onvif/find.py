@@ -52,7 +52,7 @@ def find_devices(targets: Sequence[Target], timeout_s: float, account: Account |
     If a device does not answer completely, the reasons are in `Device.problems`.
 
     Args:
-        targets: devices to ask; if empty, ask all devices that respond to a multicast.
+        targets: devices to ask. If the sequence is empty, all devices that respond to a multicast are asked.
         timeout_s: time in seconds to wait for responses to the search, and to wait for all responses of one device.
         account: account on the devices, or None if there is none.
 

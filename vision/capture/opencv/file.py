@@ -32,8 +32,8 @@ class ImageFolder(PacedSource[NDArray[np.uint8]]):
     """Source of bgr frames from one image, or from the images of a folder in natural order (``img2`` before ``img10``).
 
     Images are rotated as their EXIF data requires. An image that cannot be read, or is truncated, is skipped, counted
-    as corrupt, and logged. A folder without a readable image is an error. Files that are added later are read when the
-    folder is reopened.
+    as corrupt, and logged. A folder without a readable image is an error. Files that are added after `open` are read
+    when the folder is reopened.
     """
 
     def __init__(

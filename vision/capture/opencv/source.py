@@ -154,7 +154,7 @@ class V4L2Source:
         np.copyto(pixels, self._kept)
 
     def interrupt(self) -> None:
-        """Make current and later calls to `open` raise `SourceError`, and make calls to `grab` return None."""
+        """Make current and future calls to `open` raise `SourceError`, and make calls to `grab` return None."""
         self._reader.interrupt()
 
     def close(self) -> None:

@@ -114,7 +114,7 @@ class Scene:
     def draw(self, index: int, out: NDArray[np.uint8], pixel_format: PixelFormat) -> None:
         """Draw frame `index` into `out`, a C-contiguous array of the frame's shape.
 
-        Later objects cover earlier objects.
+        Each object covers the objects that are drawn before it.
         """
         planes = [
             plane.reshape(len(plane), -1) for plane in split_planes(out, self.height_px, self.width_px, pixel_format)

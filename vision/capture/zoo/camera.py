@@ -32,7 +32,7 @@ class Camera:
             persona: the description of the camera.
             fault: the fault that occurs while the camera streams.
             fault_after_s: the time from the first frame to the fault, in seconds.
-            repeats: if True, the fault occurs every `fault_after_s` seconds; otherwise, only once.
+            repeats: if True, the fault occurs every `fault_after_s` seconds. If False, the fault occurs once.
         """
         self.persona = persona
         self.fault: Fault = fault

@@ -256,7 +256,7 @@ class RtspConnection:
             self._udp.send(kind, packet)
 
     async def _ask(self) -> None:
-        """Send a request to the client every second. Some cameras do so to check whether the client is still there."""
+        """Send a request to the client every second, as some cameras do to check that the client is still connected."""
         number = 1
         with suppress(OSError):
             while True:

@@ -196,7 +196,7 @@ def _try(spec: ModelSpec, count: int, sample: Sample) -> Match | None:
 
 
 def _layouts(configured: HeadSpec) -> Iterator[HeadSpec]:
-    """Yield every kind of head with all options to try that change the layout, the configured kind first."""
+    """Yield each kind of head with each set of options that changes the layout, the configured kind first."""
     for kind in sorted(HEADS, key=lambda kind: kind != configured.kind):
         for options in _cell_options(kind, configured):
             yield HeadSpec.model_validate({"kind": kind, **options})

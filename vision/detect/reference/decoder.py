@@ -363,7 +363,7 @@ def _boxes_over(scores: Floats, floor: np.float32, *, by_column: bool) -> Indice
 
 
 def _gathered(places: Sequence[Values], count: int, outputs: Sequence[Floats], index: Indices) -> Floats:
-    """Return `count` values (N, `count`) of each box in `index`.
+    """Return an array (N, `count`) with `count` values for each of the N boxes in `index`.
 
     `places` contains the position of the values in each part, in the order of the parts.
     """

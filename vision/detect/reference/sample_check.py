@@ -174,8 +174,8 @@ def judge_offsets(tables: Sequence[NDArray[np.float32]]) -> Finding | None:
 def agreement(reading: Reading) -> float:
     """Return the mean IoU of boxes that describe the same object, from 0 to 1. Return 0 if there are no such boxes.
 
-    A network with cells finds the same object in several cells. If the boxes are decoded correctly, they agree. Two
-    boxes describe the same object if they have the same class and an IoU of more than 0.1.
+    A network with cells finds the same object in several cells. If the boxes are decoded correctly, the boxes of one
+    object agree. Two boxes describe the same object if they have the same class and an IoU of more than 0.1.
     """
     best = reading.scores[0] if len(reading.scores) else 0.0
     sure = np.flatnonzero(reading.scores >= max(0.05, best / 2))[:_BEST]

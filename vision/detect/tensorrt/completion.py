@@ -40,7 +40,7 @@ def _sleep_precisely(seconds: float) -> None:
 
 
 class Completion(Resource):
-    """Event at the end of a batch on a stream. Durations of earlier batches of the same size determine when to poll."""
+    """Event at the end of a batch on a stream. Past durations of batches of the same size determine when to poll."""
 
     def __init__(
         self,

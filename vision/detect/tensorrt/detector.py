@@ -422,7 +422,7 @@ class _Builder:
         return addresses
 
     def _budget(self, sizes: TensorSizes, program: PostprocessProgram, slots: int) -> MemoryBudget:
-        """Return the sizes of all memory that the detector allocates when it starts.
+        """Return the amounts of memory that the detector allocates when it starts, by purpose.
 
         The memory of frames is not included, because their sizes are not known yet.
         """

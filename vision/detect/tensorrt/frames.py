@@ -85,7 +85,8 @@ def require_size(frame: Frame) -> None:
 class StagingBuffers:
     """GPU memory for frames whose own buffers the GPU cannot read, by position in the batch.
 
-    Such frames are copied more slowly, because their memory is not page-locked. They come from image files and tests.
+    Such frames are copied more slowly, because their memory is not page-locked. Such frames come from image files and
+    tests.
     """
 
     def __init__(self) -> None:

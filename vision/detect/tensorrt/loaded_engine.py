@@ -33,7 +33,8 @@ def frame_input(engine: Engine, spec: ModelSpec) -> Tensor:
     """Return the input for frames, which is the only input with four axes in fp32, fp16, or uint8.
 
     Raises:
-        ModelError: there is no such input, or more than one, or it is uint8 and model.yaml normalizes the pixels.
+        ModelError: there is no such input, or more than one, or the input is uint8 and model.yaml normalizes the
+            pixels.
     """
     inputs = [tensor for tensor in engine.inputs if not tensor.is_shape_io]
     frames = [tensor for tensor in inputs if len(tensor.shape) == 4 and tensor.dtype in _FRAME_DTYPES]

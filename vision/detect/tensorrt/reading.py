@@ -33,8 +33,8 @@ def reads_in_place(
     """Return True if the letterbox kernel should read page-locked frames in place, False if a copy is better.
 
     A GPU with its own memory always needs a copy. For other GPUs, measure both ways with a frame of 1920x1080 that the
-    CPU has just written, and compare the shortest times. Because a copy needs additional memory, it must be clearly
-    faster.
+    CPU has just written, and compare the shortest times. Because a copy needs additional memory, the result is False
+    only if the copy is clearly faster.
 
     Args:
         tensor_bytes: size of the network's input for one frame, in bytes.

@@ -1,7 +1,7 @@
 """Plugin `VisionStarRelu`: the activation ``scale * max(x, 0)^2 + bias``, and an example of a small plugin.
 
-The exporters of PyTorch turn this activation into four nodes. The plugin computes it in one pass over the memory. It
-accepts the formats in which convolutions exchange their tensors, so that TensorRT converts nothing.
+The exporters of PyTorch turn this activation into four nodes. The plugin computes it in one pass over the memory. The
+plugin accepts the formats in which convolutions exchange their tensors, so that TensorRT converts nothing.
 """
 
 from __future__ import annotations
