@@ -112,7 +112,7 @@ def require_library(camera: CameraConfig) -> None:
 
 
 def require_formats(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]) -> None:
-    """Check that the detector accepts nv12 frames, which NVDEC delivers, if `reader: nvdec` is configured.
+    """If `reader: nvdec` is configured, check that the detector accepts nv12 frames, which NVDEC delivers.
 
     `pixel_formats` are the formats that the detector accepts.
 

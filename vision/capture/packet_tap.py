@@ -22,8 +22,8 @@ class PacketTap:
     """Tap that passes on the packets of one camera before they are decoded.
 
     Call all methods from the thread that reads the camera. A packet is copied only if a receiver requests the packets
-    of this camera. `recorded` is True if the packets are recorded. The camera must then be opened with a library that
-    passes packets on.
+    of this camera. `recorded` is True if the packets are recorded. In this case, the camera must be opened with a
+    library that passes packets on.
     """
 
     def __init__(self, camera_id: str, socket: PacketSocket, *, recorded: bool = True) -> None:

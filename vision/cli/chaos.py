@@ -93,7 +93,7 @@ def _subject(config: str | None, cameras: int) -> Subject:
 
 
 def _keep(log: Path, seed: int) -> Path:
-    """Copy a log out of the folder of the run, which is removed at the end. Return the path of the copy."""
+    """Copy a log out of the folder of the run, which is removed after the run. Return the path of the copy."""
     kept = Path(tempfile.mkdtemp(prefix="vision-chaos-log-")) / f"seed-{seed}.log"
     shutil.copyfile(log, kept)
     return kept

@@ -350,7 +350,10 @@ class AppConfig(ConfigSection):
     _consistent = free_of(config_conflicts)
 
     def report_after(self, camera: CameraConfig) -> ReportAfter:
-        """Return the times after which events report faults of a camera: its own, or the times for all cameras."""
+        """Return the times after which events report faults of a camera.
+
+        For each fault, this is the camera's own time, or else the time for all cameras.
+        """
         own = camera.report_after_s
         chosen = self.report_after_s.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
         if camera.id not in self.analytics or not self.analytics[camera.id].realign:

@@ -41,7 +41,7 @@ class Truncated(NotOnnx):
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Declaration of an input or output."""
+    """Declaration of an input or output of an ONNX model."""
 
     name: str
     dtype: str  # NumPy's name, such as "float32"; "" if there is none

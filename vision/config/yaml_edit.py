@@ -109,7 +109,7 @@ class _Edits:
         self._replace(node, wanted)
 
     def _change_keys(self, node: yaml.MappingNode, before: dict[str, Any], wanted: dict[str, Any]) -> bool:
-        """Change the keys of a mapping that differ. Return False if the whole mapping must be replaced."""
+        """Change the differing keys of a mapping. Return False if the whole mapping must be replaced."""
         nodes = {key.value: (key, value) for key, value in node.value}
         removed, added = [key for key in before if key not in wanted], [key for key in wanted if key not in nodes]
         is_flow = bool(node.flow_style)
@@ -135,7 +135,7 @@ class _Edits:
     def _change_entries(
         self, node: yaml.SequenceNode, before: tuple[Any, ...], wanted: tuple[Any, ...], pairs: dict[int, int]
     ) -> bool:
-        """Change the entries of a list that differ. Return False if the whole list must be replaced.
+        """Change the differing entries of a list. Return False if the whole list must be replaced.
 
         For each entry that is in both lists, `pairs` maps its index in `wanted` to its index in `before`.
         """

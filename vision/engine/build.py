@@ -445,7 +445,10 @@ _CHOSEN: Final = "picked sparse implementation for layers:"
 
 
 def sparse_layers(notes: Sequence[str]) -> SparseLayers | None:
-    """Return the layers that the notes of a build name. Return None if the library reported nothing about sparsity."""
+    """Return the layers that are named in the notes of a build.
+
+    Return None if the library reported nothing about sparsity.
+    """
 
     def named(words: str) -> tuple[str, ...]:
         lists = [note.partition(words)[2] for note in notes if words in note]

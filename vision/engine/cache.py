@@ -183,7 +183,7 @@ class EngineCache:
     def find(self, model: str, key: EngineKey) -> tuple[bytes | None, str]:
         """Return the plan and an empty string, or None and the reason why no plan can be used.
 
-        If there is a plan, record the time of its use.
+        If there is a plan, record the time of this use.
 
         Raises:
             Untrusted: a file of the engine is a link, is unreadable, or can be written by other users.

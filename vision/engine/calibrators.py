@@ -71,7 +71,7 @@ class Calibrator:
         self._ended = ended
 
     def get_batch_size(self) -> int:
-        """Return 1. The builder reads the batch size from the calibration profile."""
+        """Return 1. The builder reads the batch size from the calibration profile instead."""
         return 1
 
     def get_batch(self, names: Sequence[str]) -> list[int] | None:

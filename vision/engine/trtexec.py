@@ -1,7 +1,7 @@
 """Functions that generate command lines of `nsys`, `trtexec`, and `tensorrt_rtx` for the installed library.
 
 trtexec 11 has fewer options than version 10, and different defaults: it uses CUDA graphs, spins while it waits, and
-transfers no data. Results of both versions can be compared only with the options below.
+transfers no data. Results of both versions can be compared only with the options that this module sets.
 """
 
 from __future__ import annotations

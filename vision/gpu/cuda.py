@@ -115,7 +115,7 @@ def _status(code: int) -> Any:
 
 
 def no_device(code: int, driver_version: int, runtime_version: int) -> DeviceError:
-    """Return the error for a missing or unusable GPU. Its class shows whether a restart of the program can help.
+    """Return the error for a missing or unusable GPU. The class of the error shows whether a restart can help.
 
     Args:
         code: status of `cudaGetDeviceCount`.

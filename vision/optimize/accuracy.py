@@ -146,7 +146,7 @@ def _frames_of(labels: Labels) -> Generator[CapturedFrame, None, None]:
 
 
 def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:
-    """Return the boxes that were found in all images.
+    """Return all boxes that were found in the images.
 
     `classes` is the number of classes. If it exceeds 1, the boxes of each image and class get a separate frame number,
     so that only boxes of the same class are compared.

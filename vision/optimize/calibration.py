@@ -1,4 +1,4 @@
-"""Calibration, which finds thresholds for the quantized activations of a model from frames, with a cache of results."""
+"""Calibration, which uses frames to find thresholds for the quantized activations of a model, and its cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts that `vision calibrate` and `vision sparsify` share: frames, the limit of the accuracy loss, and the result."""
+"""Parts that `vision calibrate` and `vision sparsify` share: frames, the maximum loss of accuracy, and the result."""
 
 from __future__ import annotations
 

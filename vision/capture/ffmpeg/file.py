@@ -120,7 +120,7 @@ class VideoFile(PacedSource[_Frame]):
 
 
 def _is_upright(decoded: DecodedFrame) -> bool:
-    """Return False if the program must rotate or mirror the frame. Receivers of the packet would not do so."""
+    """Return False if the program must rotate or mirror the frame, which receivers of the packet do not do."""
     if not isinstance(decoded.image, VideoFrame):
         return True
     orientation = orientation_of(decoded.image)

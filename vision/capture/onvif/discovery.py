@@ -143,7 +143,8 @@ async def _collect(
 ) -> list[Answer]:
     """Send the probes. Return the responses after `timeout_s` seconds, or as soon as `expected` hosts have responded.
 
-    Each entry of `probes` contains the function that creates a socket, its argument, and the host to send probes to.
+    Each entry of `probes` contains a function that creates a socket, the argument of the function, and the host to
+    which probes are sent.
     """
     loop = asyncio.get_running_loop()
     answers: dict[tuple[str, str | None], Answer] = {}

@@ -39,7 +39,7 @@ class SyntheticSource(PacedSource[int]):
 
     @cached_property
     def _scenes(self) -> tuple[Scene, Scene]:
-        """The scenes before and after `resize`."""
+        """The scenes before and after the option `resize` takes effect."""
         spec = self._spec
         first = _scene(spec, spec.width_px, spec.height_px)
         return first, first if spec.resize is None else _scene(spec, *spec.resize[1:])

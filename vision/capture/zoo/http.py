@@ -228,7 +228,7 @@ class HlsChannel:
         self._segments: list[bytes] = []
 
     def playlist(self) -> str:
-        """Return the playlist of the newest segments, at most five."""
+        """Return the playlist, which lists up to five of the newest segments."""
         self._update()
         first = max(0, len(self._segments) - _SEGMENTS_LISTED)
         lines = ["#EXTM3U", "#EXT-X-VERSION:3", f"#EXT-X-TARGETDURATION:{self._segment_s}"]

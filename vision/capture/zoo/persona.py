@@ -178,7 +178,7 @@ class Persona:
 
     @property
     def readers(self) -> tuple[Reader, ...]:
-        """The libraries that can open this address."""
+        """The readers that can open the address of this camera."""
         return ("gstreamer", "ffmpeg") if self.is_rtsp else ("ffmpeg",)
 
     @property

@@ -59,7 +59,7 @@ class OnnxRuntimeClassifier:
         return list(np.empty((count, *self.crop_shape), np.uint8))
 
     def crop(self, frame: Frame, box: Box, out: NDArray[np.uint8]) -> None:
-        """Scale the part `box` of a frame into `out`, a BGR array of shape `crop_shape`.
+        """Scale the part `box` of a frame into `out`, a uint8 BGR array of shape `crop_shape`.
 
         Raises:
             ValueError: the part is empty, or is not completely within the frame.

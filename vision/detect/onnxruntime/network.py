@@ -97,7 +97,7 @@ class Network:
         """Run the network on the sample, and return the outputs for each frame of the sample.
 
         Raises:
-            ModelError: the network fails, or its output sizes differ from the declared ones.
+            ModelError: the network fails, or its output sizes differ from the declared sizes.
         """
         runs = self._run_sample()
         self._check_sizes(runs[0])

@@ -60,7 +60,7 @@ class Letterbox:
         return clipped
 
     def ratios(self, source_width_px: int, source_height_px: int) -> NDArray[np.float64]:
-        """Return the source pixels per model pixel, horizontally and vertically."""
+        """Return the number of source pixels per model pixel, horizontally and vertically."""
         width_px, height_px = self.content(source_width_px, source_height_px)
         return np.array([source_width_px / width_px, source_height_px / height_px])
 

@@ -5,9 +5,9 @@ Every back-end follows the same rules of suppression:
 1. Candidates are sorted by score, highest first. Equal scores are sorted by index, lowest first.
 2. Only the first `max_candidates` are used. The others are dropped, and counted as truncated.
 3. In this order, each candidate is kept unless a previously kept candidate suppresses it. A candidate suppresses
-  another if ``intersection > iou * union``. If both candidates have the same class, or `class_aware` is false, `iou` is
-  `iou_threshold`. Otherwise, `iou` is `iou_across_classes`, so that a vehicle that the model finds as a car and as a
-  truck is one object.
+   another if ``intersection > iou * union``. If both candidates have the same class, or `class_aware` is false, `iou`
+   is `iou_threshold`. Otherwise, `iou` is `iou_across_classes`, so that a vehicle that the model finds as a car and as
+   a truck is one object.
 4. All arithmetic is IEEE float32 with one rounding per operation (no fused multiply-add), in this order::
 
        width        = max(min(a.x2, b.x2) - max(a.x1, b.x1), 0)      same for height
@@ -22,8 +22,8 @@ Every back-end follows the same rules of suppression:
 
 Greedy suppression originates from R-CNN (Girshick et al., CVPR 2014), and is inherently serial. This implementation
 processes blocks of candidates. In a block, it computes "kept = not suppressed by a kept candidate" repeatedly until
-nothing changes, which takes a few rounds. Because of the order, only one result is possible. One core of a Xeon at 2.1
-GHz takes 0.05 ms for 30 candidates, 0.1 ms for 100, and 1.8 ms for 1024.
+nothing changes, which takes a few rounds. Because of the order, only one result is possible. One core of a Xeon at
+2.1 GHz takes 0.05 ms for 30 candidates, 0.1 ms for 100, and 1.8 ms for 1024.
 """
 
 from __future__ import annotations

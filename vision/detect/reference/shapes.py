@@ -27,7 +27,7 @@ class CandidateShapes(ABC):
 
     @abstractmethod
     def to_source(self, letterbox: Letterbox, source_width_px: int, source_height_px: int) -> Shapes:
-        """Convert the shapes to pixels of the source frame."""
+        """Return the shapes, converted to pixels of the source frame."""
 
 
 @dataclass(frozen=True, slots=True)

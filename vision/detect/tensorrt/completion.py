@@ -3,8 +3,8 @@
 CUDA's own wait has no time limit. Polling without a pause occupies a core, and a fixed sleep delays every batch.
 Batches of the same size take nearly the same time. Therefore, the first poll is shortly before the expected end.
 
-The expected duration of a batch is the shorter of the previous two durations, because a stall can delay a batch by 100
-ms or more. With a moving average, the waits were too long for more than a second after a stall, and frames were
+The expected duration of a batch is the shorter of the previous two durations, because a stall can delay a batch by
+100 ms or more. With a moving average, the waits were too long for more than a second after a stall, and frames were
 dropped.
 """
 

@@ -76,7 +76,7 @@ def constants_of(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, NDArr
 
 
 def input_shapes(engine: Engine, spec: ModelSpec, batch: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all inputs except shape inputs, by name. Raise `ModelError` as `constants_of` does."""
+    """Return the shapes, by name, of all inputs except those that determine shapes. For errors, see `constants_of`."""
     frames = frame_input(engine, spec)
     constants = {name: values.shape for name, values in constants_of(engine, spec, batch).items()}
     return {frames.name: frame_shape(frames, spec, batch), **constants}
@@ -161,7 +161,10 @@ class LoadedEngine:
         return {name: shape if name in without_batch else shape[1:] for name, shape in shapes.items()}
 
     def batches(self) -> tuple[int, ...]:
-        """Return the batch sizes of `batch_sizes` that the engine accepts, or else its largest batch size."""
+        """Return the batch sizes of `batch_sizes` that the engine accepts.
+
+        If the engine accepts none of them, return its largest batch size.
+        """
         shapes = {size: input_shapes(self.engine, self.spec, size) for size in batch_sizes(self.detect.max_batch)}
         taken = tuple(size for size in shapes if any(p.contains(shapes[size]) for p in self.engine.profiles))
         return taken or (self.engine.max_batch,)

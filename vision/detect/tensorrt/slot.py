@@ -197,7 +197,7 @@ def slot_bytes(max_batch: int, program: PostprocessProgram) -> tuple[int, int]:
 class BatchGraph(Resource):
     """Work of one slot for one batch size.
 
-    `run` queues the work: step by step before `capture`, and as a CUDA graph afterwards.
+    `run` queues the work: step by step before `capture`, and as a CUDA graph after `capture`.
     """
 
     def __init__(self, batch: int, context: Context, memory: SlotMemory, stream: Stream, kernels: Kernels) -> None:

@@ -1,8 +1,8 @@
 """Conversion between the settings of a plugin and the fields that TensorRT stores in an engine.
 
-The settings are a frozen dataclass. The parser makes a field from each attribute of the ONNX node that has the name of
-a setting. Each setting is one number, because the bindings of TensorRT 10.3 and 10.13 read only the first element of a
-text or a list.
+The settings are a frozen dataclass. From the attributes of the ONNX node, the parser creates a field for each setting
+of the same name. Each setting is one number, because the bindings of TensorRT 10.3 and 10.13 read only the first
+element of a text or a list.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def kernel_of(dtype: str, settings: StarReluSettings, arch: str) -> bytes:
 
 @functools.cache
 def register_star_relu() -> None:
-    """Register the plugin. Do nothing if the TensorRT library does not support plugins of this form."""
+    """Register the plugin. Do nothing if TensorRT lacks `tensorrt.plugin`."""
     if not hasattr(trt, "QuickPluginCreationRequest"):
         return
     with warnings.catch_warnings():
