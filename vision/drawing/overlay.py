@@ -1,8 +1,8 @@
 """Drawing of lines, zones, and objects on a frame, for `vision draw`, annotated videos, and snapshots.
 
 Sizes are proportional to the frame. Text is on a colored plate and strokes have a dark rim, so that both are visible on
-any background. Letters are drawn four times as large and then scaled down, because OpenCV's thin strokes are hard to
-read.
+any background. Letters are drawn at four times their size and then scaled down, because thin strokes that OpenCV draws
+directly are hard to read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Rect:
 class Overlay:
     """Drawing tool that changes one frame, (H, W, 3) uint8 BGR.
 
-    Later drawings cover earlier drawings, except that `objects` keeps names and counters on top of the boxes.
+    Each method draws on top of existing drawings, except that `objects` keeps names and counters above the boxes.
     """
 
     def __init__(self, frame: Frame) -> None:
@@ -95,8 +95,8 @@ class Overlay:
 
         Args:
             section: configuration of the camera's zones, lines, and ground points.
-            crossed: number of crossings by line and direction (``in``, ``out``). None draws no numbers.
-            inside: number of objects by zone. None draws the configured limits of each zone instead.
+            crossed: number of crossings by line and direction (``in``, ``out``). If None, draw no numbers.
+            inside: number of objects by zone. If None, draw the configured limits of each zone instead.
         """
         colors = itertools.cycle(ZONE_COLORS)
         zones = [(zone, self._to_pixels(zone.polygon, section.units), next(colors)) for zone in section.zones]
@@ -128,7 +128,7 @@ class Overlay:
             self._path(ring, color, closed=True)
 
     def _plan(self, ground: GroundConfig, corners: NDArray[np.float64]) -> None:
-        """Draw the four ground points with their positions in meters."""
+        """Draw the four ground points at `corners`, each with its position in meters."""
         self._dashes(corners, WHITE)
         for corner, (x, y) in zip(corners, ground.metres, strict=True):
             self._disc(corner, self.stroke_px, WHITE)
@@ -206,7 +206,7 @@ class Overlay:
     def _skeleton(self, points: NDArray[np.float32], color: Color) -> None:
         """Draw the keypoints (K, 3) of one object, except those with low scores. The columns are x, y (px), and score.
 
-        If there are 17 keypoints, as in COCO, also draw the limbs between them.
+        If there are 17 keypoints, as in COCO, also draw the limbs, which connect the keypoints.
         """
         sure, limbs = drawn_keypoints(points[:, 2].tolist())
         at = points[:, :2].astype(np.float64)
@@ -304,7 +304,7 @@ class Overlay:
         self.plate(words, round(corner[0]), round(corner[1]), LINE_COLOR)
 
     def _name(self, words: str, point: NDArray[np.float64], color: Color) -> None:
-        """Draw a plate with text on a point, or above or below the point if another plate is already there."""
+        """Draw a plate with text at a point, or above or below the point if another plate is already there."""
         size = self._plate_at(words, 0, 0)
         x, y = round(point[0] - size.right / 2), round(point[1] - size.bottom / 2)
         step = size.bottom + 2
@@ -322,7 +322,7 @@ class Overlay:
     def _place(self, places: Sequence[tuple[int, int]], words: str, color: Color) -> None:
         """Draw a plate at the first of `places` (left, top) that is free and vertically inside the frame.
 
-        If there is none, draw the plate at the first of `places`.
+        If no place is free, draw the plate at the first place.
         """
         left, top = next((place for place in places if self._fits(words, *place)), places[0])
         self.plate(words, left, top, color)
@@ -332,7 +332,10 @@ class Overlay:
         return rect.top == top and not any(rect.overlaps(other) for other in self._occupied)
 
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
-        """Return the rectangle of a plate with the text `words` at (`left`, `top`), moved into the frame if needed."""
+        """Return the rectangle of a plate with the text `words` at (`left`, `top`).
+
+        If necessary, move it into the frame.
+        """
         lines = self._lines_of(words)
         width = max(letters.shape[1] for letters in lines) + 2 * self._pad_px
         height = sum(letters.shape[0] for letters in lines) + self._pad_px
@@ -371,7 +374,7 @@ def ink_on(color: Color) -> Color:
 def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
     """Return the opacity mask of a line of text, (height, width) uint8.
 
-    `letters_px` is the height of capital letters. The mask is higher, so that ascenders and descenders fit.
+    `letters_px` is the height of capital letters. The mask is taller than this, so that ascenders and descenders fit.
 
     Characters that OpenCV's font lacks become question marks.
     """
@@ -392,7 +395,7 @@ def text_mask(words: str, letters_px: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _font_size(capital_px: int) -> tuple[float, int]:
-    """Return the font scale and line thickness for capitals that are `capital_px` high.
+    """Return OpenCV's font scale and line thickness for capital letters that are `capital_px` high.
 
     The scale is measured, because fonts differ between OpenCV versions.
     """
@@ -407,7 +410,7 @@ def _font_size(capital_px: int) -> tuple[float, int]:
 
 
 def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, color: Color) -> None:
-    """Draw letters, given by their opacity mask, on the frame. Clip them at the edges of the frame."""
+    """Draw the letters of an opacity mask on the frame. Clip the letters at the edges of the frame."""
     x, y = max(left, 0), max(top, 0)
     area = frame[y : top + letters.shape[0], x : left + letters.shape[1]]
     opacity = letters[y - top :, x - left :][: area.shape[0], : area.shape[1], None].astype(np.float32) / 255
@@ -420,7 +423,10 @@ def _fixed(points: NDArray[np.float64]) -> list[tuple[int, int]]:
 
 
 def _inner_point(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the point inside a polygon that is approximately farthest from its border, at which to draw its name."""
+    """Return the point inside a polygon that is approximately farthest from the border.
+
+    The name of a zone is drawn there.
+    """
     low, high = corners.min(axis=0), corners.max(axis=0)
     scale = 200.0 / max(float((high - low).max()), 1.0)
     shape = np.ceil((high - low) * scale).astype(int) + 3

@@ -47,7 +47,7 @@ class PrivacyFilter:
     def fill(
         self, image: NDArray[np.uint8], camera_id: str, size_px: tuple[int, int], corner: tuple[int, int] = (0, 0)
     ) -> None:
-        """Fill the masks of a camera with black in `image`, which is a part of a frame.
+        """Fill the masks of a camera in `image`, which is a part of a frame, with black.
 
         `size_px` is the width and height of the frame. `corner` is the x and y of the top left corner of the part.
         """
@@ -85,9 +85,10 @@ class PrivacyFilter:
     def hide_without_objects(
         self, image: NDArray[np.uint8], camera_id: str, size_px: tuple[int, int], corner: tuple[int, int] = (0, 0)
     ) -> None:
-        """Fill the masks in a part of a frame. If the camera has classes to blur, make the whole part unrecognizable.
+        """Fill the masks in a part of a frame with black.
 
-        Use this method for images whose objects are unknown. For the arguments, see `fill`.
+        If the camera has classes to blur, make the whole part unrecognizable. Use this method for images whose objects
+        are unknown. For the arguments, see `fill`.
         """
         section = self._sections.get(camera_id)
         if section is not None and section.blur:
@@ -96,7 +97,7 @@ class PrivacyFilter:
 
 
 def hide_without_objects(sections: Mapping[str, CameraPrivacy]) -> Hide | None:
-    """Return the function that applies `sections` to images whose objects are unknown.
+    """Return the function that applies the privacy settings in `sections` to images whose objects are unknown.
 
     Return None if `sections` is empty.
     """
@@ -104,7 +105,7 @@ def hide_without_objects(sections: Mapping[str, CameraPrivacy]) -> Hide | None:
 
 
 def _pixelate(part: NDArray[np.uint8], cells: int) -> None:
-    """Replace a part of an image with at most `cells` uniform cells along its longer side."""
+    """Replace a part of an image with a grid of uniform cells, at most `cells` along the longer side."""
     height_px, width_px = part.shape[:2]
     scale = min(1.0, cells / max(height_px, width_px))
     size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))

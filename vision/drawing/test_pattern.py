@@ -1,4 +1,4 @@
-"""The rectangles that the synthetic source paints and the fake detector finds, defined once so that the two agree.
+"""Definition of the rectangles that the synthetic source paints and that the fake detector finds.
 
 The background is any gray (R = G = B). An object of class ``i`` is a filled, axis-aligned rectangle with the color
 ``FAKE_COLORS[i]``. A rectangle painted with ``pixels[y1:y2, x1:x2] = FAKE_COLORS[i]`` has the box ``(x1, y1, x2, y2)``.

@@ -60,7 +60,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The expected form of an answer: JSON that matches `schema`, one of `choices`, or any text if both are unset."""
+    """The expected form of an answer: JSON that matches `schema`, one of `choices`, or, if both are unset, any text."""
 
     schema: Mapping[str, Any] | None = None
     choices: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Expected:
     def parse(self, completion: Completion) -> tuple[Any, float | None]:
         """Return the parsed answer, and the probability of the chosen word.
 
-        The probability is None if there are no `choices`, or if it is not known.
+        The probability is None if `choices` is empty, or if the response does not contain the probability.
 
         Raises:
             InvalidAnswer: the answer does not have the expected form.
@@ -109,7 +109,7 @@ def decode(body: bytes) -> Completion:
 def _first_tokens(logprobs: Any) -> list[tuple[str, float]]:
     """Return the most probable first tokens of an answer, each with the logarithm of its probability.
 
-    Return an empty list if there are none, or if `logprobs` does not have the expected form.
+    Return an empty list if `logprobs` contains no tokens, or does not have the expected form.
     """
     try:
         return [(str(each["token"]), float(each["logprob"])) for each in logprobs["content"][0]["top_logprobs"]]

@@ -71,7 +71,7 @@ class Asker:
             entries: the entries of `verify:` and `describe:`.
             report: function that receives outcomes, statements, and log lines. Several threads call it.
             ledger: files for all questions and answers. None means that questions and answers are not stored.
-            breaker: breaker of the server. None means that a breaker is created.
+            breaker: breaker for the server. If None, create a breaker.
         """
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}
@@ -160,7 +160,7 @@ class Asker:
     def _put(self, waiting: _Waiting) -> None:
         """Queue a question.
 
-        If this exceeds the limit of waiting questions or images, report the displaced questions.
+        If the queue then exceeds the limit of waiting questions or images, report the displaced questions.
         """
         camera = waiting.question.camera
         removed = self._images.add(camera, waiting, sum(map(len, waiting.images)))
@@ -204,7 +204,10 @@ class Asker:
         self._answered(waiting, entry, prompt, answer)
 
     def _judge(self, error: LanguageError | None, asked_s: float) -> None:
-        """Pass the result of a question that was asked at `asked_s` to the breaker, and log if it opens or closes."""
+        """Report the result of a question that was asked at `asked_s` to the breaker.
+
+        Log if the breaker opens or closes.
+        """
         if error is None or not _shows_failure(error):
             if self._breaker.succeeded():
                 self._report(LogLine(text="the server responds again, so it gets all questions", is_problem=False))
@@ -248,7 +251,8 @@ class Asker:
     def _watched(self, question: Question, entry: DescribeConfig, verdict: Verdict) -> None:
         """If a statement is true, report it, and suspend its checks.
 
-        The checks resume after `again_after_s` seconds. If this is None, they resume at the next start of the process.
+        The checks resume after `again_after_s` seconds. If `again_after_s` is None, they resume at the next start of
+        the process.
         """
         with self._lock:
             if verdict.answer != TRUE or self._is_true(question):

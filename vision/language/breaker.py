@@ -1,4 +1,4 @@
-"""`CircuitBreaker` keeps questions away from a server that fails, and permits a probe from time to time."""
+"""`CircuitBreaker` blocks questions to a server that fails, and permits one probe after each pause."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 class CircuitBreaker:
     """Breaker that opens after three failures of a server in a row, and then admits one question per pause.
 
-    A question that got no answer before its deadline counts as a failure only if the server has been silent for
-    `timeout_s`, because a deadline can be short. Otherwise, the question neither opens nor closes the breaker.
+    A question without an answer before its deadline counts as a failure only if the server has been silent for
+    `timeout_s`, because the deadline can be short. Otherwise, the question neither opens nor closes the breaker.
 
     The pauses double up to a minute. Each pause is multiplied by a random factor from 0.5 to 1.5, so that several
     programs do not probe a server at the same time. The first success closes the breaker. Several threads can call the
@@ -69,7 +69,7 @@ class CircuitBreaker:
             return was_open
 
     def failed(self, asked_s: float) -> bool:
-        """Count the failure of a question that was asked at `asked_s`. Return True if this opens the breaker.
+        """Count the failure of a question that was asked at `asked_s`. Return True if this failure opens the breaker.
 
         Ignore the failure if the breaker opened after the question was asked, and is still open.
         """
@@ -77,7 +77,7 @@ class CircuitBreaker:
             return self._count(asked_s)
 
     def timed_out(self, asked_s: float) -> bool:
-        """Process a question that was asked at `asked_s`, and got no answer before its deadline.
+        """Process a question that was asked at `asked_s`, and that got no answer before its deadline.
 
         Count a failure if this question has waited for at least `timeout_s`, or if the server has answered no question
         for this time. Return True if the failure opens the breaker.
@@ -103,6 +103,6 @@ class CircuitBreaker:
         return True
 
     def _schedule(self) -> None:
-        """Schedule the next probe, which is due even if the current probe gets no answer."""
+        """Schedule the next probe. It becomes due even if the current probe gets no answer."""
         self._pause_s = min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         self._probe_s = self._clock() + self._pause_s * (0.5 + self._random_part())

@@ -62,7 +62,8 @@ class ChatServer:
         """Return the names of the server's models, at least one.
 
         Args:
-            deadline_s: maximum time in seconds. None, or a higher time than the configured timeout, means this timeout.
+            deadline_s: maximum time in seconds. If it is None, or exceeds the configured timeout, the configured
+                timeout applies.
 
         Raises:
             ServerRefusal: the server refuses the key or the request.
@@ -86,11 +87,12 @@ class ChatServer:
         Args:
             prompt: the question.
             images: JPEG files to which the prompt refers.
-            schema: JSON Schema of the answer; None means that the answer is plain text.
+            schema: JSON Schema of the answer. None means that the answer is plain text.
             choices: possible answers, of which the model must choose one. A schema takes precedence.
             max_tokens: maximum length of the answer. If the model must choose one of `choices`, the maximum is
                 `_TOKENS_OF_CHOICE` instead.
-            deadline_s: maximum time in seconds. None, or a higher time than the configured timeout, means this timeout.
+            deadline_s: maximum time in seconds. If it is None, or exceeds the configured timeout, the configured
+                timeout applies.
 
         Raises:
             ServerRefusal: the server refuses the key, the model, the images, or a different part of the request, or the

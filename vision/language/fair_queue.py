@@ -24,11 +24,11 @@ _T = TypeVar("_T", bound=Waiting)
 
 
 class FairQueue(Generic[_T]):
-    """A queue of limited length. The next entry is the newest entry of the camera whose last turn is oldest.
+    """A queue of limited length. The next entry is the newest entry of the camera whose most recent turn is oldest.
 
-    The queue stores the last turn of a camera even while no entry of the camera waits. Therefore, a camera that needs
-    less than its share does not wait behind busy cameras. Of the cameras that had no turn yet, the camera with the
-    fewest entries so far comes first, so that shares are fair from the first turn on.
+    The queue remembers the most recent turn of a camera even while no entry of the camera waits. Therefore, a camera
+    that needs less than its share does not wait behind busy cameras. Of the cameras that had no turn yet, the camera
+    that has added the fewest entries comes first, so that shares are fair from the first turn on.
 
     Beyond the limit, the camera with the most entries loses its oldest entry, so a busy camera cannot displace the
     entries of a quiet camera. Several threads can call the methods.
@@ -59,7 +59,7 @@ class FairQueue(Generic[_T]):
         """Add an entry. Return the entries that were displaced, which can include the new entry.
 
         If several cameras have the most entries, the camera with the most recent turn loses an entry. If none of these
-        cameras had a turn yet, the camera with the most entries so far loses an entry.
+        cameras had a turn yet, the camera that has added the most entries loses an entry.
         """
         with self._changed:
             if camera not in self._turns:
@@ -76,8 +76,8 @@ class FairQueue(Generic[_T]):
     def take(self, timeout_s: float | None = None) -> _T | None:
         """Wait for an entry, remove it, and return it. Return None if no entry arrives in time.
 
-        Return expired entries first. They do not count as a turn of their camera, because their questions are not
-        asked. `timeout_s` is the maximum time to wait in seconds; None means no limit.
+        Return expired entries first. An expired entry does not count as a turn of its camera, because its question is
+        not asked. `timeout_s` is the maximum time to wait in seconds. None means no limit.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._count > 0, timeout_s):
@@ -106,7 +106,7 @@ class FairQueue(Generic[_T]):
             return False
 
     def _rank(self, camera: str) -> tuple[int, int]:
-        """Return a value that is lower for a camera whose last turn is older, and lowest if it had no turn yet."""
+        """Return a rank that is lower for a camera with an older turn, and lowest for a camera without a turn."""
         return self._turns.get(camera, 0), self._arrived.get(camera, 0)
 
     def _expired(self) -> tuple[str, int] | None:
@@ -129,7 +129,7 @@ class FairQueue(Generic[_T]):
 
 
 def _put(numbers: dict[str, int], camera: str, number: int) -> None:
-    """Store a number for a camera as the newest entry. If there are too many cameras, forget the oldest entry."""
+    """Store a number for a camera as the newest entry. If `numbers` has too many cameras, remove the oldest entry."""
     numbers.pop(camera, None)
     numbers[camera] = number
     if len(numbers) > _MOST_CAMERAS:

@@ -1,8 +1,8 @@
 """`HeldEvents` decides when to publish the events about which a language model is asked. It has no threads or sockets.
 
-An event whose entry of `verify:` has `wait_s` is held until its verdict arrives, or until `wait_s` has passed. Every
-other event is published immediately. If an answer arrives after an event was published, the event is published again
-with the answer, as an amendment.
+If the entry of `verify:` for an event has `wait_s`, the event is held until its verdict arrives, or until `wait_s`
+seconds have passed. Every other event is published immediately. If an answer arrives after an event was published, the
+event is published again with the answer, as an amendment.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class HeldEvents:
             return [each for event in events for each in self._admitted(event)]
 
     def waiting_of(self, events: Sequence[EventMessage]) -> list[EventMessage]:
-        """Return the members of `events` that are held, and that are published if no verdict arrives."""
+        """Return those of `events` that are held, and that are published if no verdict arrives."""
         with self._lock:
             held = [self._held[event.id] for event in events if event.id is not None and event.id in self._held]
             return [each.event for each in held if each.entry.on_timeout == "send"]
@@ -104,7 +104,7 @@ class HeldEvents:
             return gone
 
     def has_dropped(self) -> bool:
-        """Return True if `dropped` returns ids."""
+        """Return True if `dropped` would return at least one id."""
         return bool(self._gone)
 
     def sent(self, events: Sequence[EventMessage]) -> list[EventMessage]:
@@ -169,7 +169,10 @@ class HeldEvents:
             return found
 
     def next_s(self) -> float | None:
-        """Return the time, in seconds on `clock`, at which `expired` returns events. Return None if no event waits."""
+        """Return the time, in seconds on `clock`, at which `expired` will return events.
+
+        Return None if no event waits.
+        """
         with self._lock:
             if self._due:
                 return self._clock()
@@ -203,7 +206,7 @@ class HeldEvents:
         return self._released(next(iter(self._held.values())), None, "too-many-held")
 
     def _admitted_end(self, event: EventMessage) -> list[EventMessage]:
-        """Treat the end of a state like its start: hold it, discard it, or return it to be published."""
+        """Treat the end of a state like the start of this state: hold it, discard it, or return it for publication."""
         state = _state(event)
         if (held := self._held.get(self._holder.get(state, ""))) is not None:
             held.following.append(event)
@@ -251,7 +254,7 @@ class HeldEvents:
         return []
 
     def _leave(self, held: _Held, released: list[EventMessage]) -> list[EventMessage]:
-        """Return the released events.
+        """Return `released`, the events to publish.
 
         If an event starts a state, hold the end of this state until the event is published. The thread that admits the
         end is not the thread that publishes the released events.
@@ -296,7 +299,7 @@ def _state(event: EventMessage) -> _State:
 
 
 def _put(entries: OrderedDict[Any, Any], key: object, value: object, most: int) -> None:
-    """Store a value as the newest value. If there are more than `most` values, remove the oldest values."""
+    """Store a value as the newest value. If `entries` then has more than `most` values, remove the oldest values."""
     entries[key] = value
     entries.move_to_end(key)
     while len(entries) > most:

@@ -1,4 +1,4 @@
-"""`ImageBudget` limits the memory of the images that wait, and shares it between the cameras."""
+"""`ImageBudget` limits the memory of the images of waiting questions, and divides this memory between the cameras."""
 
 from __future__ import annotations
 

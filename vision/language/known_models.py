@@ -29,7 +29,7 @@ _MIB: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An EAGLE-3 draft model for a checkpoint in 16 bits. Numbers of parameters are in millions."""
+    """An EAGLE-3 draft model for a 16-bit checkpoint. The number of parameters is in millions."""
 
     checkpoint: str
     parameters: int  # at most: one layer, and an embedding and an output layer for the whole vocabulary
@@ -56,7 +56,10 @@ class KnownModel:
         return (bits / 8 * 1e6 + cache) / _MIB + _RUNTIME_MIB
 
     def draft_mib(self, parallel: int = 1) -> float:
-        """Return the estimated memory in MiB that the draft model needs in addition, or 0 if there is none."""
+        """Return the estimated memory in MiB that the draft model adds for `parallel` simultaneous requests.
+
+        Return 0 if there is no draft model.
+        """
         if self.draft is None:
             return 0.0
         return (self.draft.parameters * 2e6 + self.draft.cache_bytes * CONTEXT_TOKENS * parallel) / _MIB

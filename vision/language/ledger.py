@@ -21,10 +21,10 @@ _OLDER: Final = "ledger-older.jsonl"
 
 
 class Ledger:
-    """Two files of JSON lines in one folder. At half of the maximum size, the newer file replaces the older file.
+    """Two files of JSON lines in one folder: the newer file and the older file.
 
-    Several processes can write to the same folder at the same time. `lost` is the number of entries that this object
-    could not write.
+    At half of the maximum size, the newer file replaces the older file. Several processes can write to the same folder
+    at the same time. `lost` is the number of entries that this object could not write.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -76,7 +76,7 @@ class Ledger:
             raise OSError("the disk is full")
 
     def _lock(self) -> None:
-        """Lock the newer file for this process. Open it again if it has replaced the older file, or was removed."""
+        """Lock the newer file for this process. Reopen it if a different process has renamed or removed it."""
         while True:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):

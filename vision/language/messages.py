@@ -71,20 +71,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True, tag="received"):
-    """Report that the process has received a question about an event. An `Outcome` or `Unasked` will follow."""
+    """A report that the process has received a question about an event. An `Outcome` or `Unasked` will follow."""
 
     subject: Subject
 
 
 class Unasked(msgspec.Struct, frozen=True, kw_only=True, tag="unasked"):
-    """Report that the server was not asked a question about an event, or that the process ended before the answer."""
+    """A report that the server was not asked a question about an event, or that the process ended before the answer."""
 
     subject: Subject
     reason: str  # code of the reason
 
 
 class Statement(msgspec.Struct, frozen=True, kw_only=True, tag="statement"):
-    """Report that a statement of `describe:` has become true. The publisher sets the header of the event."""
+    """A report that a statement of `describe:` has become true. The publisher sets the header of the event."""
 
     event: EventMessage
 
@@ -192,7 +192,10 @@ def waiting_entry(entries: Sequence[VerifyConfig], event: EventMessage) -> Verif
 def questions_about(
     verify: Sequence[VerifyConfig], describe: Sequence[DescribeConfig], event: EventMessage
 ) -> dict[Purpose, VerifyConfig | DescribeConfig]:
-    """Return the entries of `verify:` and `describe:` that ask about an event. Without an id, there are none."""
+    """Return the entries of `verify:` and `describe:` that ask about an event.
+
+    If the event has no id, return no entries.
+    """
     if event.id is None:
         return {}
     about: dict[str, Any] = {"camera": event.camera, "kind": event.kind, "name": event.name, "data": event.data}

@@ -1,7 +1,7 @@
-"""`OpenQuestions` knows which questions the stages and the language process have. It has no threads or sockets.
+"""`OpenQuestions` stores which unanswered questions the stages and the language process have.
 
-A process that ends cannot report the questions that end with it. After the process has ended, the program abandons
-these questions, so that their events do not wait for answers that cannot come.
+It has no threads or sockets. A process that ends cannot report the questions that end with it. After the process has
+ended, the program abandons these questions, so that their events do not wait for answers that cannot come.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class OpenQuestions:
     def remove(self, subject: Subject) -> None:
         """Remove a question that its stage has abandoned.
 
-        If `add` has not received the event of the question yet, it will ignore the question.
+        If `add` receives the event of the question later, it ignores the question.
         """
         with self._lock:
             self._leave(subject)
 
     def received(self, subject: Subject) -> None:
-        """Note that the language process has received a question."""
+        """Record that the language process has received a question."""
         with self._lock:
             self._leave(subject)
             self._asked[subject.id, subject.purpose] = subject

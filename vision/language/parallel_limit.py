@@ -1,8 +1,8 @@
 """`ParallelLimit` decides how many requests a server gets at the same time.
 
-A server that answers several requests in parallel needs several, so that few questions wait. For a server that answers
-one request at a time, more requests would only wait in the server, in their order of arrival. There, the newest
-questions would not come first, and the deadlines of all could pass. Therefore, the limit follows the latencies.
+A server that answers requests in parallel must get several, so that few questions wait. If a server answers one request
+at a time, further requests only wait in the server, in their order of arrival. The newest questions then do not come
+first, and the deadlines of all questions can pass. Therefore, the limit depends on the measured latencies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MARGIN: Final = 1.2  # how much longer than the latency of a request alone a de
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A request that the server has."""
+    """A request that was sent to the server, and has not ended."""
 
     check: str
     began_s: float
@@ -43,25 +43,28 @@ class Request:
 
 
 class _Latency:
-    """The latencies in seconds of the last requests of an entry of `verify:` or `describe:` that were alone."""
+    """The latencies in seconds of the latest requests that were alone, for one entry of `verify:` or `describe:`."""
 
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=_LAST)
 
     def add(self, seconds: float) -> bool:
-        """Add a latency. Return True if it is similar to the median before."""
+        """Add a latency. Return True if it is similar to the median of the previous latencies."""
         is_similar = self.is_known and 1 / _SIMILAR < seconds / self.seconds < _SIMILAR
         self._last.append(seconds)
         return is_similar
 
     @property
     def is_known(self) -> bool:
-        """True if there are two latencies, because the first can include the start of the model."""
+        """True if at least two latencies were added.
+
+        A single latency is not enough, because it can include the start of the model.
+        """
         return len(self._last) > 1
 
     @property
     def seconds(self) -> float:
-        """The median. Of two latencies, the lower one."""
+        """The median latency in seconds. If there are two latencies, this is the lower latency."""
         return max(median_low(self._last), 1e-3)
 
 
@@ -69,11 +72,11 @@ class _Latency:
 class ParallelLimit:
     """A limit that shrinks if further requests only wait in the server, and grows if they cost little time.
 
-    The first requests are alone, which shows the latency of a single request. Then, the limit is `most`. If two
-    requests at the same time take twice as long as one alone, the cost of the further request is 1. If they take as
-    long as one alone, it is 0. The limit depends on the cost of two thirds of the answers, because a busy machine
-    delays some of them. From time to time, the server gets a single request again. Several threads can call the
-    methods.
+    The first requests are sent alone, to measure the latency of a single request. After that, the limit is `most`. If
+    two simultaneous requests take twice as long as a single request, the cost of the further request is 1. If they take
+    as long as a single request, the cost is 0. The limit depends on the cost that two thirds of the answers do not
+    exceed, because a busy machine delays some answers. The latency of a single request is measured again at intervals.
+    Several threads can call the methods.
     """
 
     fixed: int | None = None  # a limit that never changes; None means that the limit follows the latencies
@@ -104,7 +107,7 @@ class ParallelLimit:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Wait until fewer than `limit` slots are in use, and use one during the `with` block."""
+        """Wait until fewer than `limit` slots are in use, and occupy a slot during the `with` block."""
         with self._changed:
             self._changed.wait_for(lambda: self._used < (1 if self._is_measuring else self._limit))
             self._used += 1
@@ -116,7 +119,7 @@ class ParallelLimit:
                 self._changed.notify_all()
 
     def begin(self, check: str) -> Request:
-        """Note that a request begins. `check` is the name of its entry of `verify:` or `describe:`."""
+        """Record that a request begins. `check` is the name of its entry of `verify:` or `describe:`."""
         with self._changed:
             for other in self._asking:
                 other.is_alone = False
@@ -126,10 +129,10 @@ class ParallelLimit:
             return request
 
     def ended(self, request: Request, error: str = "", allowed_s: float = 0.0) -> None:
-        """Note that a request has ended. `error` is the code of the error. It is empty if there is an answer.
+        """Record that a request has ended. `error` is the code of the error, or an empty string if there is an answer.
 
-        A request that got no answer within `allowed_s` seconds counts as one that cost too much, if a request alone
-        would have had enough time. If the server refused the request because it has too many, halve the limit.
+        If the request got no answer within `allowed_s` seconds, but a single request would have had enough time, count
+        its cost as too high. If the server refused the request because it has too many requests, halve the limit.
         """
         with self._changed:
             now_s = self.clock()
@@ -152,12 +155,15 @@ class ParallelLimit:
                 self._learn(request, latency_s, alone.seconds, error, allowed_s)
 
     def _measured(self, is_similar: bool, now_s: float) -> None:
-        """Schedule the next measurement. If the latency was similar to the previous ones, it is further away."""
+        """Schedule the next measurement of a single request. If `is_similar` is True, double the interval before it."""
         self._alone_s = now_s
         self._remeasure_s = min(2 * self._remeasure_s, _LONGEST_REMEASURE_S) if is_similar else _REMEASURE_S
 
     def _learn(self, request: Request, latency_s: float, alone_s: float, error: str, allowed_s: float) -> None:
-        """Change the limit if necessary. `alone_s` is the latency of a request alone."""
+        """Add the cost of a request, and change the limit if necessary.
+
+        `alone_s` is the latency of a single request.
+        """
         if self._limit == 1:
             if not error:
                 self._grow()
@@ -169,7 +175,7 @@ class ParallelLimit:
             self._end_round()
 
     def _end_round(self) -> None:
-        """If there are enough costs, change the limit."""
+        """If enough costs were collected, evaluate them, and change the limit if necessary."""
         if len(self._costs) < max(self._limit, _FEWEST):
             return
         cost = sorted(self._costs)[len(self._costs) * 2 // 3]

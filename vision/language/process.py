@@ -64,8 +64,8 @@ class LanguageProcess:
 
     The class is the `EventGate` of the publisher. `address` is the name of the socket to which stages send questions.
     If a stage cannot send a question, the stage reports this to `failures_address(address)`, which a second thread of
-    this class reads. If the process ends, the questions that it has not answered are lost, and their events stop
-    waiting. The same is true for the questions of a result worker that ends.
+    this class reads. If the process ends, the questions that it has not answered are lost, and the events of these
+    questions stop waiting. The same applies to the questions of a result worker that ends.
     """
 
     def __init__(self, config: AppConfig) -> None:
@@ -128,7 +128,7 @@ class LanguageProcess:
         self._thread.start()
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the events to publish immediately. Hold or discard the others, as `HeldEvents.admit` does.
+        """Return the events to publish immediately. Hold or discard the other events, as `HeldEvents.admit` does.
 
         Raises:
             Exception: the thread failed with this exception when it published events.
@@ -139,7 +139,7 @@ class LanguageProcess:
         return self._held.admit(events)
 
     def waiting(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the members of `events` that wait for a verdict, and that are published if no verdict arrives."""
+        """Return those of `events` that wait for a verdict, and that are published if no verdict arrives."""
         return self._held.waiting_of(events)
 
     def dropped(self) -> Sequence[str]:
@@ -205,7 +205,7 @@ class LanguageProcess:
             self._add(line)
 
     def _forget(self) -> None:
-        """Abandon the questions that a process had when it ended. The thread that calls `_read` calls this method."""
+        """Abandon the questions that the process had when it ended. The thread that calls `_read` calls this method."""
         earlier, totals = self._counts
         self._counts = earlier + Counter(totals.counters), Totals(counters={}, gauges={})
         for subject in self._open.process_ended():
@@ -255,14 +255,14 @@ class LanguageProcess:
         self._send(self._held.expired())  # ends that have waited for the last starts
 
     def _lost_with_workers(self) -> list[EventMessage]:
-        """Abandon the questions that ended with a result worker. Return the events that have waited for the answers."""
+        """Abandon the questions that ended with a result worker. Return the events that no longer wait."""
         subjects = self._open.given_up()
         return [
             event for subject in subjects for event in self._not_asked(Unasked(subject=subject, reason="worker-ended"))
         ]
 
     def _not_asked(self, unasked: Unasked) -> list[EventMessage]:
-        """Write to the ledger that a question gets no answer. Return the events to publish without this answer."""
+        """Record in the ledger that a question gets no answer. Return the events to publish without this answer."""
         subject = unasked.subject
         if self._ledger is not None:
             about = {"id": subject.id, "check": subject.check, "camera": subject.camera, "at": subject.at}
@@ -297,7 +297,7 @@ class LanguageProcess:
         return max(0.0, min([now_s + _POLL_S, *times_s]) - now_s)
 
     def _check_process(self) -> None:
-        """Kill a process that hangs, so that it is started again."""
+        """Kill the process if it hangs, so that a new process is started."""
         if time.monotonic() - self._heard_s > _SILENT_S:
             log.warning("language: the process prints nothing for %.0f s, and is started again", _SILENT_S)
             self._heard_s = time.monotonic()

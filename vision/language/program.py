@@ -28,7 +28,7 @@ _NICENESS: Final = 10  # detection comes first on the CPU
 
 
 class _Output:
-    """Standard output, to which several threads print whole lines."""
+    """Standard output, to which several threads print complete lines."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

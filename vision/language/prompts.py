@@ -33,7 +33,7 @@ def answers_of(entry: VerifyConfig | DescribeConfig) -> tuple[str, ...]:
 
 
 def is_json(entry: VerifyConfig | DescribeConfig) -> bool:
-    """Return True if an entry with possible answers requests an answer and its confidence as JSON."""
+    """Return True if an entry with possible answers requires a JSON object with an answer and its confidence."""
     return entry.format == "json"
 
 

@@ -47,7 +47,10 @@ _S = TypeVar("_S", bound=Sendable)
 
 
 class QuestionSender(Generic[_S]):
-    """Sender of questions to the process that asks the language model. A thread takes them from a `FairQueue`."""
+    """Sender of questions to the process that asks the language model.
+
+    A thread takes the questions from a `FairQueue`.
+    """
 
     def __init__(self, name: str, *, sent: Callable[[_S], None], given_up: Callable[[_S], None]) -> None:
         """Start the thread.
@@ -55,8 +58,8 @@ class QuestionSender(Generic[_S]):
         Args:
             name: name of the socket of the process that asks the language model. This process can be absent.
             sent: function that receives each question that the process has confirmed. The thread calls this function.
-            given_up: function that receives each question that was displaced, has expired, or could not be sent. The
-                thread calls this function, and so does `put`.
+            given_up: function that receives each question that was displaced, has expired, or could not be sent. Both
+                the thread and `put` call this function.
         """
         self._path = _path(name)
         self._sent, self._given_up = sent, given_up
@@ -67,16 +70,22 @@ class QuestionSender(Generic[_S]):
         self._thread.start()
 
     def put(self, entry: _S) -> None:
-        """Queue a question for the thread, without waiting. Pass the questions that it displaces to `given_up`."""
+        """Queue a question for the thread, without waiting.
+
+        Pass the questions that this question displaces to `given_up`.
+        """
         for displaced in self._queue.put(entry.question.camera, entry):
             self._given_up(displaced)
 
     def remove(self, camera: str, entry: _S) -> bool:
-        """Remove a question. Return False if it is no longer in the queue, for example because it was sent."""
+        """Remove a question.
+
+        Return False if the question is no longer in the queue, for example because it was sent.
+        """
         return self._queue.remove(camera, entry)
 
     def close(self, timeout_s: float) -> None:
-        """Send the waiting questions for at most `timeout_s` seconds, abandon the others, and stop. Idempotent."""
+        """Send the waiting questions for at most `timeout_s` seconds, abandon the rest, and stop. Idempotent."""
         self._finished.set()
         self._thread.join(timeout_s)
         self._closed.set()
@@ -96,7 +105,7 @@ class QuestionSender(Generic[_S]):
         self._disconnect()
 
     def _wait_for_process(self) -> None:
-        """Abandon the questions that have expired, and wait a moment, because the process is absent."""
+        """Abandon the questions that have expired, and pause before the next attempt to connect to the process."""
         while (expired := self._queue.take_expired()) is not None:
             self._given_up(expired)
         self._closed.wait(_RETRY_S)
@@ -107,7 +116,7 @@ class QuestionSender(Generic[_S]):
             self._socket = None
 
     def _connected(self) -> socket.socket | None:
-        """Return the connection to the process. Open it if necessary. Return None if the process is absent."""
+        """Return the connection to the process, and open it if necessary. Return None if the process is absent."""
         if self._socket is None:
             opened = socket.socket(socket.AF_UNIX)
             try:
@@ -121,7 +130,7 @@ class QuestionSender(Generic[_S]):
         return self._socket
 
     def _send(self, entry: _S) -> None:
-        """Send a question until the process confirms it.
+        """Send a question, and repeat this until the process confirms the question.
 
         Abandon the question if it expires, or if `_MOST_FAILURES` attempts fail.
         """
@@ -180,7 +189,7 @@ def _part(reader: BufferedReader, most_bytes: int) -> bytes:
 
 
 def _is_own(connection: socket.socket) -> bool:
-    """Return True if the other end belongs to a process of this user."""
+    """Return True if the other end of a connection belongs to a process of this user."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(credentials)[1]) == os.getuid()
 

@@ -1,4 +1,4 @@
-"""Commands that start a server of a vision-language model on a machine, in the memory that `vision` leaves free.
+"""Commands that start a server of a vision-language model that fits in the memory that `vision` leaves free.
 
 The options are from the documentation of the servers: TensorRT Edge-LLM 0.11, vLLM 0.20, and llama.cpp. The container
 for JetPack 6 is from NVIDIA's instructions for Jetson Orin.
@@ -50,7 +50,7 @@ _CONTAINERS: Final[dict[Platform, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine that runs a server. A `capability` of 87 means the compute capability 8.7; 0 means no GPU."""
+    """A machine that runs a server. A `capability` of 87 means the compute capability 8.7. 0 means no GPU."""
 
     platform: Platform
     capability: int
@@ -64,7 +64,7 @@ class Host:
         return "0.11.1" if _version(self.jetpack) >= (7, 2, 2) else "0.11.0"
 
     def precisions(self, server: ServerName) -> tuple[Precision, ...]:
-        """Return the formats of weights that the server can use on this machine, fastest first."""
+        """Return the weight formats that the server can use on this machine, fastest first."""
         if server == "llama.cpp":
             return ("q4_k_m",)
         if self.capability >= _BLACKWELL:
@@ -78,7 +78,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A type of machine for which `vision` can print recipes on a different machine."""
+    """A type of machine for which `vision` can print recipes while running on a different machine."""
 
     capability: int
     memory_gib: int
@@ -104,7 +104,7 @@ def host_of(name: str, jetpack: str | None = None) -> Host:
 
     Args:
         name: name in `MACHINES`.
-        jetpack: version of JetPack, from `Machine.jetpacks`; None means the first of these versions.
+        jetpack: version of JetPack, from `Machine.jetpacks`. None means the first of these versions.
     """
     machine = MACHINES[name]
     version = machine.jetpacks[0] if jetpack is None else jetpack
@@ -130,13 +130,13 @@ def recipes(host: Host, *, parallel: int = 1, model: str | None = None) -> list[
     """Return the recipes for each server of the machine. A server has no recipe if no model fits.
 
     Prefer published quantized checkpoints, because a Jetson reads all weights for each token. Choose a model that a
-    user must quantize only if no published checkpoint fits. Of equally preferred checkpoints, choose the checkpoint of
-    the largest model.
+    user must quantize only if no published checkpoint fits. If several checkpoints are equally suitable, choose the
+    checkpoint of the largest model.
 
     Args:
         host: the machine.
         parallel: number of requests that the server answers at the same time.
-        model: name of the model to use; None means any model.
+        model: name of the model to use. None means any model.
     """
     candidates = [known for known in reversed(KNOWN_MODELS) if model in (None, known.name)]
     found = []
@@ -172,7 +172,7 @@ def _largest_fitting(
 
 
 def _effort(known: KnownModel, precision: Precision) -> int:
-    """Return 0 for a published quantized checkpoint, 1 for a 16-bit checkpoint, and 2 if no checkpoint exists."""
+    """Return 0 for a published quantized checkpoint, 1 for a 16-bit checkpoint, and 2 if neither is published."""
     return 2 if precision not in known.checkpoints else int(precision == "fp16")
 
 
@@ -193,7 +193,7 @@ def _recipe(host: Host, server: ServerName, known: KnownModel, precision: Precis
 
 
 def _quantize(host: Host, known: KnownModel, precision: Precision) -> Iterator[str]:
-    """Yield the commands that quantize a model, with a comment. Yield nothing if there is a published checkpoint."""
+    """Yield a comment and the commands that quantize a model. If a published checkpoint exists, yield nothing."""
     if precision not in known.checkpoints:
         arguments = ["--model_dir", known.checkpoints["fp16"], "--output_dir", _own_checkpoint(known)]
         command = shlex.join(["tensorrt-edgellm-quantize", "llm", *arguments, *_METHODS[precision]])

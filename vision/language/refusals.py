@@ -77,7 +77,7 @@ def of_status(url: str, status: int, body: bytes) -> LanguageError:
 
 
 def _code(status: int, said: str) -> str:
-    """Return the code of the error for a status and the text of the server."""
+    """Return the code of the error for the status and the text of a response."""
     if status in _CODES:
         return _CODES[status]
     if _TOO_LONG.search(said):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """A report that the publisher restarted.
+    """A report that the publisher has restarted.
 
-    Sequence numbers restart at 1, so a subscription does not detect losses at the restart.
+    Sequence numbers restart at 1, so a subscription does not detect messages that were lost during the restart.
     """
 
     node: str

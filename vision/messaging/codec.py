@@ -67,7 +67,8 @@ def _steps(number: int) -> NDArray[np.float64]:
     """Return the factors (5, `number`) with which `_rounded` rounds the boxes and scores of `number` objects.
 
     The rows for x1, y1, x2, and y2 contain 10, which rounds to 0.1 px. The row for the score contains 10,000. The
-    factors are repeated for each object, because NumPy takes a third of the time if both operands have the same shape.
+    factors are repeated for each object, because NumPy needs only a third of the time if both operands have the same
+    shape.
     """
     return np.array([10.0, 10.0, 10.0, 10.0, 10_000.0]).repeat(number).reshape(5, number)
 
@@ -325,7 +326,7 @@ def _outline(track_id: int | None, result: Result, masks: MaskFormat) -> dict[st
 
 
 def counts(camera: str, counted: Counts, now_ns: int, now_utc_ns: int) -> CountsReport:
-    """Return a report of a camera's counts at the current time: `now_ns` (monotonic) and `now_utc_ns` (UTC)."""
+    """Return the report of a camera's counts at the current time: `now_ns` (monotonic) and `now_utc_ns` (UTC)."""
     return CountsReport(
         camera=camera,
         at=rfc3339(now_utc_ns),
@@ -392,7 +393,7 @@ def _ms(duration_ns: int) -> float:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """Return 8 characters that identify the current boot of this machine, or "" if the boot id cannot be read."""
+    """Return 8 characters that identify the current boot of this machine, or "" if the kernel provides no boot id."""
     try:
         return hashlib.sha256(Path("/proc/sys/kernel/random/boot_id").read_bytes()).hexdigest()[:8]
     except OSError:

@@ -61,10 +61,10 @@ class GetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="get-analytic
 
 
 class SetAnalyticsRequest(_Request, frozen=True, kw_only=True, tag="set-analytics"):
-    """A request to replace a camera's section in `analytics` and, unless `privacy` is unset, in `privacy`.
+    """A request to replace a camera's section in `analytics` and, if `privacy` is set, its section in `privacy`.
 
-    The sections have the keys of camera.yaml. A section that is None is removed. If `version` is not None, the request
-    is refused unless the current sections have this version.
+    The sections have the keys of camera.yaml. If a section is None, the current section is removed. If `version` is not
+    None, and the current sections have a different version, the request is refused.
     """
 
     camera: str
@@ -224,7 +224,7 @@ def find_socket(config: Path | None) -> Path:
 def _answers(path: Path) -> bool:
     """Return True if a program listens on the socket at `path`, or if this user cannot connect to this socket.
 
-    A program that was killed leaves its socket behind.
+    This check is necessary because a program that was killed leaves its socket behind.
     """
     try:
         with socket.socket(socket.AF_UNIX) as probe:

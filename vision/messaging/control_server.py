@@ -49,7 +49,10 @@ class _Connection:
     received: bytearray = field(default_factory=bytearray)
 
     def request(self) -> bytes | None:
-        """Return the whole request, or None if it is still incomplete. Raise `MessageError` if it is too long."""
+        """Return the whole request, or None if the request is still incomplete.
+
+        Raise `MessageError` if the request is too long.
+        """
         if len(self.received) < LENGTH_BYTES:
             return None
         length = int.from_bytes(self.received[:LENGTH_BYTES], "big")
@@ -61,7 +64,10 @@ class _Connection:
 
 
 class ControlServer:
-    """Server that passes requests to a function, one request at a time. Signals can also request a reload."""
+    """Server that passes requests to a function, one request at a time.
+
+    A signal can also request a reload of the configuration.
+    """
 
     def __init__(
         self,
@@ -100,7 +106,10 @@ class ControlServer:
         self._thread.start()
 
     def request_reload(self) -> None:
-        """Make the server's thread reload the configuration, without waiting. Log errors. Any thread can call this."""
+        """Make the server's thread reload the configuration, without waiting for it. Any thread can call this method.
+
+        Errors of the reload are logged.
+        """
         self._reloads.set()
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake, 1)

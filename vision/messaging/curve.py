@@ -114,7 +114,7 @@ def read_key(path: Path, *, client: bool) -> KeyPair:
 
 
 def check_key(text: str) -> str:
-    """Return `text` if it is a key. Raise `ConfigError` otherwise."""
+    """Return `text` if it is a key. Otherwise, raise `ConfigError`."""
     if not _KEY.fullmatch(text):
         raise ConfigError("expected a public key, which has 40 characters", hint=_REMEDY, code="key-form")
     return text
@@ -236,7 +236,7 @@ class CurveServer:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until the thread ends. It ends when the context of the socket is terminated."""
+        """Wait until the thread ends. The thread ends when the context of the socket is terminated."""
         self._thread.join()
 
     def _serve(self) -> None:

@@ -1,4 +1,7 @@
-"""A TCP port or Unix socket that a separate process (`vision.messaging.relay`) serves. It outlives that process."""
+"""A TCP port or Unix socket that a separate process (`vision.messaging.relay`) serves.
+
+If the process ends, the port stays open.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ class ExposedPort:
         self._process.kill()
 
     def close(self) -> None:
-        """Forward the remaining messages for up to 0.5 s, then close all connections and the address. Idempotent."""
+        """Forward the remaining messages for up to 0.5 s, close all connections, and free the address. Idempotent."""
         self._process.close()
         self._listener.close()
 
@@ -127,7 +130,7 @@ def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
     """Return the address family and the address of `host`, which can also be the name of a network interface.
 
     Raises:
-        OSError: there is no interface that has this name and an IPv4 address (ENODEV).
+        OSError: no interface has this name and an IPv4 address (ENODEV).
     """
     if host == "*":
         return socket.AF_INET, "0.0.0.0"

@@ -3,7 +3,7 @@
 ZeroMQ loses messages of PUB sockets while a subscriber is slow, not running, or connecting. Events are numbered over
 all cameras and restarts, so the subscriber detects a missing number. It holds back the following events, sends a
 request to the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and
-every few seconds, because nothing else shows that the last event before a quiet period was lost.
+every few seconds, because no gap in the numbers shows the loss of the newest event.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """Yield the gap before event `number`, if any. Yield nothing if no event was processed before."""
+        """Yield the gap before event `number`, if any. If no event was processed before, yield nothing."""
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 
@@ -160,7 +160,7 @@ class GapRecovery:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def hurry(self) -> None:
-        """Make a request due as soon as the pause since the last request is over, unless a reply is pending."""
+        """Make a request due as soon as the pause after the previous request ends, unless a reply is pending."""
         if not self._requested:
             self._request_at_ns = min(self._request_at_ns, max(self._clock(), self._earliest_ns))
 

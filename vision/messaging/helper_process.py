@@ -22,7 +22,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class HelperProcess:
-    """A Python program that runs until its standard input closes. If it ends before that, a thread restarts it.
+    """A Python program that runs until its standard input closes. If it ends earlier, a thread restarts it.
 
     The program reads its options from the first line of its standard input, as JSON, because command lines are visible
     to all users. Each further line contains new options (see `update`). The thread passes each line that the program
@@ -48,8 +48,9 @@ class HelperProcess:
             options: options of the program.
             fds: descriptors that the program inherits.
             on_line: function that receives each line that the program prints.
-            on_end: function that is called when the process has ended, after its last line, unless `close` ends it.
-            stop_s: time in seconds after which `close` kills the process, if it has not ended by then.
+            on_end: function that is called after the process has ended and `on_line` has received its last line. It is
+                not called if `close` ends the process.
+            stop_s: time in seconds that `close` waits for the end of the process before it kills the process.
         """
         self.restarts = 0
         self.failed_starts = 0  # number of failed starts since the process last ended
@@ -70,7 +71,7 @@ class HelperProcess:
         self._thread.start()
 
     def update(self, options: Mapping[str, object]) -> None:
-        """Pass new options to the process without waiting, and to each process that replaces it.
+        """Pass new options to the process, without waiting, and to each process that replaces it.
 
         If the process does not read its input, kill it. The thread then starts a new process.
         """
@@ -149,9 +150,9 @@ class HelperProcess:
             pause_s = self._restart(pause_s)
 
     def _restart(self, pause_s: float) -> float:
-        """Wait `pause_s` seconds, and restart the process, until the start succeeds. Return the next pause in seconds.
+        """After `pause_s` seconds, restart the process. Repeat this until a start succeeds.
 
-        If `close` is called, return immediately.
+        Return the next pause in seconds.
         """
         self.failed_starts = 0
         while not self._closed.wait(pause_s):

@@ -27,7 +27,8 @@ _SENT: Final = "vision.sent"  # key of a request's scope: number of parts of the
 class SecurityHeaders:
     """ASGI middleware that adds headers to each response, unless the response already contains them.
 
-    It also ends requests whose client has disconnected. Otherwise, such a request would cause a traceback in the log.
+    The middleware also ends requests whose client has disconnected, because such a request would otherwise cause a
+    traceback in the log.
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str]) -> None:

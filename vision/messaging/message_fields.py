@@ -1,4 +1,4 @@
-"""Base class of all messages, and the fields of boxes and shapes, which several messages have."""
+"""Base class of all messages, and fields of boxes and shapes that several messages have."""
 
 from __future__ import annotations
 

@@ -146,7 +146,10 @@ class NodeEvents:
                 yield _event("storage_resumed", report, NODE, 0, {"of": name})
 
     def _after(self) -> dict[str, str]:
-        """Record that this run has started. Return how the previous run ended, as data for the event `started`."""
+        """Record that this run has started.
+
+        Return the data of the event `started`, which describes how the previous run ended.
+        """
         last = None if self._run is None else self._run.begin()
         return {} if last is None else {"after": last.end, "ended_at": rfc3339(last.at_utc_ns)}
 

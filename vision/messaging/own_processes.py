@@ -28,7 +28,7 @@ _PAUSE: Final = 1000  # a pause is this many times as long as the measurement be
 def environment(**further: str) -> dict[str, str]:
     """Return the environment variables for a new process: the variables of the program, and `further`.
 
-    The process does not start the threads of OpenBLAS, unless the environment of the program sets their number.
+    Unless the environment of the program sets the number of OpenBLAS threads, the new process starts none.
     """
     return {**_ONE_THREAD, **os.environ, **further}
 
@@ -102,7 +102,10 @@ def _memory_bytes(pid: int) -> int | None:
 
 
 def _children(pid: int) -> list[int]:
-    """Return the ids of the processes that a process's first thread started. Return none if the kernel hides them."""
+    """Return the ids of the processes that a process's first thread started.
+
+    Return no ids if the kernel does not provide them.
+    """
     with contextlib.suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
     return []

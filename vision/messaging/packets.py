@@ -30,7 +30,7 @@ _SUBSCRIBE, _UNSUBSCRIBE, _REQUEST = b"\1", b"\0", b"\2"
 
 
 class PacketHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The properties of one coded frame. Frames arrive in the order in which the decoder needs them."""
+    """The properties of one coded frame. Coded frames arrive in decoding order."""
 
     connection: int  # identifies the connection to the camera; later connections have larger numbers
     seq: int  # 0, 1, 2, ... in each connection; a missing number means a lost packet
@@ -51,7 +51,7 @@ class CodedPacket(msgspec.Struct, frozen=True, gc=False):
 
 
 class FrameTime(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The capture time of a decoded frame, by which messages identify the frame, and the time of the frame's packet."""
+    """The capture time of a decoded frame, which is used in messages, and the timestamp of the frame's packet."""
 
     camera: str
     connection: int  # connection of the packet, as in `PacketHeader`
@@ -114,13 +114,13 @@ class PacketSocket:
             raise
 
     def is_wanted(self, camera_id: str) -> bool:
-        """Return True if a receiver requests the packets of this camera. Return False after `close`."""
+        """Return True if a receiver requests the packets of this camera. After `close`, return False."""
         with self._lock:
             self._read()
             return _topic(camera_id) in self._wanted
 
     def wants_images(self, camera_id: str) -> bool:
-        """Return True if a receiver may request images of this camera. Return False after `close`."""
+        """Return True if a receiver may request images of this camera. After `close`, return False."""
         with self._lock:
             self._read()
             return _IMAGES + _topic(camera_id) in self._wanted
@@ -178,7 +178,7 @@ class PacketReceiver:
     """Receiver of the packets of some cameras. It is not thread-safe."""
 
     def __init__(self, addresses: Sequence[str], cameras: Collection[str]) -> None:
-        """Connect to all packet sockets, even if they do not exist yet, and request the packets of `cameras`."""
+        """Connect to all packet sockets, which need not exist yet, and request the packets of `cameras`."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, _WAITING_PACKETS)
@@ -216,7 +216,7 @@ class LiveReceiver:
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        """Connect to all packet sockets, even if they do not exist yet. Request nothing."""
+        """Connect to all packet sockets, which need not exist yet. Request nothing."""
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.XSUB)  # for `zmq.Poller`
         self.socket.setsockopt(zmq.RCVHWM, _WAITING_PACKETS)
@@ -239,7 +239,7 @@ class LiveReceiver:
         self.socket.send(_REQUEST + _encode(request))
 
     def receive(self) -> LiveItem | None:
-        """Return the next packet, time, or image without waiting. Return None if nothing has arrived."""
+        """Return the next packet, time, or image without waiting. Return None if none of these has arrived."""
         if not zmq.zmq_poll([(self.socket, zmq.POLLIN)], 0):  # cheaper than the error of a call that does not wait
             return None
         message = self.socket.recv()

@@ -116,22 +116,25 @@ class DetectionsPublisher:
 
 
 class EventGate(Protocol):
-    """An object that decides when events are published. Its methods must not block."""
+    """An object that can hold events back before they are published. Its methods must not block."""
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return the events to publish immediately. The others are published later, or not at all."""
+        """Return the events to publish immediately. The gate holds or drops the other events."""
 
     def waiting(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
         """Return those `events` that the gate holds, and that must not be lost if the program is killed."""
 
     def dropped(self) -> Sequence[str]:
-        """Return the ids of the events that the gate has dropped since the previous call, and never publishes."""
+        """Return the ids of the events that the gate has dropped since the previous call.
+
+        These events are never published.
+        """
 
     def sent(self, events: Sequence[EventMessage]) -> None:
         """Record the events that were sent, with their sequence numbers."""
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Stop waiting for the process that handled the results of these cameras, because it has ended."""
+        """Stop waiting for answers that depend on the result worker of these cameras, because this worker has ended."""
 
 
 class EventPublisher:
@@ -188,7 +191,10 @@ class EventPublisher:
             return self._open.view_fault(camera)
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Publish the ends of these cameras' open states. Then inform the gate, which can hold starts of states."""
+        """Publish the ends of these cameras' open states.
+
+        Then inform the gate, because the gate can hold the starts of states.
+        """
         self.end_states(cameras)
         if self._gate is not None:
             self._gate.worker_ended(cameras)
@@ -257,7 +263,7 @@ class EventPublisher:
 
 
 def _restored(held: Sequence[EventMessage]) -> Iterator[EventMessage]:
-    """Yield the events that were held when the program was killed. If an event starts a state, also end this state."""
+    """Yield the events that were held when the program was killed. After the start of a state, also yield its end."""
     for event in held:
         yield event
         if event.data.get("phase") == "begin":
@@ -267,10 +273,8 @@ def _restored(held: Sequence[EventMessage]) -> Iterator[EventMessage]:
 class Publisher:
     """Publisher of results, events, and status. With a recorder or an event log, only one thread may publish results.
 
-    Attributes:
-        address: the bound address.
-        internal_address: address for other processes of this user.
-        replay_address: address for requests for missed events. None if subscribers cannot request events.
+    Attributes: address: the bound address. internal_address: address for other processes of this user. replay_address:
+    address to which subscribers send requests for missed events, or None if they cannot request events.
     """
 
     def __init__(
@@ -317,7 +321,8 @@ class Publisher:
             proxy: if True, other processes can also send messages, through `self.proxy`.
             node_events: object that derives events of the program and its cameras from reports. None means no such
                 events.
-            gate: object that decides when the events of results are published. None means immediately.
+            gate: object that decides when the events of results are published. None means that they are published
+                immediately.
 
         Raises:
             ConfigError: an address cannot be bound, for example because its folder does not exist, or the key of the
@@ -361,7 +366,7 @@ class Publisher:
 
     @property
     def internal_replay(self) -> str | None:
-        """Address at which processes of this user can request missed events. None if there is no such address."""
+        """Address at which processes of this user can request missed events, or None if there is no such address."""
         return None if self._replay is None else self._replay.internal_address
 
     def counters(self) -> dict[str, int]:
@@ -409,11 +414,11 @@ class Publisher:
         self._events.end_states(cameras)
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """End the states of these cameras, because the process that handled their results has ended."""
+        """Publish the ends of the open states of these cameras, because their result worker has ended."""
         self._events.worker_ended(cameras)
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
-        """Send events that the gate has held back, or amendments, as `EventPublisher.publish` does."""
+        """Send amendments, or events that the gate has held back. The method works like `EventPublisher.publish`."""
         self._events.publish(events, counters=False)
 
     def publish_objects(self, objects: Sequence[ObjectMessage]) -> None:
@@ -426,7 +431,7 @@ class Publisher:
     def publish_status(self, report: StatusReport) -> None:
         """Send a status or counts, and repeat the message for each new subscriber. Raise `Closed` after `close`.
 
-        The last status of a removed camera, and counts without lines and zones, are not repeated.
+        The final status of a removed camera, and counts without lines and zones, are not repeated.
         """
         topic, events = report.topic, self._node_events
         disks = events.disks() if events is not None and isinstance(report, NodeReport) else {}

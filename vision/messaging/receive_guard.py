@@ -45,7 +45,7 @@ class _Connection:
 
 @dataclass(slots=True, eq=False)
 class Guarded:
-    """A socket whose connections are watched. Increase `read` by 1 after each message that was read.
+    """A socket whose connections are watched. The owner increases `read` by 1 after each message that it has read.
 
     Attributes:
         socket: the socket. Only the owner uses it.
@@ -64,7 +64,10 @@ class Guarded:
     _connections: dict[int, _Connection] = field(default_factory=dict)  # by descriptor
 
     def check(self) -> float:
-        """Shut down the connections if too many unread bytes have arrived. Return these bytes divided by the limit."""
+        """If too many unread bytes have arrived, shut down the connections.
+
+        Return the number of unread bytes divided by the limit.
+        """
         read, self._read_before = self._read_before, self.read
         unread = 0
         for descriptor, connection in list(self._connections.items()):
@@ -117,7 +120,7 @@ class Guarded:
 
 
 class ReceiveGuard:
-    """A thread that shuts down the connections of sockets if too many unread bytes arrive.
+    """A thread that shuts down the connections of a socket if too many unread bytes arrive.
 
     Call all methods from the thread that owns the sockets.
     """
@@ -150,7 +153,7 @@ class ReceiveGuard:
         self._thread.start()
 
     def close(self) -> None:
-        """Wait until the thread ends. It ends when no socket is monitored any more. Idempotent."""
+        """Wait until the thread ends, which happens when no socket is monitored any longer. Idempotent."""
         if self._thread.ident is not None:
             self._thread.join()
 

@@ -21,13 +21,13 @@ _open_record = partial(open_output, mode=0o640)  # for files about people
 class Recorder:
     """Recorder that writes each message to a file as one line of JSON. It is not thread-safe.
 
-    Each line is one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
+    Each line is written with one `write` call, so a killed process leaves no incomplete line. A call takes only 3 µs.
 
-    A file with content is never overwritten or extended: it is renamed, so that a service can restart. The new name
+    A file with content is never overwritten or extended. It is renamed, so that a service can restart. The new name
     contains the time of the last line, as in ``results-20261129T160500Z.jsonl``.
 
-    When the disk is full, or nearly full (`FreeSpace`), publishing continues: the error is logged once, lost lines are
-    counted, and recording resumes when space becomes available.
+    When the disk is full or nearly full (`FreeSpace`), publishing continues. The error is logged once, and lost lines
+    are counted. Recording resumes when space becomes available.
     """
 
     def __init__(self, path: Path | str) -> None:

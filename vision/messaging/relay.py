@@ -1,6 +1,6 @@
 """Program that stands between the network and a ZeroMQ socket, and limits what a connection can send.
 
-ZeroMQ limits neither the parts of a message, nor unfinished messages, nor the number of subscriptions and connections
+ZeroMQ limits neither the size and number of a message's parts nor the number of subscriptions and connections
 (docs/decisions/051-relay-for-tcp-sockets.md). This program accepts the connections to a TCP port or a public Unix
 socket instead, and connects each one to the private Unix socket of the publisher. It forwards bytes without changes, at
 a limited rate, and closes a connection that breaks a rule of ZMTP 3 (https://rfc.zeromq.org/spec/37/) or exceeds a
@@ -62,7 +62,10 @@ _FRAME_BYTES, _PARTS = 4608, 4
 
 
 class Refused(Exception):
-    """A connection breaks a rule or exceeds a limit. The argument is the name of the reason in the counters."""
+    """A connection breaks a rule or exceeds a limit.
+
+    The argument of the exception is the name of the reason in the counters.
+    """
 
 
 class Bucket:
@@ -109,7 +112,7 @@ class Inspector:
                 self._check(flags, body)
 
     def has_signature(self) -> bool:
-        """Return True if the first bytes of a greeting have arrived."""
+        """Return True if enough bytes for the signature of a greeting have arrived."""
         return self._greeted or len(self._buffer) >= 10
 
     def _greet(self) -> bool:
@@ -277,7 +280,7 @@ class Relay:
         self._poller.watch(self._listener.fileno(), 0)
 
     def _serve(self, link: Link, events: int, *, is_client: bool) -> None:
-        """Forward bytes in each direction that does not block. Close the connection if it has ended.
+        """Forward bytes in each direction that does not block. If the connection has ended, close both of its sockets.
 
         `events` are the events of the client if `is_client` is True. Otherwise, they are the events of the publisher.
         """
@@ -370,7 +373,7 @@ class Relay:
             link.down = link.down[link.client.send(link.down) :]
 
     def _update(self, link: Link) -> None:
-        """Make `run` wait for the events after which the connection can continue."""
+        """Register the events after which `run` can continue to forward the bytes of the connection."""
         reads = select.EPOLLIN if not (link.up or link in self._throttled) else 0
         self._poller.watch(link.client.fileno(), reads | (select.EPOLLOUT if link.down else 0))
         if link.server is not None:
@@ -386,7 +389,7 @@ class Relay:
                 end.close()
 
     def _resume(self, now_s: float) -> None:
-        """Resume throttled connections, and accept new connections, as far as the limits permit."""
+        """Resume throttled connections and accept new connections, within the limits."""
         if not (self._is_accepting or self._is_ending) and len(self._clients) < self._connections:
             self._is_accepting = self._accepts.left(now_s) >= 1
             self._poller.watch(self._listener.fileno(), select.EPOLLIN if self._is_accepting else 0)
@@ -407,7 +410,7 @@ class Relay:
 
 
 def free_descriptors(pid: int) -> float:
-    """Return how many more files a process of the same user can open. If Linux does not tell, return infinity."""
+    """Return how many more files a process of the same user can open. If this number is unknown, return infinity."""
     try:
         most, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         used = sum(1 for _ in os.scandir(f"/proc/{pid}/fd"))

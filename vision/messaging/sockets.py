@@ -55,10 +55,8 @@ _ANY_INTERFACE: Final = ("*", "0.0.0.0", "[::]")
 class BoundSocket:
     """A ZeroMQ socket that is bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``, in its own context.
 
-    Attributes:
-        zmq: the socket.
-        address: the bound address, with the actual port instead of ``*``.
-        internal_address: address without limits, for processes of the same user on this machine.
+    Attributes: zmq: the socket. address: the bound address, with the actual port instead of ``*``. internal_address:
+    address for processes of the same user on this machine, to which `limits` do not apply.
     """
 
     def __init__(
@@ -80,8 +78,8 @@ class BoundSocket:
             key: configuration key of the address.
             keepalive_s: time in seconds until an idle connection is probed, and between probes.
             options: further options of the socket.
-            limits: limits of the address, which a separate process enforces. If None, ZeroMQ serves the address
-                itself, without limits.
+            limits: limits for connections to the address, which a separate process enforces. If None, ZeroMQ serves the
+                address without these limits.
             keys: keys for CURVE. If None, messages are not encrypted, and every client can connect.
 
         Raises:
@@ -135,7 +133,10 @@ class BoundSocket:
             self._port.close()
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the process that serves the port, by name. If there is no process, return none."""
+        """Return the counters of the process that serves the port, by name.
+
+        Return an empty dict if there is no such process.
+        """
         return {} if self._port is None else self._port.counters
 
     def second(self, kind: zmq.SocketType) -> zmq.Socket[bytes]:
@@ -159,7 +160,7 @@ class BoundSocket:
         self._close_port()
 
     def _unlink(self) -> None:
-        """Remove the file of an ipc:// socket. Keep a newer file that has replaced it."""
+        """Remove the file of an ipc:// socket, unless a newer file has replaced it."""
         if self._file is not None and _socket_file(self.address) == self._file:
             self._file[0].unlink()
 
@@ -173,7 +174,7 @@ def bind_error(key: str, bind: str, number: int | None, text: str) -> VisionErro
 
 
 def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) -> None:
-    """Set the options that all sockets share, for publishers and subscribers.
+    """Set the options that the sockets of publishers and subscribers share.
 
     TCP keep-alive is used instead of ZeroMQ heartbeats, because heartbeats close the connection of a subscriber that is
     only slow. In 6 of 16 attempts, libzmq 4.3.5 then aborted the subscriber's process.
@@ -208,7 +209,7 @@ def check_address(address: str) -> None:
 
 
 def reachable_address(replay: str, address: str) -> str:
-    """Return the address `replay`. If its host is for binding only, replace the host.
+    """Return the address `replay`. If its host is only for binding, such as ``*``, replace the host.
 
     The replacement is the host of `address`, or 127.0.0.1 if `address` is not a TCP address.
     """
@@ -246,7 +247,7 @@ def _check_free(bind: str, key: str) -> None:
     """Check that an ipc:// path is not in use, because the new socket replaces the file.
 
     Raises:
-        ConfigError: the path is a file, or this user has no access.
+        ConfigError: the path is a file that is not a socket, or this user has no access.
         Unavailable: a program uses the socket, or the socket cannot be checked at present.
     """
     path = bind.removeprefix("ipc://")

@@ -31,7 +31,7 @@ _READABLE: Final = int(zmq.POLLIN)
 
 
 class Endpoint(Protocol):
-    """An XPUB socket that reports every subscription, and the public address at which its messages arrive."""
+    """An XPUB socket that reports every subscription, and the public address to which subscribers connect."""
 
     zmq: zmq.Socket[bytes]
     address: str
@@ -111,7 +111,10 @@ class StatusSocket:
         return self._bound.counters()
 
     def _receive_joins(self) -> bool:
-        """Receive messages of subscribers. Return True if a subscription arrived, or more messages can be waiting."""
+        """Receive messages of subscribers.
+
+        Return True if a subscription arrived, or if more messages may be waiting.
+        """
         joins = self.joins
         for _ in range(_JOINS_PER_SEND):
             if not int(self._socket.getsockopt(_EVENTS)) & _READABLE:
@@ -144,7 +147,10 @@ class StatusSocket:
                 wait_ms = 1 if more else self._repeat_status()
 
     def _repeat_status(self) -> float:
-        """If due, send each topic's latest status to new subscribers. Return the time in ms until the next check."""
+        """If a repetition is due, send each topic's latest status to new subscribers.
+
+        Return the time in ms until the next check.
+        """
         if not self._joined:
             return _LONGEST_WAIT_MS
         now_s = time.monotonic()

@@ -1,7 +1,7 @@
 """`TrackStage` turns detections into tracks. `AnalyticsStage` turns tracks into events and counts.
 
-Each stage has one `Tracker` or `Analytics` for each camera. It restarts this object in each epoch, because the camera
-can show a different scene after a reconnection.
+Each stage has one `Tracker` or `Analytics` object for each camera. The stage restarts this object at the start of each
+epoch, because the camera can show a different scene after a reconnection.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TrackStage:
     def _number(self, cameras: Sequence[str]) -> None:
         """Assign a sequence of track ids to each camera, so that no two cameras have an id in common.
 
-        If there is a new camera, redistribute all ids above the highest assigned id among the cameras.
+        If a camera is new, redistribute all ids above the highest assigned id among the cameras.
         """
         self._reached = max([self._reached, *(ids.reached for ids in self._ids.values())])
         is_new = not self._ids.keys() >= set(cameras)
@@ -99,7 +99,7 @@ class TrackStage:
         return HiddenObjects(self._least_score, self._config.new_score, self._score_key)
 
     def last_ids(self) -> dict[str, int]:
-        """Return an upper limit of the track ids that each camera has used, by camera id. 0 means no ids yet."""
+        """Return, by camera id, an upper limit of the track ids that the camera has used, or 0 if it has used none."""
         return {camera: ids.last for camera, ids in self._ids.items()}
 
     def continue_after(self, last_ids: Mapping[str, int]) -> None:
@@ -117,7 +117,8 @@ class TrackStage:
         """Track the objects of several cameras. Return the results with tracks, in the same order.
 
         Raises:
-            TypeError: the objects of a result are not detections, for example because a `TrackStage` came before.
+            TypeError: the objects of a result are not detections, for example because a different `TrackStage` has
+                already tracked them.
         """
         tracked = update_together([self._frame(result) for result in results])
         return [structs.replace(result, objects=tracks) for result, tracks in zip(results, tracked, strict=True)]
@@ -156,7 +157,7 @@ class _TrackIds(Iterator[int]):
 
     @property
     def reached(self) -> int:
-        """An upper limit of the ids that were assigned so far."""
+        """An upper limit of the ids that were assigned."""
         return self._next - 1
 
     def divide(self, first: int, step: int, after: int) -> None:
@@ -218,9 +219,10 @@ class AnalyticsStage:
         self._held: set[str] = set()
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """Move the lines and zones of a camera by `view`, from the next frame on. While `hold` is True, count nothing.
+        """Move the lines and zones of a camera by `view`, from the next frame on.
 
-        If `view` is None, return the lines and zones to their configured positions.
+        If `hold` is True, count nothing until the next call. If `view` is None, return the lines and zones to their
+        configured positions.
         """
         (self._held.add if hold else self._held.discard)(camera_id)
         known = self._views.get(camera_id)
@@ -270,7 +272,10 @@ class AnalyticsStage:
         return structs.replace(result, events=result.events + events, counts=watched.counts)
 
     def _update_outdated(self, meta: FrameMeta) -> tuple[Event, ...]:
-        """Apply the current configuration and view to the analytics of a camera. Return the events that this causes."""
+        """Apply the current configuration and view to the analytics of a camera.
+
+        Return the events that this change causes.
+        """
         camera_id = meta.camera_id
         self._outdated.remove(camera_id)
         watched = self._cameras[camera_id]
@@ -288,7 +293,10 @@ class AnalyticsStage:
         return ResetSchedule(self._sections[camera_id].reset_at if self._resets else (), analytics.period_s)
 
     def _watched(self, meta: FrameMeta) -> tuple[_Watched, tuple[Event, ...]]:
-        """Return a camera's analytics, created or restarted if necessary, and the events that a restart causes."""
+        """Return the analytics of a camera, and the events that a restart causes.
+
+        If necessary, create or restart the analytics.
+        """
         watched = self._cameras.get(meta.camera_id)
         if watched is not None and watched.epoch == meta.epoch:
             return watched, ()
@@ -348,7 +356,7 @@ def open_accuracy(sections: Mapping[str, CameraAnalytics]) -> dict[str, CountAcc
 
 
 def shapes_outside(section: CameraAnalytics, width_px: int, height_px: int) -> list[str]:
-    """Return the names of the lines and zones that lie entirely to the right of the frame or below it."""
+    """Return the names of the lines and zones that lie entirely to the right of or below the frame."""
     scale_x, scale_y = pixels_per_unit(section.units, width_px, height_px)
     corners: list[tuple[str, Sequence[tuple[float, float]]]] = [(line.name, line.points) for line in section.lines]
     corners += [(zone.name, zone.polygon) for zone in section.zones]

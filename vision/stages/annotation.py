@@ -20,7 +20,7 @@ from vision.types import Event, FrameMeta, Result, Tracks
 def draw_events(image: NDArray[np.uint8], result: Result, sections: Mapping[str, CameraAnalytics]) -> None:
     """Draw the object, the line or zone, and the kind of each event in `result`, and the time of the frame.
 
-    If an event belongs to no single object, such as crowding, draw the boxes of all objects. `image` is (H, W, 3) BGR.
+    If an event, such as crowding, is not about one object, draw the boxes of all objects. `image` is (H, W, 3) BGR.
     `sections` contains the lines and zones, by camera id.
     """
     overlay = Overlay(image)
@@ -83,7 +83,7 @@ class FrameAnnotator:
 
 
 def _places(section: CameraAnalytics, events: Sequence[Event]) -> CameraAnalytics:
-    """Return a copy of `section` that contains only the lines and zones of the events."""
+    """Return a copy of `section` that contains only the lines and zones in which `events` happened."""
     names = {str(event.data.get("place", event.name)) for event in events}
     lines = tuple(line for line in section.lines if line.name in names)
     zones = tuple(zone for zone in section.zones if zone.name in names)

@@ -53,7 +53,7 @@ class FollowsView(Protocol):
     """Protocol of the analytics stage, which follows the view of a camera."""
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """Move the lines and zones of a camera by `view`, and count nothing while `hold` is True.
+        """Move the lines and zones of a camera by `view`. If `hold` is True, count nothing until the next call.
 
         If `view` is None, return the lines and zones to their configured positions.
         """
@@ -95,7 +95,7 @@ class _Camera:
 class CameraViewStage:
     """Stage that reports moved or covered cameras, and that moves lines and zones of cameras with `realign: true`.
 
-    It must come before the analytics stage, if there is one.
+    The stage must come before the analytics stage, if the pipeline has an analytics stage.
     """
 
     def __init__(self, config: AppConfig, analytics: FollowsView | None, folder: Path | None) -> None:
@@ -141,7 +141,7 @@ class CameraViewStage:
         self._cameras = cameras
 
     def _configured(self, camera_id: str, section: CameraAnalytics, patience: ReportAfter) -> _Camera:
-        """Return the state of a camera with new settings. If lines or zones have changed, return a new state."""
+        """Return the state of a camera under new settings. If lines or zones have changed, return a new state."""
         known, key = self._cameras.get(camera_id), geometry_key(section)
         stores = section.realign or bool(section.lines or section.zones or section.ground)
         new = _Camera(key, section.realign, stores, patience)
@@ -180,7 +180,7 @@ class CameraViewStage:
         return replace(result, events=(*result.events, *events)) if events else result
 
     def progress(self) -> Mapping[str, object]:
-        """Return a dict from the name of the thread to the number of compared frames, or to None if no frame waits."""
+        """Return the number of compared frames, or None if no frame waits, by the name of the thread."""
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:
@@ -198,7 +198,10 @@ class CameraViewStage:
             self._analytics.follow(camera_id, view, hold=held)
 
     def _changes(self, result: Result, camera: _Camera, seen: _Seen) -> Iterator[Event]:
-        """Pass the new view to the analytics stage. Yield events if a fault begins or ends, or if lines were moved."""
+        """Pass the new view to the analytics stage.
+
+        Yield an event if a fault begins or ends, or if lines were moved.
+        """
         told = camera.told or _UNSEEN
         if camera.realigns:
             self._follow(result.meta.camera_id, seen.view, held=seen.held)
@@ -314,7 +317,9 @@ def saved(tracker: ViewTracker, key: str) -> bytes:
 
 
 def loaded(contents: bytes, key: str) -> ViewTracker:
-    """Return the tracker from a file that `saved` wrote. If the file has a different key, return a new tracker.
+    """Return the tracker from a file that `saved` wrote.
+
+    If `key` differs from the key in the file, return a new tracker.
 
     Raises:
         ValueError: the file is too large, or was not written by `saved`.

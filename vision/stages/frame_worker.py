@@ -38,7 +38,7 @@ class FrameWorker:
     """Separate thread that processes copies of frames.
 
     While the results thread holds the lease of a frame, it only copies the frame. If no buffer is free, a lossless
-    worker makes the results thread wait. Any other worker skips the frame, and counts the frame in `skipped`.
+    worker makes the results thread wait. Otherwise, the worker skips the frame, and counts it in `skipped`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class FrameWorker:
         self._waiting.put(None)
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until the thread ends, or `timeout_s` seconds have passed. None means no limit. Call `finish` first."""
+        """Wait until the thread ends, or `timeout_s` seconds have passed. None means no limit. Call `finish` before."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -136,7 +136,10 @@ class FrameWorker:
                 self._free.put(copy)
 
     def _reserve(self, nbytes: int) -> bool:
-        """Count a copy of `nbytes` bytes. If the copies would become too large, do not count it, and return False."""
+        """Reserve memory for a copy of `nbytes` bytes.
+
+        If the copies would exceed their maximum size, return False instead.
+        """
         with self._lock:
             most = None if self._lossless else self._most_bytes
             if most is not None and self._used_bytes and self._used_bytes + nbytes > most:

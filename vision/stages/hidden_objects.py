@@ -18,8 +18,8 @@ class HiddenObjects:
     """Check that warns once if a score threshold probably hides the objects of a camera.
 
     The check warns if at least half of the camera's frames in 30 s have detections, but no detection can start a track.
-    Only detections with a score of at least `least` count. The first score that can start a track ends the check, so
-    that an empty scene after that causes no warning.
+    Only detections with a score of at least `least` count. The first detection whose score can start a track ends the
+    check, so that a scene that becomes empty causes no warning.
 
     Args:
         least: minimum score of a detection that is probably an object.

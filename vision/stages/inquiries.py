@@ -85,10 +85,10 @@ class _Open:
 
 
 class _Failures:
-    """Counters, reports, and log lines of the questions that are not asked. Thread-safe."""
+    """Counts, reports, and logs the questions that are not asked. Thread-safe."""
 
     def __init__(self, address: str) -> None:
-        """Connect to the program, which receives reports of questions that cannot be sent to the socket `address`."""
+        """Connect to the program's socket for reports about questions that cannot be sent to the socket `address`."""
         self.counters = Counter(skipped=0, failed=0)
         self._lock = threading.Lock()
         self._logged_s: dict[str, float] = {}  # monotonic time of the last log line with each code
@@ -97,7 +97,7 @@ class _Failures:
         self._socket.connect(failures_address(address))
 
     def add(self, question: _Open, code: str, text: str, *, counter: str) -> bool:
-        """Abandon a question, so that its event does not wait for an answer. Return False if it was already abandoned.
+        """Abandon a question, so that its event does not wait for an answer. Return False if it is already abandoned.
 
         Log each code at most once per minute. If the report cannot be sent immediately, discard it.
         """
@@ -277,7 +277,7 @@ class InquiryStage:
             waiting.append(_Open(entry, "describe", None, "", meta, expires_ns, meta.captured_ns))
 
     def _copy(self, due: list[_Open], result: Result, frame: Frame) -> None:
-        """Copy the frame for the questions in `due`. If no buffer is free, the questions wait for the next frame."""
+        """Copy the frame for the questions in `due`. If no buffer is free, these questions wait for the next frame."""
         self._due.append(due)
         if not self._worker.add(frame, result):
             self._due.pop()
@@ -314,7 +314,7 @@ class InquiryStage:
         self._sender.put(question)
 
     def _limit_memory(self, question: _Open, added_bytes: int) -> None:
-        """Count the image of a question, and abandon the questions that must make room for this image."""
+        """Count the added bytes of a question's images. Abandon the questions whose images exceed the limit."""
         text = "the images of the waiting questions need too much memory"
         for each in self._budget.add(question.meta.camera_id, question, added_bytes):
             if each.complete is None or self._sender.remove(each.meta.camera_id, each):

@@ -66,8 +66,8 @@ class _Object:
     def add_position(self, at_ns: int) -> None:
         """Append the bottom center of the box to the path.
 
-        If the path has more than `_MAX_POSITIONS` positions after that, remove every second position except the newest,
-        and double `spacing_ns`.
+        If the path then has more than `_MAX_POSITIONS` positions, remove every second position except the newest, and
+        double `spacing_ns`.
         """
         x1, _, x2, y2 = self.box
         self.path.append(((at_ns - self.first_ns) // 1_000_000, (x1 + x2) / 2, y2))
@@ -78,7 +78,7 @@ class _Object:
     def happened(self, event: Event) -> None:
         """Store a crossing of a line, the start of a stay in a zone, or the time at which the object left the zone.
 
-        Ignore events of other kinds, and the end of a stay for a different reason, such as a lost object.
+        Ignore events of other kinds. Also ignore a stay that ends for a different reason, such as a lost object.
         """
         if event.kind == "line_crossed":
             self.crossings.append((event.name, str(event.data.get("direction", "")), event.at_ns))
@@ -111,7 +111,7 @@ class ObjectStage:
     """Stage that summarizes each object that left the scene, and adds the summaries, without snapshots, to results."""
 
     def __init__(self, forget_s: float) -> None:
-        """Create the stage. An object has left if it was not detected for `forget_s` seconds, or its epoch ended."""
+        """Create the stage. An object has left if it was not detected for `forget_s` seconds, or if its epoch ended."""
         self._forget_ns = int(forget_s * 1e9)
         self._cameras: dict[str, _Camera] = {}
 
@@ -125,9 +125,10 @@ class ObjectStage:
         return self.process(result, None)
 
     def process(self, result: Result, frame: Frame | None) -> Result:
-        """Return the result with summaries of up to 20 objects that left. Subsequent results contain the others.
+        """Return the result with summaries of up to 20 objects that left.
 
-        `frame` is the frame of the result, for snapshots. It is None if the stage takes no snapshots.
+        Subsequent results contain the remaining summaries. `frame` is the frame of the result, for snapshots. It is
+        None if the stage takes no snapshots.
 
         Raises:
             TypeError: the objects of the result are not tracked.

@@ -27,8 +27,8 @@ _MOTION: Final = ("speed_kmh", "heading_deg")
 class RuleStage:
     """Stage that adds the events of rules to the events of lines and zones.
 
-    A rule for a state reports the start of the state once the state has lasted long enough, and also reports the end of
-    the state. A rule for an instant, such as a crossing, reports that instant.
+    A rule for a state reports the start of the state once the state has lasted for the configured time, and then the
+    end of the state. A rule for an instant, such as a crossing, reports that instant.
 
     During its cooldown, a rule reports only the end of states whose start it has reported. If another state still lasts
     when the cooldown ends, the rule reports the start of this state at that time. `suppressed` in the next report of a
@@ -43,7 +43,8 @@ class RuleStage:
     def reconfigure(self, config: AppConfig) -> None:
         """Use new rules. Unchanged rules continue. Other rules start with the next event of their kind.
 
-        For a rule that was changed or removed, the next result of the camera reports the end of its reported states.
+        If a rule was changed or removed, the next result of the camera reports the ends of the states that this rule
+        has reported.
         """
         earlier, self._cameras = self._cameras, {}
         for camera_id, section in {**dict.fromkeys(earlier), **config.analytics}.items():
@@ -56,8 +57,8 @@ class RuleStage:
     def clock(self, camera_id: str) -> FrameClock | None:
         """Return the clock of a camera's rules. Return None if the camera has no rules.
 
-        A caller that evaluates recorded frames can skip frames that have no events and cause no report (`due_s`). After
-        that, the caller must advance this clock to the time of the last skipped frame.
+        A caller that evaluates recorded frames can skip frames that have no events and cause no report (`due_s`). The
+        caller must then advance this clock to the time of the last skipped frame.
         """
         camera = self._cameras.get(camera_id)
         return None if camera is None else camera.time
@@ -115,7 +116,7 @@ class _Camera:
         self._epoch: int | None = None
 
     def adopt(self, earlier: _Camera) -> None:
-        """Continue the clock and the unchanged rules of `earlier`. Keep changed rules that still report a state."""
+        """Take over the clock and the unchanged rules of `earlier`. Keep changed rules that still report a state."""
         self.time, self._epoch = earlier.time, earlier._epoch
         known = {rule.identity: rule for rule in earlier.rules}
         self.rules = [known.pop(rule.identity, rule) for rule in self.rules]
@@ -140,7 +141,7 @@ class _Camera:
 
 
 class _Now(NamedTuple):
-    """The time of one frame, and the number of objects in each zone at that time."""
+    """The time of a frame, and the number of objects in each zone at this time."""
 
     time_s: float  # on the camera's clock
     at_ns: int  # capture time

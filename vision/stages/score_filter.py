@@ -1,6 +1,6 @@
 """`ScoreFilter` removes objects with low scores after a reload has raised `detect.score_threshold`.
 
-This stage is necessary because the detector keeps the threshold with which it was opened.
+The stage is necessary because an open detector cannot change its threshold.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Two threads share the work. While the results thread holds the lease of a frame, it cuts out the objects that are due
 for classification. If the GPU cuts out the objects, the results thread keeps the lease until the GPU has read the
-frame. A thread of the stage classifies the crops of all cameras in batches. After that, the messages of an object
-contain the result.
+frame. A thread of the stage classifies the crops of all cameras in batches. The messages of an object contain the
+result once it is available.
 
 If more objects are due than buffers are free, the stage counts the remaining objects as skipped, and retries them with
 their next frame. Objects that were never classified come first, followed by objects with the oldest results.
@@ -53,7 +53,7 @@ class Classifier(Protocol[Crop]):
         """Scale the part of the frame inside `box` to the model's input, and write the result to `out`."""
 
     def is_reading(self) -> bool:
-        """Return True while a frame is still being read for a previous call to `crop`."""
+        """Return True while a frame from a previous call to `crop` is still being read."""
 
     def wait_until_read(self) -> None:
         """Wait until no frame is being read."""
@@ -146,7 +146,7 @@ class CascadeStage:
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
     def progress(self) -> dict[str, int | None]:
-        """Return a dict from the name of the thread to the number of classified crops, or to None if no crop waits."""
+        """Return the number of classified crops, or None if no crop waits, by the name of the thread."""
         return {"cascade": self._worker.looked if self._worker.waiting else None}
 
     def close(self) -> None:
@@ -220,7 +220,10 @@ class _ClassifierThread(Generic[Crop]):
     # --- the results thread -------------------------------------------------------------------------------------------
 
     def add(self, frame: Frame, box: Box, state: _ObjectState) -> bool:
-        """Cut out the object in `box`, and queue the crop. If no buffer is free, return False, or wait if lossless."""
+        """Cut out the object in `box`, and queue the crop.
+
+        If no buffer is free, return False, or, in lossless mode, wait.
+        """
         try:
             crop = self._free.get(block=self._lossless)
         except queue.Empty:
@@ -233,7 +236,7 @@ class _ClassifierThread(Generic[Crop]):
         return True
 
     def check(self) -> None:
-        """Raise `DeviceError` if the model has failed. If lossless, first wait until every crop is classified."""
+        """Raise `DeviceError` if the model has failed. In lossless mode, first wait until every crop is classified."""
         if self._lossless:
             with self._progress:
                 self._progress.wait_for(lambda: self.waiting == 0)
@@ -286,7 +289,10 @@ class _ClassifierThread(Generic[Crop]):
         self.looked += len(batch)
 
     def _attributes(self, scores: NDArray[np.float32], seen_ns: int) -> Iterator[Attribute]:
-        """Yield the classes whose scores reach the threshold, best first. Exclusive classes yield at most the best."""
+        """Yield the classes whose scores reach the threshold, best first.
+
+        If the classes are exclusive, yield at most the best class.
+        """
         order = np.argsort(-scores, kind="stable")
         for column in order[: 1 if self.classifier.exclusive else None].tolist():
             if scores[column] >= self._score_threshold:

@@ -1,8 +1,9 @@
 """`SnapshotStage` saves the frames of events as JPEG files in a folder of limited size.
 
 A thread of the stage encodes and writes each file, so an event is published shortly before the file at its path exists.
-A file is always complete. If events occur faster than files can be written, the stage skips and counts some snapshots,
-and their events have no path. If a file cannot be written, the stage counts a failure, and no file exists at the path.
+A file is always complete. If events occur faster than files can be written, the stage skips some snapshots and counts
+them. The events of skipped snapshots have no path. If a file cannot be written, the stage counts a failure, and no file
+exists at the path.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class SnapshotStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return a dict from the name of the thread to the number of processed frames, or to None if no frame waits."""
+        """Return the number of processed frames, or None if no frame waits, by the name of the thread."""
         return {"snapshots": self._worker.progress()}
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Protocols of stages, which process each result of the detector, and of sinks, which receive the processed results.
 
 A stage is a function from `Result` to `Result`. A stage that also needs the frame is an object with the method
-`with_frame`. For each result, in order per camera, the results thread calls the stages and then `publish` of each sink.
-If the first stage has the method `process_together`, the results of a batch pass through it together.
+`with_frame`. The results thread calls the stages, and then `publish` of each sink, for each result, in order per
+camera. If the first stage has the method `process_together`, the results of a batch pass through it together.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class HasProgress(Protocol):
     """A stage or sink that has its own threads, which the watchdog observes."""
 
     def progress(self) -> Mapping[str, object]:
-        """Return a dict from the name of each thread to a value that changes with its progress, or to None.
+        """Return, by the name of each thread, a value that changes when the thread makes progress, or None.
 
         None means that the thread has no work.
 

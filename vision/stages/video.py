@@ -90,7 +90,7 @@ class VideoStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return a dict from each thread's name to the number of processed frames, or to None if no frame waits."""
+        """Return the number of processed frames, or None if no frame waits, by the name of each thread."""
         return {f"video-{camera_id}": worker.progress() for camera_id, worker in self._workers.items()}
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class VideoStage:
 
 
 class _CameraVideo:
-    """The video of one camera. The thread of this camera draws and encodes the frames."""
+    """The video of one camera. A thread for this camera draws and encodes the frames."""
 
     def __init__(self, path: Path | None, draw: Draw, window: _Window | None) -> None:
         self.written = self.lost = 0
@@ -145,7 +145,10 @@ class _CameraVideo:
             log.info("camera %s: video %s, %s, %d frames", meta.camera_id, self._path, encoder.codec, self.written)
 
     def _has_room(self) -> bool:
-        """Return False, and count a lost frame, if the disk is nearly full. Log only the first of successive losses."""
+        """Return True if the disk is not nearly full. Otherwise, count a lost frame.
+
+        Log only the first of successive losses.
+        """
         is_low = self._space is not None and self._space.is_low()
         if is_low and not self._failing:
             log.error("the disk of %s is nearly full: frames are not written until there is space", self._path)
@@ -154,7 +157,7 @@ class _CameraVideo:
         return not is_low
 
     def _annotate(self, frame: Frame, result: Result) -> Image:
-        """Draw the result on the copy of its frame. Show and return the image. It is valid as long as the copy."""
+        """Draw the result on the copy of its frame. Show and return the image, which is valid as long as the copy."""
         meta = frame.meta
         image = np.ascontiguousarray(self._parts.read(frame, 0, 0, meta.width_px, meta.height_px))
         self._draw(image, result)

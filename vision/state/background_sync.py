@@ -26,9 +26,9 @@ class BackgroundSync:
     """Thread that forces the write-ahead log to disk, and regularly moves the log's content into the database.
 
     The writer never forces anything to disk, because its connection has `synchronous = OFF`. This is safe only if the
-    writer never overwrites the log from its start: a power failure could then mix old and new content. Therefore, this
-    thread empties the log when all its content is in the database. While the thread moves content, the connection `pin`
-    reads from the log, which prevents the writer from overwriting the log.
+    writer never overwrites the log from its start. Otherwise, a power failure could mix old and new content. Therefore,
+    this thread empties the log when the database contains everything in the log. While the thread moves content, the
+    connection `pin` reads from the log, which prevents the writer from overwriting the log.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class BackgroundSync:
         write_lock: threading.Lock,
         mark: LossMark,
     ) -> None:
-        """Force the log to disk with `force`, then start the thread. Only this thread uses `connection` and `pin`.
+        """Force the log to disk with `force`, and then start the thread. Only this thread uses `connection` and `pin`.
 
         The thread forces commits to disk within `interval_s` seconds, and reports forced events to `events`. While the
         thread holds `write_lock`, `StateDatabase.write` makes no commit. `mark` is set while the disk fails.
@@ -66,7 +66,7 @@ class BackgroundSync:
     def request(self, *, urgent: bool = False) -> None:
         """Make the thread force the latest commit to disk within the interval, or immediately if `urgent` is True.
 
-        Do not wait for the thread.
+        This method does not wait for the thread.
         """
         self._commits += 1
         if urgent:

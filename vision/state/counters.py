@@ -18,7 +18,7 @@ def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
 
 
 class CounterStore(Protocol):
-    """A place that keeps the counters of all cameras: a `StateDatabase` or, for a result worker, the main process."""
+    """Storage for the counters of all cameras: a `StateDatabase` or, for a result worker, the main process."""
 
     def load_counters(self, camera_id: str) -> Sequence[CounterRow]:
         """Return the stored counters of the camera, in any order."""
@@ -60,11 +60,11 @@ class CameraCounters:
 
     @property
     def period_s(self) -> int | None:
-        """Start of the current counting period, in seconds since 1970. None if no period has started yet."""
+        """Start of the current counting period, in seconds since 1970 (UTC), or None if no period has started yet."""
         return self._counts.get(_PERIOD)
 
     def start_period(self, period_s: int, *, keep: bool) -> None:
-        """Start a new period at `period_s`, in seconds since 1970. The next `flush` writes the changes.
+        """Start a new period at `period_s`, in seconds since 1970 (UTC). The next `flush` writes the changes.
 
         If `keep` is True, keep the values of the counters. Otherwise, set all values to 0.
         """
@@ -80,7 +80,7 @@ class CameraCounters:
             self._dirty[name, key] = None
 
     def set(self, name: str, key: str, value: int) -> None:
-        """Set the counter `key` of the line or zone called `name` to `value`. The next `flush` writes the counter."""
+        """Set the counter `key` of the line or zone `name` to `value`. The next `flush` writes the counter."""
         self._counts[name, key] = value
         self._dirty[name, key] = None
 
@@ -94,5 +94,5 @@ class CameraCounters:
         return [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]
 
     def written(self) -> None:
-        """Mark all counters as written. Call this after you have stored the rows from `changed` without `flush`."""
+        """Mark all counters as written. Call this method after storing the rows from `changed` without `flush`."""
         self._dirty.clear()

@@ -74,14 +74,11 @@ class DamagedState(Exception):
 class StateDatabase:
     """The events and counters of one deployment. Only one thread may write. Any thread can read events.
 
-    Attributes:
-        folder: folder of the database.
-        notice: message for the operator about a damaged database. None if there is nothing to report.
-        events: log of the numbered events.
-        run: record of this run, and of the end of the previous run.
-        placement: check that the database file is still at its path.
-        is_failing: True if the last transaction failed, for example because the disk is full or read-only.
-        defers_counters: if True, counters wait in memory for the transaction that stores the next events.
+    Attributes: folder: folder of the database. notice: message for the operator about a damaged database, or None if
+    there is nothing to report. events: log of the numbered events. run: record of this run, and of the end of the
+    previous run. placement: check that the database file is still at its path. is_failing: True if the last transaction
+    failed, for example because the disk is full or read-only. defers_counters: if True, counters wait in memory for the
+    transaction that stores the next events.
     """
 
     def __init__(
@@ -199,7 +196,10 @@ class StateDatabase:
         return [counter_statement(rows)] if rows else []
 
     def connect(self) -> sqlite3.Connection:
-        """Return a new connection to the database. The caller must close it. Raise `sqlite3.Error` if this fails."""
+        """Return a new connection to the database. The caller must close the connection.
+
+        Raise `sqlite3.Error` if the database cannot be opened.
+        """
         connection = sqlite3.connect(self.folder / _FILE, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # small pages, so that an event writes less data
@@ -223,7 +223,8 @@ class StateDatabase:
         """Run `statements` as one transaction. Return False if the disk is not writable.
 
         The transaction also stores the counters that wait, unless `counters` is False. If `urgent` is True, the
-        background thread forces the commit to disk without delay. Of several failures in a row, log only the first.
+        background thread forces the commit to disk without delay. If several calls in a row fail, log only the first
+        failure.
 
         Raises:
             Closed: the database was closed.
@@ -292,7 +293,7 @@ class StateDatabase:
         return connection
 
     def _start_session(self, boot: str, *, is_lossy: bool) -> None:
-        """Record that a session is running. Skip event numbers if the last events may be lost.
+        """Record that a session is running. Skip event numbers if the newest events may be lost.
 
         Events may be lost if a power failure may have ended the previous session, or if `is_lossy` is True.
         """
@@ -333,7 +334,7 @@ class StateDatabase:
 
 
 def open_for_reading(folder: Path) -> sqlite3.Connection:
-    """Return a read-only connection to the database of a running program. The caller must close it soon.
+    """Return a read-only connection to the database of a running program. The caller must close the connection soon.
 
     Raises:
         sqlite3.Error: there is no database, or it cannot be read.
@@ -360,7 +361,7 @@ _SQLITE_REASONS: Final = {
 def _os_error(error: Exception, folder: Path) -> OSError:
     """Return the system's error that caused `error`.
 
-    SQLite does not report this error. Therefore, try to write to the folder and to open the database.
+    SQLite does not report this error. Therefore, reproduce it: write to the folder, and open the database.
     """
     if isinstance(error, Unwritable) and isinstance(error.__cause__, OSError):
         return error.__cause__
@@ -380,7 +381,7 @@ def _verify(connection: sqlite3.Connection) -> None:
     """Check the structure of the database, and the checksums of all events and counters.
 
     Raises:
-        DamagedState: a table or row is missing or wrong.
+        DamagedState: a table or a row is missing or invalid.
         sqlite3.DatabaseError: the file is not a readable database.
     """
     (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -54,7 +54,10 @@ def _state_text(state: StateKey) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The events after a requested number, in order. A missing number is a lost event or a gap from a power failure."""
+    """The events after a requested number, in order.
+
+    A missing number is a lost event, or was skipped after a power failure.
+    """
 
     payloads: tuple[bytes, ...]
     oldest: int  # number of the oldest stored event; above `newest` if there is none
@@ -65,12 +68,10 @@ class Page:
 class EventLog:
     """Log of numbered events with a limited size. Append from only one thread. Any thread can read.
 
-    Attributes:
-        journal: identifier of this sequence of numbers. A database that replaces a damaged database has a new
-            identifier.
-        newest: last assigned number. The next event gets the number `newest` + 1.
-        lost: number of events that were not stored, because the disk was full or not writable.
-        unsynced: number of events that are possibly not on disk yet.
+    Attributes: journal: identifier of this sequence of numbers. A database that replaces a damaged database has a new
+    identifier. newest: highest assigned number. The next event gets the number `newest` + 1. lost: number of events
+    that were not stored, because the disk was full or not writable. unsynced: number of events that are possibly not on
+    disk yet.
     """
 
     def __init__(self, database: StateDatabase, *, max_events: int, max_bytes: int) -> None:
@@ -170,7 +171,7 @@ class EventLog:
         ]
 
     def carry_counters(self) -> None:
-        """Make the database store counters together with the next events.
+        """Make the database store changed counters together with the next events.
 
         Counters do not wait long, because each change of a counter causes an event.
         """

@@ -1,4 +1,4 @@
-"""`FreeSpace` checks whether a disk still has the reserve of free space that the program's outputs must leave."""
+"""`FreeSpace` checks whether a disk still has the free space that the outputs of the program must leave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INTERVAL_S: Final = 1.0
 
 
 class FreeSpace:
-    """The free space of the disk that contains `folder`. The reserve is 5 % of the disk, but at most 500 MB."""
+    """The free space of the disk that contains `folder`, and a reserve of 5 % of the disk, but at most 500 MB."""
 
     def __init__(self, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder

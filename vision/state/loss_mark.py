@@ -1,4 +1,4 @@
-"""`LossMark` records, across restarts of the program, that a disk has failed and has possibly lost the last events."""
+"""`LossMark` records, across restarts, that a disk has failed and has possibly lost the newest events."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Untrusted(ModelError):
 
 
 class Held(Unavailable):
-    """A different process still held the lock when the wait ended."""
+    """A lock could not be acquired, because a different process still held it when the wait ended."""
 
 
 class Unwritable(Unavailable):
@@ -58,9 +58,10 @@ def cache_folder(name: str) -> Path:
 
 
 def _who_may_write(status: os.stat_result, *, shared: bool = False) -> str:
-    """Return a text that states which other users can write to a file. Return an empty string if no other user can.
+    """Return a text that states which other users can write to a file.
 
-    `require_private_folder` describes `shared`.
+    Return an empty string if only this user and root can write to the file. `require_private_folder` describes
+    `shared`.
     """
     if status.st_uid not in (os.geteuid(), 0) and not (shared and _is_no_other_user(status.st_uid)):
         return f"belongs to user {status.st_uid}"
@@ -77,7 +78,7 @@ def _who_may_write(status: os.stat_result, *, shared: bool = False) -> str:
 
 
 def _is_no_other_user(user_id: int) -> bool:
-    """Return True if a user does not exist on this machine, or started this process with `sudo`."""
+    """Return True if a user can be trusted, because the user does not exist, or started this process with `sudo`."""
     if os.geteuid() == 0 and os.environ.get("SUDO_UID") == str(user_id):
         return True
     try:
@@ -111,7 +112,7 @@ def _is_private_group(group_id: int) -> bool:
 
 
 def require_private_folder(folder: Path, *, content: str = "engines", shared: bool = False) -> None:
-    """Check that other users cannot create or replace files in a folder. `content` names the files in error messages.
+    """Check that other users cannot create or replace files in a folder. `content` is the name of the files in errors.
 
     Sticky folders above the folder, such as /tmp, are accepted if they belong to this user or to root.
 
@@ -210,7 +211,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def write_whole(path: Path, contents: bytes, *, like: os.stat_result | None = None) -> None:
-    """Replace the file at `path` atomically, even if the power fails. Raise `Unwritable` if it cannot be written.
+    """Replace the file at `path` atomically, even if the power fails. Raise `Unwritable` if the file cannot be written.
 
     The file gets the mode and, if possible, the owner of `like`. If `like` is None, only this user can access the file.
     """
@@ -235,7 +236,7 @@ def write_whole(path: Path, contents: bytes, *, like: os.stat_result | None = No
 
 
 def open_restricted(path: str | Path, flags: int) -> int:
-    """Open a file with `os.open`, and give a new file the mode 0640. This function can be the `opener` of `open`."""
+    """Open a file with `os.open`, and give a new file the mode 0640. Pass this function to `open` as `opener`."""
     return os.open(path, flags, _RESTRICTED)
 
 

@@ -32,13 +32,11 @@ class LastRun:
     Attributes:
         end: reason for the end:
 
-            * `stop`: the run stopped normally.
-            * `error`: the run ended with an error.
-            * `crash`: the process ended without a stop.
-            * `machine-restart`: the machine restarted before the run could stop, for example after a power failure.
-            * `unknown`: the run did not stop, and the boot of one of the two runs has no identifier.
-        at_utc_ns: time of the end in ns since 1970. For an end without a stop, this is the last recorded time, which is
-            at most about a minute before the end.
+    * `stop`: the run stopped normally. * `error`: the run ended with an error. * `crash`: the process ended without a
+    stop. * `machine-restart`: the machine restarted before the run could stop, for example after a power failure. *
+    `unknown`: the run did not stop, and the boot of one of the two runs has no identifier. at_utc_ns: time of the end
+    in ns since 1970. If the run did not stop, this is the latest recorded time, which is at most about a minute before
+    the end.
     """
 
     end: End
@@ -48,8 +46,7 @@ class LastRun:
 class RunRecord:
     """The record of the current run, and the end of the previous run. Exiting the context manager calls `end`.
 
-    Attributes:
-        last: end of the previous run. None if no previous run is recorded.
+    Attributes: last: end of the previous run, or None if no previous run is recorded.
     """
 
     def __init__(self, database: StateDatabase, boot: str) -> None:
@@ -81,7 +78,7 @@ class RunRecord:
         return self.last
 
     def beat(self) -> None:
-        """Record that this run continues, if the last record is at least a minute old.
+        """Record that this run continues, if the previous record is at least a minute old.
 
         Raises:
             Closed: the database was closed.
@@ -90,7 +87,9 @@ class RunRecord:
             self._store(_RUNNING)
 
     def end(self, state: Literal["stop", "error"]) -> None:
-        """Record that this run ended with `state`. Do nothing before `begin`, and if `end` was already called.
+        """Record that this run ended with `state`.
+
+        Do nothing if `begin` was not called, or if `end` was already called.
 
         Raises:
             Closed: the database was closed.

@@ -1,4 +1,4 @@
-"""Temporary folders, with an error that says what to do if their disk is full."""
+"""Temporary folders, with an error message that states what to do if the disk of the folder is full."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PROBE_BYTES: Final = 1 << 20
 def scratch_folder(prefix: str) -> Iterator[Path]:
     """Yield a temporary folder in the folder that TMPDIR names, or in /tmp. Remove this folder after the `with` block.
 
-    If the disk of the folder is full, any error in the `with` block except `Closed` becomes `Unavailable`. This
-    includes errors of libraries that do not mention the full disk.
+    If the disk of the folder is full, any error in the `with` block except `Closed` becomes `Unavailable`. This applies
+    even if the message of the error does not mention the full disk.
 
     Raises:
         ConfigError: no folder for temporary files is writable.

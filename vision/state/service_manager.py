@@ -37,12 +37,12 @@ def notify(*assignments: str) -> None:
 
 
 def extend_start(wait_s: float = 0.0) -> None:
-    """Report progress of a start, so that the service manager waits another `START_TIMEOUT_S` plus `wait_s` seconds."""
+    """Report progress of the start, so that the service manager waits `START_TIMEOUT_S` plus `wait_s` more seconds."""
     notify(f"EXTEND_TIMEOUT_USEC={int((START_TIMEOUT_S + wait_s) * 1e6)}")
 
 
 def watchdog_interval_s() -> float | None:
-    """Return the time in seconds within which the service manager expects each sign of life. None means no limit."""
+    """Return the maximum time in seconds between two signs of life for the service manager, or None for no limit."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     try:
