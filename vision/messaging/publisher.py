@@ -273,8 +273,11 @@ def _restored(held: Sequence[EventMessage]) -> Iterator[EventMessage]:
 class Publisher:
     """Publisher of results, events, and status. With a recorder or an event log, only one thread may publish results.
 
-    Attributes: address: the bound address. internal_address: address for other processes of this user. replay_address:
-    address to which subscribers send requests for missed events, or None if they cannot request events.
+    Attributes:
+        address: the bound address.
+        internal_address: address for other processes of this user.
+        replay_address: address to which subscribers send requests for missed events, or None if they cannot request
+            events.
     """
 
     def __init__(

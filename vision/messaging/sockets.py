@@ -55,8 +55,10 @@ _ANY_INTERFACE: Final = ("*", "0.0.0.0", "[::]")
 class BoundSocket:
     """A ZeroMQ socket that is bound to ``tcp://ADDRESS:PORT`` or ``ipc:///PATH``, in its own context.
 
-    Attributes: zmq: the socket. address: the bound address, with the actual port instead of ``*``. internal_address:
-    address for processes of the same user on this machine, to which `limits` do not apply.
+    Attributes:
+        zmq: the socket.
+        address: the bound address, with the actual port instead of ``*``.
+        internal_address: address for processes of the same user on this machine, to which `limits` do not apply.
     """
 
     def __init__(

@@ -74,11 +74,14 @@ class DamagedState(Exception):
 class StateDatabase:
     """The events and counters of one deployment. Only one thread may write. Any thread can read events.
 
-    Attributes: folder: folder of the database. notice: message for the operator about a damaged database, or None if
-    there is nothing to report. events: log of the numbered events. run: record of this run, and of the end of the
-    previous run. placement: check that the database file is still at its path. is_failing: True if the last transaction
-    failed, for example because the disk is full or read-only. defers_counters: if True, counters wait in memory for the
-    transaction that stores the next events.
+    Attributes:
+        folder: folder of the database.
+        notice: message for the operator about a damaged database, or None if there is nothing to report.
+        events: log of the numbered events.
+        run: record of this run, and of the end of the previous run.
+        placement: check that the database file is still at its path.
+        is_failing: True if the last transaction failed, for example because the disk is full or read-only.
+        defers_counters: if True, counters wait in memory for the transaction that stores the next events.
     """
 
     def __init__(

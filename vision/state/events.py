@@ -68,10 +68,12 @@ class Page:
 class EventLog:
     """Log of numbered events with a limited size. Append from only one thread. Any thread can read.
 
-    Attributes: journal: identifier of this sequence of numbers. A database that replaces a damaged database has a new
-    identifier. newest: highest assigned number. The next event gets the number `newest` + 1. lost: number of events
-    that were not stored, because the disk was full or not writable. unsynced: number of events that are possibly not on
-    disk yet.
+    Attributes:
+        journal: identifier of this sequence of numbers. A database that replaces a damaged database has a new
+            identifier.
+        newest: highest assigned number. The next event gets the number `newest` + 1.
+        lost: number of events that were not stored, because the disk was full or not writable.
+        unsynced: number of events that are possibly not on disk yet.
     """
 
     def __init__(self, database: StateDatabase, *, max_events: int, max_bytes: int) -> None:

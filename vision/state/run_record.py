@@ -32,11 +32,13 @@ class LastRun:
     Attributes:
         end: reason for the end:
 
-    * `stop`: the run stopped normally. * `error`: the run ended with an error. * `crash`: the process ended without a
-    stop. * `machine-restart`: the machine restarted before the run could stop, for example after a power failure. *
-    `unknown`: the run did not stop, and the boot of one of the two runs has no identifier. at_utc_ns: time of the end
-    in ns since 1970. If the run did not stop, this is the latest recorded time, which is at most about a minute before
-    the end.
+            * `stop`: the run stopped normally.
+            * `error`: the run ended with an error.
+            * `crash`: the process ended without a stop.
+            * `machine-restart`: the machine restarted before the run could stop, for example after a power failure.
+            * `unknown`: the run did not stop, and the boot of one of the two runs has no identifier.
+        at_utc_ns: time of the end in ns since 1970. For an end without a stop, this is the last recorded time, which is
+            at most about a minute before the end.
     """
 
     end: End
@@ -46,7 +48,8 @@ class LastRun:
 class RunRecord:
     """The record of the current run, and the end of the previous run. Exiting the context manager calls `end`.
 
-    Attributes: last: end of the previous run, or None if no previous run is recorded.
+    Attributes:
+        last: end of the previous run, or None if no previous run is recorded.
     """
 
     def __init__(self, database: StateDatabase, boot: str) -> None:

@@ -24,9 +24,10 @@ class Selection:
     The sink gets all events and all summaries of objects. For the other kinds, the sink gets the newest message of each
     topic at most once per interval. The status of a camera whose state has changed is sent immediately.
 
-    Attributes: lost: number of events and summaries that did not arrive from the program, plus messages that are too
-    large. position: journal and number of the newest event that was processed, or None before the first event.
-    sequences: for each topic of objects, the instance of the publisher and the last sequence number.
+    Attributes:
+        lost: number of events and summaries that did not arrive from the program, plus messages that are too large.
+        position: journal and number of the newest event that was processed, or None before the first event.
+        sequences: for each topic of objects, the instance of the publisher and the last sequence number.
     """
 
     def __init__(

@@ -31,11 +31,13 @@ a message is too large for the broker.
 class Sender:
     """Sender that delivers the messages of a spool until `stop` is set.
 
-    Attributes: wake: event to set when the spool has new messages, and after `stop` is set. stop: event to set to end
-    `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends. connected: True if the most recent
-    call to the far side succeeded. sent: number of delivered messages. refused: number of messages that the far side
-    never accepts, or that were abandoned. last_error: the most recent error, without secrets, or an empty string if
-    there was no error.
+    Attributes:
+        wake: event to set when the spool has new messages, and after `stop` is set.
+        stop: event to set to end `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends.
+        connected: True if the most recent call to the far side succeeded.
+        sent: number of delivered messages.
+        refused: number of messages that the far side never accepts, or that were abandoned.
+        last_error: the most recent error, without secrets, or an empty string if there was no error.
     """
 
     def __init__(
