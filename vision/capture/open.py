@@ -177,7 +177,7 @@ def _open_with_pyav(
     offline: bool,
     nvdec: bool,
 ) -> Source:
-    """Return a source that reads with FFmpeg, and decodes with FFmpeg or, if `nvdec`, with NVDEC."""
+    """Return a source that reads with FFmpeg, and decodes with FFmpeg or, if `nvdec` is True, with NVDEC."""
     _require_pyav()
     from vision.capture.ffmpeg.decoder import FFmpegDecoder
 

@@ -105,7 +105,7 @@ class Timeline:
         return self.take_through(pts_ns)[0]
 
     def take_through(self, pts_ns: int | None) -> tuple[PacketInfo | None, Sequence[int]]:
-        """Remove a frame. Return its properties, and the presentation times of the frames that it passed over.
+        """Remove a frame. Return its properties, and the presentation times of the frames that were passed over.
 
         `pts_ns` is the presentation time of the frame. If it is None or unknown, return None and no times.
 

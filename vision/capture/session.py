@@ -194,7 +194,7 @@ class Session:
     def _count_skipped(self) -> None:
         """Drop the frames that the source skipped, with their reasons.
 
-        Each skipped frame takes an index, except those before the first grabbed frame of an epoch.
+        Each skipped frame uses up a frame index, except those before the first grabbed frame of an epoch.
         """
         for reason, frames in self._source.skipped.take().items():
             if self._index >= 0:
@@ -277,7 +277,7 @@ class Session:
         return self._retrieve(resized=True)
 
     def _next_buffer(self) -> FrameBuffer | None:
-        """Wait until the sink has a free buffer, and return the buffer, or None if the program is stopping."""
+        """Wait for a free buffer of the sink, and return it. Return None if the program is stopping."""
         camera = self._camera
         while not camera.stopping.is_set():
             buffer = camera.sink.write_buffer(_MAX_CALL_S)
@@ -287,7 +287,7 @@ class Session:
         return None
 
     def _frozen_reason(self, buffer: FrameBuffer, grab: Grab, now_ns: int) -> str:
-        """Return the reason why the camera counts as frozen, or an empty string. Also update the camera's status."""
+        """Return the reason why the camera counts as frozen, or "" if it does not. Also update the camera's status."""
         if not self._live:
             return ""
         detector = self._camera.frozen_frames

@@ -133,7 +133,7 @@ class FrameSink(Protocol):
         """Pass on the frame that was written into the last buffer from `write_buffer`, as the newest frame."""
 
     def drop(self, reason: DropReason) -> None:
-        """Count a frame that arrived but is not published. `reason` is the reason to count."""
+        """Add a frame that arrived, but is not published, to the count of `reason`."""
 
     def flush(self, reason: DropReason) -> None:
         """Drop the waiting frame, if any, because it is no longer current. `reason` is the reason to count."""

@@ -219,9 +219,9 @@ def _meet(a: _Corner, b: _Corner, c: _Corner, d: _Corner) -> bool:
 
 
 def _crossing_sides(corners: Sequence[_Corner]) -> tuple[int, int] | None:
-    """Return the 0-based indices of the first two sides that meet at more than their common corner, or None.
+    """Return the indices of the first two sides that meet at more than their common corner.
 
-    The side of index `n` starts at corner `n`.
+    Return None if no sides do. The side of index `n` starts at corner `n`, counted from 0.
     """
     sides = [*pairwise([*corners, corners[0]])]
     for first, second in combinations(range(len(sides)), 2):

@@ -132,7 +132,7 @@ def _find(planes: Sequence[NDArray[np.uint8]], class_id: int) -> Detections:
     Return the objects sorted from top to bottom.
 
     Args:
-        planes: levels of blue, green, and red, each (H, W).
+        planes: levels of blue, green, and red, each uint8 (H, W).
         class_id: id of the class.
     """
     channel = FAKE_COLORS[class_id].index(255)

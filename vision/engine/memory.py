@@ -231,7 +231,7 @@ class MemoryPool:
         return sum(segment.size for held in self._segments.values() for segment in held)
 
     def report(self) -> PoolReport:
-        """Return the current state of the pool: its sizes, and its numbers of allocations and failures."""
+        """Return the current state of the pool."""
         with self._lock:
             return PoolReport(
                 reserved_bytes=self._reserved(),

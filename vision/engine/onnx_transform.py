@@ -1,8 +1,8 @@
 """Functions that prepare an ONNX model for TensorRT: they convert types and shapes, and embed external weights.
 
-TensorRT 11 and TensorRT-RTX read types only from the ONNX file. To run a model in float16 or bfloat16, the file must
-have this type. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT measures which
-are fastest. See `widen_input` and `conv_folding`.
+TensorRT 11 and TensorRT-RTX read types only from the ONNX file. A model runs in float16 or bfloat16 only if its file
+has this type. TensorRT-RTX also uses the shapes and the order of channels of the file, whereas TensorRT measures which
+shapes and orders are the fastest. See `widen_input` and `conv_folding`.
 """
 
 from __future__ import annotations

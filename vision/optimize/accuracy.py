@@ -105,7 +105,7 @@ def average_precision_of(detector: Detector, spec: ModelSpec, labels: Labels, pr
     """Run a detector on a labeled video. Return the AP@0.5 of the labeled class, from 0 to 1.
 
     Args:
-        detector: detector whose lowest score is `LOWEST_SCORE`.
+        detector: detector whose score threshold is `LOWEST_SCORE`.
         spec: spec of the detector's model.
         labels: the labeled video.
         progress: function that receives the number of processed frames.

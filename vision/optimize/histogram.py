@@ -35,7 +35,7 @@ class Histogram:
 
     @property
     def largest(self) -> float:
-        """Largest absolute value so far."""
+        """Largest absolute value that was counted so far."""
         return max(-self.low, self.high)
 
     @property

@@ -168,7 +168,7 @@ class Graph:
                 graph.node.remove(node)
 
     def _separate_parameters(self) -> None:
-        """Give each layer its own copy of weights, or of a bias, that several nodes read."""
+        """Copy weights and biases that several nodes read, so that each layer has its own."""
         reads = Counter(_names_read(self.model.graph))
         for node in self.model.graph.node:
             if node.op_type not in _WEIGHTED:
@@ -201,7 +201,7 @@ class Graph:
 
 
 def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the name of each tensor that a graph or one of its inner graphs reads or returns, once for each reader."""
+    """Yield the name of each tensor that a graph or one of its subgraphs reads or returns, once for each reader."""
     yield from (output.name for output in graph.output)
     for node in graph.node:
         yield from node.input
@@ -216,7 +216,7 @@ def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
 
 
 def _axes(node: onnx.NodeProto) -> tuple[int, int]:
-    """Return the axes of the output and the input channels in the weights of a node."""
+    """Return the axes of the output channels and of the input channels in the weights of a node."""
     if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
         return 0, 1
     return 1, 0

@@ -35,7 +35,7 @@ class Candidate:
 
 
 def gray_cells(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the mean gray level of each cell of a grid on a BGR image (H, W, 3), as an array (CELLS, CELLS)."""
+    """Return the mean gray level of each cell of a grid on a BGR image (H, W, 3), as float32 (CELLS, CELLS)."""
     rows = np.linspace(0, image.shape[0], CELLS + 1).astype(int)[:-1]
     columns = np.linspace(0, image.shape[1], CELLS + 1).astype(int)[:-1]
     gray = image @ np.array([0.114, 0.587, 0.299], np.float32)

@@ -102,7 +102,9 @@ class NvdecDecoder:
         return [] if self._session is None else _frames(self._session.decode(b"", 0), timed=True)
 
     def _follow_format(self, frame: VideoFrame, parameters: bytes) -> Sequence[DecodedFrame]:
-        """Start another session if the format of `frame` has changed. Return the remaining frames of the old session.
+        """Start another session if the format of `frame` has changed.
+
+        Return the remaining frames of the previous session.
 
         Raises:
             SourceError: NVDEC does not support the format, or has no memory for the session.

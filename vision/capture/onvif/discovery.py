@@ -59,7 +59,7 @@ class Answer:
 
 
 class _Probing(asyncio.DatagramProtocol):
-    """Protocol of asyncio that sends probes from one socket, and collects the responses."""
+    """asyncio protocol that sends probes from one socket, and collects the responses."""
 
     def __init__(self, answers: dict[tuple[str, str | None], Answer]) -> None:
         self._answers = answers
@@ -132,7 +132,7 @@ async def search(timeout_s: float) -> list[Answer]:
 async def ask_hosts(hosts: Sequence[str], timeout_s: float) -> list[Answer]:
     """Send probes to each of the IP addresses `hosts`. Return the responses that arrive within `timeout_s` seconds.
 
-    If all hosts respond before this time is over, return immediately.
+    Return as soon as all hosts have responded.
     """
     answers = await _collect(timeout_s, [(_socket, "", host) for host in hosts], expected=len(set(hosts)))
     return [answer for answer in answers if answer.host in hosts]

@@ -42,7 +42,7 @@ class _Object:
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """A coordinate, in pixels, that moves back and forth between `start` and `start + span` (even numbers)."""
+    """A coordinate, in pixels, that moves back and forth between `start` and `start + span`, both even numbers."""
 
     start: int
     span: int

@@ -87,7 +87,7 @@ def _jpeg(frame: CodedFrame, tables: JpegTables) -> list[bytes]:
 
 
 def _parse_jpeg(image: bytes) -> tuple[bytes, bytes, int, int]:
-    """Return two quantization tables of 64 bytes each, the entropy-coded data, the width, and the height."""
+    """Return the two 64-byte quantization tables, the entropy-coded data, the width, and the height of a JPEG."""
     tables: dict[int, bytes] = {}
     width_px = height_px = 0
     at = 2
