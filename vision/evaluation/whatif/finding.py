@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import gc
 import signal
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 from vision.analytics.object_analytics import ObjectAnalytics, ObjectEvent
 from vision.analytics.recorded_objects import RecordedTracks
-from vision.errors import ConfigError, Unavailable
+from vision.errors import Unavailable
 from vision.evaluation.whatif.judge import FoundEvents, Judge
 from vision.outputs.archive.reader import Archive
 from vision.outputs.archive.rows import ArchivedBlock
 
+_AHEAD: Final = 8
+"""Number of blocks that the second process can find events in while the first process reads an hour of the archive."""
 _ALLOCATIONS: Final = 100_000  # new objects between two runs of the garbage collector; Python's default is 700
 
 
@@ -62,12 +67,19 @@ class Search(NamedTuple):
     since_us: int  # start of the range, in microseconds since 1970 (UTC)
     until_us: int  # end of the range, in microseconds since 1970 (UTC)
 
+    def blocks(self) -> Iterator[ArchivedBlock]:
+        """Yield the frames and their tracks, in the order of publication."""
+        return self.archive.blocks(self.camera, self.since_us, self.until_us)
+
     def found(self) -> Iterator[FoundBlock]:
         """Yield the frames and the events of their objects, in the order of publication."""
         find = Finder(self.judge)
-        for block in self.archive.blocks(self.camera, self.since_us, self.until_us):
-            times = replace(RecordedTracks.empty(), captured_ns=block.tracks.captured_ns)
-            yield FoundBlock(replace(block, tracks=times), find(block))
+        for block in self.blocks():
+            yield FoundBlock(_without_tracks(block), find(block))
+
+
+def _without_tracks(block: ArchivedBlock) -> ArchivedBlock:
+    return replace(block, tracks=replace(RecordedTracks.empty(), captured_ns=block.tracks.captured_ns))
 
 
 @contextmanager
@@ -86,44 +98,56 @@ def rare_collections() -> Iterator[None]:
 
 @contextmanager
 def found_by_process(search: Search) -> Iterator[Iterator[FoundBlock]]:
-    """Run a search in a second process. Yield an iterator over the same blocks that `Search.found` yields.
+    """Find the events of a search in a second process. Yield an iterator over the blocks that `Search.found` yields.
 
-    The iterator raises the `ConfigError` that ended the search, or `Unavailable` if the process was killed. The process
-    ends when the context ends.
+    This process reads the archive, and sends the blocks to the second process. The iterator raises the `ConfigError`
+    that ended the search, or `Unavailable` if the second process was killed. The second process ends when the context
+    ends.
     """
     context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_search, args=(search, sender), daemon=True)
+    here, there = context.Pipe()
+    process = context.Process(target=_find_events, args=(search.judge, there), daemon=True)
     process.start()
-    sender.close()
+    there.close()
     try:
-        yield _received(receiver)
+        yield _exchanged(search, here)
     finally:
         process.kill()
         process.join()
-        receiver.close()
+        here.close()
 
 
-def _search(search: Search, sender: Connection) -> None:
+def _exchanged(search: Search, connection: Connection) -> Iterator[FoundBlock]:
+    """Send each block to the second process. Yield the blocks with the events that the second process finds."""
+    waiting = deque[ArchivedBlock]()
+    try:
+        for block in search.blocks():
+            connection.send(block)
+            waiting.append(_without_tracks(block))
+            while len(waiting) > _AHEAD or (waiting and connection.poll()):
+                yield FoundBlock(waiting.popleft(), connection.recv())
+        while waiting:
+            yield FoundBlock(waiting.popleft(), connection.recv())
+    except (EOFError, ConnectionError):
+        hint = "the memory may be too small: try again with a shorter time"
+        raise Unavailable("the process that finds events has ended", hint=hint, code="whatif-killed") from None
+
+
+def _find_events(judge: Judge, connection: Connection) -> None:
+    """Find the events in each block from `connection`, and send them back, until this process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this process
-    with suppress(BrokenPipeError), rare_collections():
-        try:
-            for each in search.found():
-                sender.send(each)
-            sender.send(None)
-        except ConfigError as error:
-            sender.send(error)
+    # The thread accepts each block at once. Otherwise, both processes could wait until the other one reads.
+    blocks = SimpleQueue[ArchivedBlock | None]()
+    threading.Thread(target=_receive, args=(connection, blocks), daemon=True).start()
+    find = Finder(judge)
+    with suppress(ConnectionError), rare_collections():
+        while (block := blocks.get()) is not None:
+            connection.send(find(block))
 
 
-def _received(receiver: Connection) -> Iterator[FoundBlock]:
-    while True:
-        try:
-            found = receiver.recv()
-        except EOFError:
-            hint = "the memory may be too small: try again with a shorter time"
-            raise Unavailable("the process that reads the archive has ended", hint=hint, code="whatif-killed") from None
-        if found is None:
-            return
-        if isinstance(found, ConfigError):
-            raise found
-        yield found
+def _receive(connection: Connection, blocks: SimpleQueue[ArchivedBlock | None]) -> None:
+    """Put each block from `connection` into `blocks`, and None when the other process has ended."""
+    with suppress(EOFError, ConnectionError):
+        while True:
+            blocks.put(connection.recv())
+    blocks.put(None)

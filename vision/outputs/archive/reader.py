@@ -33,7 +33,7 @@ from vision.outputs.archive.rows import (
     captured_ns,
     numbers,
     numbers_or_zero,
-    pixels,
+    pixels_or_zero,
     previous_boxes,
     published_order,
 )
@@ -417,7 +417,7 @@ class _Objects:
         self._scores = (values["score_percent"] / 100.0).astype(np.float32)
         self._class_ids = values["class_id"].astype(np.int32)
         self._track_ids = values["track_id"]
-        self._hidden = pixels(numbers_or_zero(table["hidden"])[order])
+        self._hidden = pixels_or_zero(table["hidden"])[order]
         self._ages = values["age_ms"]
         self._previous = previous_boxes(table, order)
         self._has_hidden = np.append(0, (self._hidden > 0).cumsum()).tolist()

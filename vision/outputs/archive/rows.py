@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -93,17 +93,16 @@ def _judged_rows(table: pa.Table, frame_ids: NDArray[np.int64]) -> RecordedTrack
 
     `table` contains the tracks of the frames `frame_ids` (F,), sorted by track, then by frame.
     """
-    values = numbers(table, "frame_id", "track_id", "class_id", "x", "y", "w", "h", "order_shift")
+    values = numbers(table, "frame_id", "track_id", "order_shift")
     frames = frame_ids.searchsorted(values["frame_id"])
     order = published_order(frames, values["order_shift"])
-    corners = boxes(*(values[name][order] for name in "xywh"))
     return RecordedTracks(
         (),
         frames[order],
-        corners,
-        values["class_id"][order].astype(np.int32),
+        boxes(*(table[name].to_numpy() for name in "xywh"))[order],
+        table["class_id"].to_numpy()[order].astype(np.int32),
         values["track_id"][order],
-        pixels(numbers_or_zero(table["hidden"])[order]),
+        pixels_or_zero(table["hidden"])[order],
         previous_boxes(table, order),
     )
 
@@ -140,13 +139,26 @@ def numbers_or_zero(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return found
 
 
-def boxes(
-    x: NDArray[np.int64], y: NDArray[np.int64], width: NDArray[np.int64], height: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Convert boxes in steps of 1 / `STEPS_PER_PX` px to corners (N, 4) in px, equal to the tracker's corners."""
-    return pixels(np.stack([x, y, x + width, y + height], axis=1))
+def pixels_or_zero(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Return a column of lengths in px, with 0 instead of null."""
+    if column.null_count == len(column):
+        return np.zeros(len(column), np.float32)
+    return pixels(column.fill_null(0).to_numpy())
 
 
-def pixels(values: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Convert lengths in steps of 1 / `STEPS_PER_PX` px to px."""
-    return (values / STEPS_PER_PX).astype(np.float32)
+Lengths: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
+"""Lengths (N,) in steps of 1 / `STEPS_PER_PX` px, less than 2**24 steps. Such lengths are exact as float32."""
+
+
+def boxes(x: Lengths, y: Lengths, width: Lengths, height: Lengths) -> NDArray[np.float32]:
+    """Convert boxes to corners (N, 4) in px, equal to the tracker's corners."""
+    found = np.empty((len(x), 4), np.float32)
+    for column, values in enumerate((x, y, x + width, y + height)):
+        pixels(values, found[:, column])
+    return found
+
+
+def pixels(values: Lengths, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Convert lengths to px. The result is the correctly rounded quotient, and is also written to `out`, if given."""
+    found: NDArray[np.float32] = np.divide(values, np.float32(STEPS_PER_PX), out, dtype=np.float32, casting="unsafe")
+    return found
