@@ -226,5 +226,5 @@ class ObjectAnalytics(Analytics):
 
 
 def _without_counts(event: Event, frame: int) -> ObjectEvent:
-    assert event.track_id is not None
-    return ObjectEvent(frame, event.kind, event.name, event.track_id, dict(event.data))
+    assert event.track_id is not None and isinstance(event.data, dict)
+    return ObjectEvent(frame, event.kind, event.name, event.track_id, event.data)

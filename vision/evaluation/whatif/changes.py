@@ -7,7 +7,7 @@ import pickle
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -20,8 +20,7 @@ _BLOCK: Final = 10_000  # number of differences in a compressed block
 _LEVEL: Final = 1  # of zlib: fast
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One difference. `before` is None for a gained event, and `after` is None for a lost event."""
 
     camera: str

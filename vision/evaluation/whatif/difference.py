@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from vision.evaluation.whatif.changes import Change, Changes, Kind
@@ -71,7 +72,12 @@ class Comparison:
         """
         changes = list[Change]()
         before = [each for each in before if not each.event.data.get("interrupted")]
-        self._equal = self._equal and [*map(_judged, before)] == [*map(_judged, after)]
+        self._equal = (
+            self._equal and len(before) == len(after) and all(map(eq, map(_judged, before), map(_judged, after)))
+        )
+        if not before and not self._lost:
+            self._changes.add(self._gained_alone(after, settled_us))
+            return
         pairs, lost, gained = _paired(self._known(before), self._known(after))
         for old, new in pairs:
             if _data(old, self._same_tracks) == _data(new, self._same_tracks):
@@ -88,6 +94,12 @@ class Comparison:
         changes += [Change(self._camera, "lost", old.event, None) for old in lost]
         changes += [Change(self._camera, "gained", None, new.event) for new in gained]
         self._changes.add(changes)
+
+    def _gained_alone(self, after: Sequence[ArchivedEvent], settled_us: int) -> list[Change]:
+        """Return the gained events of a part without published events. Keep the events whose partner can be later."""
+        events, recent_us = [*(each.event for each in self._gained), *after], settled_us - MOVED_US
+        self._gained = self._known([each for each in events if each.at_us >= recent_us])
+        return [Change(self._camera, "gained", None, each) for each in events if each.at_us < recent_us]
 
     def _known(self, events: Sequence[ArchivedEvent]) -> list[_Known]:
         return [_Known(_about(each, self._same_tracks), each) for each in events]
@@ -119,10 +131,13 @@ def _open_events(lost: Sequence[_Known], gained: Sequence[_Known], settled_us: i
     found: set[int] = set()
     if settled_us == _END_US:
         return found
-    groups: dict[Hashable, list[tuple[int, bool, int]]] = {}
-    for events, is_lost in ((lost, True), (gained, False)):
+    recent_us = settled_us - MOVED_US
+    recent = {each.about for events in (lost, gained) for each in events if each.event.at_us >= recent_us}
+    groups: dict[Hashable, list[tuple[int, bool, int]]] = {about: [] for about in recent}
+    for events, is_lost in ((lost, True), (gained, False)) if recent else ():
         for each in events:
-            groups.setdefault(each.about, []).append((each.event.at_us, is_lost, id(each)))
+            if each.about in groups:
+                groups[each.about].append((each.event.at_us, is_lost, id(each)))
     for group in groups.values():
         has_both, next_us = len({is_lost for _, is_lost, _ in group}) == 2, settled_us
         for at_us, _, number in sorted(group, reverse=True):
@@ -144,19 +159,23 @@ _Pairs: TypeAlias = list[tuple[ArchivedEvent, ArchivedEvent]]
 
 def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
     """Pair the same events at the same time, in order. Return the pairs, and the events without a partner."""
-    waiting: dict[Hashable, list[_Known]] = {}
+    waiting: dict[int, list[_Known]] = {}  # by time, the last event first
+    times_us = {each.event.at_us for each in before}
     for each in reversed(after):
-        waiting.setdefault((each.about, each.event.at_us), []).append(each)
+        if each.event.at_us in times_us:
+            waiting.setdefault(each.event.at_us, []).append(each)
     pairs, lost, paired = [], [], set[int]()
     for each in before:
-        found = waiting.get((each.about, each.event.at_us))
-        if found:
-            partner = found.pop()
-            paired.add(id(partner))
-            pairs.append((each.event, partner.event))
+        at_this_time = waiting.get(each.event.at_us, [])
+        for at in range(len(at_this_time) - 1, -1, -1):
+            if at_this_time[at].about == each.about:
+                partner = at_this_time.pop(at)
+                paired.add(id(partner))
+                pairs.append((each.event, partner.event))
+                break
         else:
             lost.append(each)
-    return pairs, lost, [each for each in after if id(each) not in paired]
+    return pairs, lost, [each for each in after if id(each) not in paired] if paired else [*after]
 
 
 def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
@@ -199,8 +218,9 @@ def _candidates(lost: Sequence[_Known], gained: Sequence[_Known]) -> Iterator[tu
 
 def _about(archived: ArchivedEvent, same_tracks: bool) -> Hashable:
     event = archived.event
-    track, get = event.track_id if same_tracks else None, event.data.get
-    return event.kind, event.name, track, get("phase"), get("direction"), get("event")
+    data = event.data
+    about = event.kind, event.name, data.get("phase"), data.get("direction"), data.get("event")
+    return (*about, event.track_id) if same_tracks else about
 
 
 def _data(archived: ArchivedEvent, same_tracks: bool) -> Mapping[str, Any]:

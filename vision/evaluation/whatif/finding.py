@@ -1,8 +1,8 @@
 """Find the events of single objects in archived frames, in this process or in a second process.
 
 The state of an object at lines and zones depends on no other object. Counts, crowds, and rules depend on all objects.
-`Rejudgment` evaluates counts, crowds, and rules from the events that this module finds. Both steps take about the same
-time, so two processes evaluate a camera in nearly half the time of one process.
+`Rejudgment` evaluates counts, crowds, and rules from the events that this module finds. With two processes, one process
+reads the archive and runs `Rejudgment`, and the other process finds the events. Both need about the same CPU time.
 """
 
 from __future__ import annotations
