@@ -278,7 +278,7 @@ class Subscription:
     def _event_of(self, events: zmq.Socket[bytes]) -> int:
         """Return the next ZeroMQ event of a connection.
 
-        If the guard has closed the connection, queue a `Problem`, and return the event of a disconnection.
+        If the guard has closed the connection, queue a `Problem`, and return a disconnection event.
         """
         parts = events.recv_multipart()
         if parts != [CUT]:
@@ -339,7 +339,7 @@ class _Times:
 
 
 class _Problems:
-    """Counter of the problems of a subscription, which also decides which problems are reported."""
+    """Counts the problems of a subscription, and decides which problems are reported."""
 
     def __init__(self, address: str, clock: Callable[[], int]) -> None:
         self.count = 0
@@ -358,7 +358,7 @@ class _Problems:
 
 
 class _Sequences:
-    """Received sequence numbers: the instance of each node, and the last number of each topic of the node."""
+    """Received sequence numbers: the instance of each node, and the newest number of each of its topics."""
 
     def __init__(self) -> None:
         self._instances: dict[str, str] = {}  # instance by node

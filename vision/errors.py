@@ -274,7 +274,7 @@ def from_os_error(text: str, error: OSError, *, code: str = "", hint: str = "") 
         text: what was attempted. The system's description of the error is appended.
         error: the error of the call. An unknown error number counts as temporary.
         code: see `VisionError`.
-        hint: text that replaces the usual hint of an error that only an operator can resolve.
+        hint: text that replaces the usual hint if only an operator can resolve the error.
     """
     message = f"{text}: {error.strerror or error}"
     if is_passing(error):

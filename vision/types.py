@@ -35,7 +35,7 @@ STEPS_PER_PX: Final = 5
 
 
 class DropReason(str, Enum):
-    """Reason why a grabbed frame was not published. Per camera: grabbed = published + dropped + in flight."""
+    """Reason why a grabbed frame was not published. For each camera, grabbed = published + dropped + in flight."""
 
     SUPERSEDED = "superseded"  # a newer frame of the same camera arrived before the next stage was free
     MAX_FPS = "max_fps"  # the camera's `max_fps` was reached

@@ -89,7 +89,7 @@ def model_names(body: bytes) -> list[str]:
 
 
 def decode(body: bytes) -> Completion:
-    """Decode the body of a chat completion. Raise `InvalidAnswer` if it has no readable answer."""
+    """Decode the body of a chat completion. Raise `InvalidAnswer` if the body has no readable answer."""
     try:
         response = msgspec.json.decode(body, type=_Response)
     except (msgspec.MsgspecError, RecursionError) as error:

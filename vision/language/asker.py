@@ -118,10 +118,10 @@ class Asker:
             self._put(waiting)
 
     def ask_next(self) -> None:
-        """Wait for a question, ask the server, and report the outcome. Report a statement only if it is true.
+        """Wait for a question, ask the server, and report the outcome.
 
-        Do not ask if the question has expired, if the breaker has opened since the question arrived, or if the checks
-        of its statement are suspended.
+        Report the outcome of a statement only if it is true. Do not ask if the question has expired, if the breaker has
+        opened since the question arrived, or if the checks of its statement are suspended.
         """
         with self._limit.slot():  # choose the question after this wait, because newer questions come first
             waiting = self._queue.take()

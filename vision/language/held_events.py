@@ -138,7 +138,7 @@ class HeldEvents:
             return []
 
     def expired(self) -> list[EventMessage]:
-        """Stop waiting for the events whose `wait_s` has passed. Return the events to publish (`on_timeout: send`).
+        """Stop waiting for the events whose `wait_s` has passed. Return those with `on_timeout: send`.
 
         Also return the ends of states that had to wait until `sent` received the starts.
         """
@@ -153,7 +153,7 @@ class HeldEvents:
             ]
 
     def release(self) -> list[EventMessage]:
-        """Stop waiting for the verdicts of all held events. Return the events to publish (`on_timeout: send`)."""
+        """Stop waiting for the verdicts of all held events. Return the events whose `on_timeout` is `send`."""
         with self._lock:
             return [
                 each

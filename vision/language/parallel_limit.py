@@ -49,7 +49,7 @@ class _Latency:
         self._last: deque[float] = deque(maxlen=_LAST)
 
     def add(self, seconds: float) -> bool:
-        """Add a latency. Return True if it is similar to the median of the previous latencies."""
+        """Add a latency. Return True if this latency is similar to the median of the previous latencies."""
         is_similar = self.is_known and 1 / _SIMILAR < seconds / self.seconds < _SIMILAR
         self._last.append(seconds)
         return is_similar

@@ -374,10 +374,10 @@ def status(
     """Return the message that publishes a report.
 
     Args:
-        replay: address for requests for missed events. None if subscribers cannot request events.
+        replay: address for requests for missed events, or None if subscribers cannot request events.
         sinks: status of each sink, by name.
         disks: free space, by folder.
-        view_fault: fault of the camera's view. None if there is no fault.
+        view_fault: fault of the camera's view, or None if there is no fault.
     """
     fields = msgspec.structs.asdict(report)
     if isinstance(report, CameraReport):

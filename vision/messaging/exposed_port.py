@@ -89,7 +89,7 @@ class ExposedPort:
 
 
 def listen(bind: str) -> tuple[socket.socket, str]:
-    """Return a listening socket and its address, with the actual port. Raise `OSError` if it cannot be bound.
+    """Return a listening socket and its address, with the actual port. Raise `OSError` if the address cannot be bound.
 
     A socket file that exists at an ``ipc://`` path is replaced.
     """

@@ -126,7 +126,7 @@ class PacketSocket:
             return _IMAGES + _topic(camera_id) in self._wanted
 
     def requests(self) -> list[ImageRequest]:
-        """Return the requests for images since the previous call, oldest first. Return at most the newest 64."""
+        """Return the requests for images since the previous call, oldest first, but only the newest 64 requests."""
         with self._lock:
             self._read()
             requests = list(self._requests)

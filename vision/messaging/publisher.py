@@ -186,7 +186,7 @@ class EventPublisher:
             return self._publish(admitted, [*also, *held_statements(held)], counters=counters)
 
     def view_fault(self, camera: str) -> str | None:
-        """Return the reported fault of a camera's view that has not ended. Return None if there is no such fault."""
+        """Return the reported fault of a camera's view, or None if no fault was reported or the fault has ended."""
         with self._lock:
             return self._open.view_fault(camera)
 

@@ -219,7 +219,7 @@ class ZoneVisit(Compact, frozen=True, kw_only=True):
 
 
 class ObjectMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.objects/1"):
-    """A summary of one object, sent after it has left the scene."""
+    """A summary of one object, sent after the object has left the scene."""
 
     node: Node
     instance: Instance

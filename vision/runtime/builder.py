@@ -341,7 +341,7 @@ def open_configured_detector(
 
 
 def open_state(config: AppConfig, resources: ExitStack) -> StateDatabase | None:
-    """Open the database for events and counters that persist across restarts. Return None if it is not configured.
+    """Open the database for events and counters that persist across restarts. Return None if no database is configured.
 
     The result is for `RunOptions.state`. Do not use it in an offline run, whose results must be repeatable.
     """

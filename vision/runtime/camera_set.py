@@ -38,9 +38,9 @@ class CameraSet:
 
     Attributes:
         cameras: the cameras by id.
-        departed: last reports of removed cameras that `take_departed` has not yet returned.
+        departed: final reports of removed cameras that `take_departed` has not returned yet.
         dropped: frames that removed cameras have dropped, by reason.
-        factory: object that creates further cameras. None if the cameras cannot change.
+        factory: object that creates further cameras, or None if the cameras cannot change.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class CameraSet:
             self.threads.remove(camera_id)
 
     def remove(self, camera_id: str, last: CameraReport) -> None:
-        """Forget a camera that was retired for good. Add `last`, the last report of the camera, to `departed`."""
+        """Forget a camera that was retired for good. Add `last`, the final report of the camera, to `departed`."""
         self._epochs[camera_id] = self.cameras[camera_id].supervisor.status().epoch
         self.batcher.remove(self.cameras.pop(camera_id).slot)
         self.departed.append(last)
@@ -160,7 +160,10 @@ class StepQueue:
         return self._present is not None or not self._waiting.empty()
 
     def advance(self) -> None:
-        """Run one step, if any remains. If the step raises an exception, set it on the future, and raise it."""
+        """Run one step, if any remains.
+
+        If the step raises an exception, store the exception in the future, and raise it.
+        """
         if self._present is None:
             if self._waiting.empty():
                 return

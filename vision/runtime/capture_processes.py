@@ -426,7 +426,7 @@ class CaptureProcesses:
             leases: maximum number of frames of a camera that are leased at the same time.
             changed: the condition of all slots.
             packets: address of the packet socket of each worker, or an empty sequence if no packets are passed on.
-            spare: spare process, which `poll` starts, and `stop` ends. None if there is no spare process.
+            spare: spare process, which `poll` starts and `stop` ends, or None if there is no spare process.
         """
         self._numbers = itertools.count()
         self._workers = Workers(spare=spare, keeps_spare=True)

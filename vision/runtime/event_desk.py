@@ -44,7 +44,7 @@ class EventDesk:
         self._counters.pop(camera_id, None)
 
     def worker_ended(self, camera_ids: Sequence[str]) -> None:
-        """Publish the ends of the open states of these cameras, because the worker that handled them was lost."""
+        """Publish the ends of the open states of these cameras, because their result worker has ended."""
         self._publisher.worker_ended(camera_ids)
 
     def take(self, answer: Answer) -> None:

@@ -379,7 +379,10 @@ class LatestSlot:
             return Lease(waiting.frame, waiting.dropped_before, now_ns, self._max_frame_age_ns, self)
 
     def release(self, buffer: FrameBuffer) -> None:
-        """Take back a leased buffer. Reuse it only if the slot's buffers were not replaced while it was leased."""
+        """Take back a leased buffer.
+
+        Reuse this buffer only if the buffers of the slot were not replaced during the lease.
+        """
         with self.changed:
             self._leased -= 1
             if any(buffer is own for own in self._buffers.all):

@@ -79,7 +79,7 @@ class _Link:
             cameras: for each camera of the worker, its number in messages.
             metrics: counters of published results.
             desk: receiver of events and counters.
-            recorder: recorder of detections. None if detections are not recorded.
+            recorder: recorder of detections, or None if detections are not recorded.
             with_frames: if True, a stage of the worker reads pixels, so the worker gets the frames.
         """
         self.worker: Worker | None = None
@@ -307,10 +307,10 @@ class ResultProcesses:
             count: number of workers, at most one per camera. The cameras are assigned to the workers in rotation.
             publisher: the publisher of events and reports. The workers publish through its proxy.
             state: database for events and counters. If None, events are not stored, and counters are only in memory.
-            recorder: recorder of detections. None if detections are not recorded.
+            recorder: recorder of detections, or None if detections are not recorded.
             observe: see `ResultMetrics`.
             with_frames: if True, a stage reads pixels, so the frames must be in shared memory.
-            spare: spare process, which the capture workers keep. None if there is no spare process.
+            spare: spare process, which the capture workers keep, or None if there is no spare process.
             clock: function that returns the monotonic time in ns.
         """
         camera_ids = [camera.id for camera in setup.config.cameras]

@@ -147,7 +147,7 @@ class Runtime:
         on_report: Callable[[Report], None] | None = None,
         end_process: bool = False,
     ) -> Report:
-        """Run until `stop` is set, `for_s` seconds have passed, or every camera has ended. Return the last report.
+        """Run until `stop` is set, `for_s` seconds have passed, or every camera has ended. Return the final report.
 
         A camera whose library hangs gets a new thread. If another part hangs, the run fails. If `end_process` is True,
         the process ends even if it cannot end in order (see `Watchdog.running`).
@@ -369,7 +369,7 @@ class Runtime:
         )
 
     def remove_camera(self, camera_id: str) -> None:
-        """Forget a camera that was retired for good. The next report contains its last state."""
+        """Forget a camera that was retired for good. The next report contains the final state of the camera."""
         now, camera = Instant(time.monotonic_ns(), time.time_ns()), self.cameras.cameras[camera_id]
         metrics = self.results.metrics.cameras.pop(camera_id)
         status, published = self._status(camera), metrics.published

@@ -202,7 +202,7 @@ class SpareProcess:
             return taken
 
     def close(self) -> None:
-        """Kill the process, if it runs. Start no further process. Idempotent."""
+        """Kill the process, if it runs, and start no further process. Idempotent."""
         with self._lock:
             self._closed = True
             self._end()
@@ -227,7 +227,7 @@ class Workers:
     started, because Linux kills a worker when the thread that started the worker ends.
 
     Attributes:
-        spare: process that replaces the next process that ends. None if each process is replaced by a new one.
+        spare: process that replaces the next process that ends, or None if each process is replaced by a new one.
         keeps_spare: if True, `poll` starts `spare`, and `stop` ends it. Only one of the `Workers` that share a spare
             process does this.
     """

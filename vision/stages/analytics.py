@@ -41,10 +41,11 @@ class TrackStage:
 
     Args:
         config: settings of the trackers. If None, the defaults are used.
-        score: minimum score of a detection that starts a track. `TrackConfig.new_score` applies if it is higher.
+        score: minimum score of a detection that starts a track. If `TrackConfig.new_score` is higher, it applies
+            instead.
         class_names: classes of the model, by class id. The groups of `TrackConfig.class_groups` refer to these classes.
-        camera_ids: ids of all cameras of the program. Each of these cameras has its own track ids, which depend only
-            on this camera, and which no other camera uses. If empty, all trackers of the process share one sequence of
+        camera_ids: ids of all cameras of the program. Each of these cameras has its own track ids, which depend only on
+            this camera, and which no other camera uses. If empty, all trackers of the process share one sequence of
             ids.
     """
 

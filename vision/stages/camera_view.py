@@ -103,7 +103,7 @@ class CameraViewStage:
 
         Args:
             config: the configuration, which selects the cameras to watch.
-            analytics: the stage that follows the views of the cameras. None if the pipeline has no such stage.
+            analytics: the stage that follows the views of the cameras, or None if the pipeline has no such stage.
             folder: folder for the backgrounds of cameras with lines, zones, or ground points. If None, the stage learns
                 the backgrounds at each start.
 
@@ -180,7 +180,7 @@ class CameraViewStage:
         return replace(result, events=(*result.events, *events)) if events else result
 
     def progress(self) -> Mapping[str, object]:
-        """Return the number of compared frames, or None if no frame waits, by the name of the thread."""
+        """Return, by thread name, the number of compared frames, or None if no frame waits."""
         return {"views": self._worker.progress()}
 
     def counters(self) -> Mapping[str, int]:

@@ -37,7 +37,7 @@ class _Copy:
 class FrameWorker:
     """Separate thread that processes copies of frames.
 
-    While the results thread holds the lease of a frame, it only copies the frame. If no buffer is free, a lossless
+    The results thread holds the lease of a frame only while it copies the frame. If no buffer is free, a lossless
     worker makes the results thread wait. Otherwise, the worker skips the frame, and counts it in `skipped`.
     """
 

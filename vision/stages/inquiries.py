@@ -97,9 +97,10 @@ class _Failures:
         self._socket.connect(failures_address(address))
 
     def add(self, question: _Open, code: str, text: str, *, counter: str) -> bool:
-        """Abandon a question, so that its event does not wait for an answer. Return False if it is already abandoned.
+        """Abandon a question, so that its event does not wait for an answer.
 
-        Log each code at most once per minute. If the report cannot be sent immediately, discard it.
+        Return False if the question is already abandoned. Log each code at most once per minute. If the report cannot
+        be sent immediately, discard it.
         """
         with self._lock:
             if question.is_given_up:
@@ -167,7 +168,7 @@ class InquiryStage:
             config: the configuration, with `language`.
             address: address of the process that asks the language model.
             encode: function that encodes a frame, or only the part in a box, as JPEG. A thread of the stage calls it.
-            use: function that is called with each new configuration. None if `encode` does not depend on the
+            use: function that is called with each new configuration, or None if `encode` does not depend on the
                 configuration.
             most_bytes: maximum size in bytes of the images that wait. The copies of frames have a separate limit of the
                 same size. A single question or a single copy can exceed its limit.
@@ -234,9 +235,10 @@ class InquiryStage:
         return structs.replace(result, events=events)
 
     def _questioned(self, event: Event, meta: FrameMeta) -> Event:
-        """Start the questions about an event, and return the event with an id, or unchanged if it has no questions.
+        """Start the questions about an event, and return the event with an id.
 
-        If too many questions of the camera are open, report that they are skipped, and return the event unchanged.
+        Without questions, return the event unchanged. If too many questions of the camera are open, report that they
+        are skipped, and return the event unchanged.
         """
         about: dict[str, Any] = {"camera": event.camera_id, "kind": event.kind, "name": event.name, "data": event.data}
         found: list[tuple[Purpose, VerifyConfig | DescribeConfig]] = []

@@ -56,7 +56,7 @@ class _Object:
     def seen(self, box: Box, score: float, class_id: int, at_ns: int) -> None:
         """Store the object's box (x1, y1, x2, y2 in px), score, and class at the time `at_ns`.
 
-        Also append the object's position to the path if the last position is at least `spacing_ns` old.
+        If the newest position in the path is at least `spacing_ns` old, also append the position of the object.
         """
         self.box, self.class_id, self.last_ns = box, class_id, at_ns
         self.score = max(self.score, score)

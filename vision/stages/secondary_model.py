@@ -5,8 +5,9 @@ for classification. If the GPU cuts out the objects, the results thread keeps th
 frame. A thread of the stage classifies the crops of all cameras in batches. The messages of an object contain the
 result once it is available.
 
-If more objects are due than buffers are free, the stage counts the remaining objects as skipped, and retries them with
-their next frame. Objects that were never classified come first, followed by objects with the oldest results.
+If more objects are due than buffers are free, the stage counts the remaining objects as skipped, and retries each with
+the next frame of its camera. Objects that were never classified come first, followed by objects with the oldest
+results.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class CascadeStage:
         return {"cascade.looked": worker.looked, "cascade.skipped": self._skipped, "cascade.waiting": worker.waiting}
 
     def progress(self) -> dict[str, int | None]:
-        """Return the number of classified crops, or None if no crop waits, by the name of the thread."""
+        """Return, by thread name, the number of classified crops, or None if no crop waits."""
         return {"cascade": self._worker.looked if self._worker.waiting else None}
 
     def close(self) -> None:

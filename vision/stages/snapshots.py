@@ -56,7 +56,7 @@ class SnapshotStage:
             lossless: if True, wait for the disk instead of skipping a snapshot.
             camera_ids: ids of the cameras of this process. The stage does not count or delete the files of other
                 cameras, which belong to other processes. None means that there are no other processes.
-            use: function that is called with each new configuration. None if `encode` does not depend on the
+            use: function that is called with each new configuration, or None if `encode` does not depend on the
                 configuration.
 
         Raises:
@@ -105,7 +105,7 @@ class SnapshotStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return the number of processed frames, or None if no frame waits, by the name of the thread."""
+        """Return, by thread name, the number of processed frames, or None if no frame waits."""
         return {"snapshots": self._worker.progress()}
 
     def close(self) -> None:

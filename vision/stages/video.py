@@ -90,7 +90,7 @@ class VideoStage:
         }
 
     def progress(self) -> dict[str, int | None]:
-        """Return the number of processed frames, or None if no frame waits, by the name of each thread."""
+        """Return, by thread name, the number of processed frames, or None if no frame waits."""
         return {f"video-{camera_id}": worker.progress() for camera_id, worker in self._workers.items()}
 
     def close(self) -> None:

@@ -45,8 +45,8 @@ class VideoEncoder:
         """Encode one frame.
 
         Args:
-            image: (H, W, 3) BGR. If it is larger than the video by at most one row and one column, this row and column
-                are cut off. Otherwise, the image is scaled to the size of the video.
+            image: (H, W, 3) BGR. If the image is larger than the video by at most one row and one column, this row and
+                column are cut off. For any other difference in size, the image is scaled to the size of the video.
             time_s: time since the first frame, in seconds.
         """
         width_px, height_px = self._stream.width, self._stream.height

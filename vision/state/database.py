@@ -3,9 +3,9 @@
 The file is in WAL mode. A commit appends to the write-ahead log without waiting for the disk. The system keeps this
 data even if the process is killed. `BackgroundSync` forces the log to disk only about once per second, because doing so
 for every event would wear out a memory card and delay results. Therefore, a power failure can cause the loss of the
-events of the last second. The numbers of lost events are not reused: after a power failure or a failure of the disk,
-the program skips `NUMBERS_SKIPPED` numbers. The same transaction stores events and the counters that these events
-changed.
+events of the second before the failure. The numbers of lost events are not reused: after a power failure or a failure
+of the disk, the program skips `NUMBERS_SKIPPED` numbers. The same transaction stores events and the counters that these
+events changed.
 
 ===========================  =====================================================================
 state.db, -wal, -shm         the database
@@ -80,7 +80,7 @@ class StateDatabase:
         events: log of the numbered events.
         run: record of this run, and of the end of the previous run.
         placement: check that the database file is still at its path.
-        is_failing: True if the last transaction failed, for example because the disk is full or read-only.
+        is_failing: True if the most recent transaction failed, for example because the disk is full or read-only.
         defers_counters: if True, counters wait in memory for the transaction that stores the next events.
     """
 

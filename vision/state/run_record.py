@@ -37,7 +37,7 @@ class LastRun:
             * `crash`: the process ended without a stop.
             * `machine-restart`: the machine restarted before the run could stop, for example after a power failure.
             * `unknown`: the run did not stop, and the boot of one of the two runs has no identifier.
-        at_utc_ns: time of the end in ns since 1970. For an end without a stop, this is the last recorded time, which is
+        at_utc_ns: time of the end in ns since 1970. If the run did not stop, this is the latest recorded time, which is
             at most about a minute before the end.
     """
 

@@ -39,7 +39,7 @@ class LiveDatabase:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open or create the database. Raise `sqlite3.Error` if it cannot be opened, or is damaged."""
+        """Open or create the database. Raise `sqlite3.Error` if the database cannot be opened, or is damaged."""
         self._connection = connect(folder)
         self._connection.executescript(";".join(["BEGIN IMMEDIATE", *_create_statements(), "COMMIT"]))
         self._frame_ids = dict(self._connection.execute("SELECT camera, last FROM frame_ids").fetchall())
@@ -106,10 +106,7 @@ class LiveDatabase:
         self._rows["frames"].append((*row, message.frame, *size, message.clock, len(tracks)))
 
     def _is_score_due(self, camera: str, detected: DetectedObject, captured_us: int) -> bool:
-        """Return True if this row must contain the score.
-
-        Only the first row of a track, and then one row every 5 s, must.
-        """
+        """Return True if the row must contain the score: in the first row of a track, and then every 5 s."""
         key = camera, detected.track_id
         if detected.previous_box is None and captured_us - self._scored_us.get(key, 0) < SCORE_EVERY_US:
             return False
@@ -120,10 +117,7 @@ class LiveDatabase:
         return True
 
     def add_event(self, message: EventMessage) -> None:
-        """Add an event, unless this event or a newer event of the same journal was already added.
-
-        Leave out amendments.
-        """
+        """Add an event, unless this event or a newer event of the same journal was already added. Ignore amendments."""
         if message.journal is not None and message.number is not None:
             journal, newest = self._last_event or ("", 0)
             if message.journal == journal and message.number <= newest:

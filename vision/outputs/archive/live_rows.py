@@ -193,7 +193,7 @@ class LivePart:
         return archive_files(self._folder, table, self._camera)
 
     def _new_parts(self, table: Table, hours: Sequence[LiveHour]) -> list[Part]:
-        """Return the files that were created since `find` and that can contain frames of `hours`, or their tracks."""
+        """Return the files of `table` that were created since `find`, and that can contain rows of `hours`."""
         days = {day_of(hour.start_us) for hour in hours}
         new = [file for file in self._files(table) if file.path not in self._known and file.day in days]
         return [Part(file.path.name, table, file.path, None) for file in new]

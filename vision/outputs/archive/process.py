@@ -43,7 +43,7 @@ class ArchiveProcess:
             config: the section `archive` of the configuration. Its folder must be an absolute path.
             address: address to subscribe to.
             replay: True if subscribers can request missed events from the publisher.
-            keys: keys for CURVE. None if messages are not encrypted.
+            keys: keys for CURVE, or None if messages are not encrypted.
 
         Raises:
             ConfigError: pyarrow is missing, or the folder cannot be created.

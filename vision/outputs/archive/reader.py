@@ -77,7 +77,7 @@ class ArchivedEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ArchivedCounts:
-    """The last known counts of each line and zone of a camera at one time."""
+    """The most recent counts of each line and zone of a camera that were known at one time."""
 
     instance: str
     at_us: int
@@ -254,7 +254,7 @@ class Archive:
         """Yield the frames and the tracks of about one hour each, including rows outside the range in the same files.
 
         The frames are in the order of their publication. The rows of tracks are sorted by track, and then by frame.
-        `columns` selects columns of the tracks, in addition to `frame_id`. If it is empty, all columns are read.
+        `columns` selects columns of the tracks, in addition to `frame_id`. If `columns` is empty, all columns are read.
         """
         wanted = None if not columns else [*columns, "frame_id"]
         parts_of_frames, parts_of_tracks, live = self._sources(camera, since_us, until_us)

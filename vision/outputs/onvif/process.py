@@ -36,7 +36,7 @@ class MetadataProcess:
             config: the section `onvif` of the configuration.
             address: address to subscribe to.
             cameras: ids of the configured cameras.
-            keys: keys for CURVE. None if messages are not encrypted.
+            keys: keys for CURVE, or None if messages are not encrypted.
 
         Raises:
             ConfigError, Unavailable: the address cannot be bound; see `BoundSocket`.

@@ -83,7 +83,7 @@ class AccessRules:
         Args:
             app: the application.
             login_page: application that responds with the login form. It replaces the start page before the login.
-            token: token that clients need. None if clients need no token.
+            token: token that clients need, or None if clients need no token.
             hosts: names under which a reverse proxy serves the page.
         """
         self._app = app

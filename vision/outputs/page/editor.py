@@ -84,7 +84,7 @@ _Decoded = TypeVar("_Decoded")
 
 
 def routes(settings: PageSettings) -> list[BaseRoute]:
-    """Return the routes of the editor. There are none if the program has no configuration file."""
+    """Return the routes of the editor. Return no routes if the program has no configuration file."""
     if settings.config_file is None:
         return []
     editor = Editor(DraftFile(Path(settings.config_file), settings.class_names), can_change=settings.edit)

@@ -170,7 +170,10 @@ def revision(document: Document) -> str:
 
 
 def section(document: Document, name: str, camera: str) -> dict[str, Any] | None:
-    """Return a camera's section in `analytics` or `privacy`, as lists and dicts. Return None if it is missing."""
+    """Return a camera's section in `analytics` or `privacy`, as lists and dicts.
+
+    Return None if the section is missing.
+    """
     node = document.node((name, camera))
     content = None if node is None else node.plain()
     return _thawed(content) if isinstance(content, dict) else None

@@ -61,7 +61,7 @@ class Estimator:
 
         Raises:
             ConfigError: there is no archive, or `vision whatif` has failed.
-            ModelError: other users can write to the runtime folder of the program, or it cannot be created.
+            ModelError: other users can write to the runtime folder of the program, or this folder cannot be created.
             Unavailable: a different estimate is running, or this estimate exceeds a time limit.
         """
         if running.archive is None:

@@ -67,5 +67,8 @@ _ENDS: Final = {
 
 
 def _time(text: str) -> int | None:
-    """Parse an RFC 3339 time to µs since 1970. Return None for an empty string. Raise `ValueError` if it is invalid."""
+    """Parse an RFC 3339 time to µs since 1970 (UTC). Return None for an empty string.
+
+    Raise `ValueError` if the time is not valid.
+    """
     return utc_ns(text) // 1000 if text else None

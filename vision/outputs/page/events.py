@@ -199,7 +199,10 @@ def of_message(message: EventMessage, numbered: EventMessage | None = None) -> S
 
 
 def _decoded(number: int, payload: bytes, checksum: int) -> EventMessage | None:
-    """Return a stored message. Return None if it is damaged, or if this version of the program cannot read it."""
+    """Return a stored message.
+
+    Return None if the message is damaged, or if this version of the program cannot read it.
+    """
     if checksum != event_checksum(number, payload):
         return None
     with contextlib.suppress(msgspec.MsgspecError, ValueError):

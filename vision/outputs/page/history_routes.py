@@ -83,7 +83,10 @@ def _plot(title: str, times: list[int], columns: dict[str, list[int]]) -> dict[s
 
 
 def _status(history: History, local: timezone) -> str:
-    """Return a text about the source of the plots and missing counts. `local` is the time zone of the browser."""
+    """Return a text that states the source of the plots, and the missing counts.
+
+    `local` is the time zone of the browser.
+    """
     sentences = []
     if history.source == "memory":
         since = datetime.fromtimestamp(history.since_s, local)

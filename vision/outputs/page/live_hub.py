@@ -45,12 +45,14 @@ class LiveHub:
     """The live views of all cameras. Any thread can call the methods."""
 
     def __init__(self, settings: LiveSettings, address: str, keys: KeyPair | None = None) -> None:
-        """Connect to the program, and start the thread, which requests packets and images when a viewer needs them.
+        """Connect to the program, and start the threads.
+
+        Packets and images are requested only when a viewer needs them.
 
         Args:
             settings: settings of the live view.
             address: address to subscribe to.
-            keys: keys for CURVE. None if messages are not encrypted.
+            keys: keys for CURVE, or None if messages are not encrypted.
         """
         self._settings = settings
         self._hidden = settings.privacy_sections()

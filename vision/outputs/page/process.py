@@ -51,8 +51,8 @@ def page_settings(
         address: address to subscribe to.
         class_names: the published classes of the model.
         packets: addresses of the sockets that pass on the packets of the cameras.
-        keys: keys for CURVE. None if messages are not encrypted.
-        config_file: file of the configuration. None if the configuration was built in Python.
+        keys: keys for CURVE, or None if messages are not encrypted.
+        config_file: file of the configuration, or None if the configuration was built in Python.
     """
     return PageSettings(
         address=address,
@@ -95,7 +95,10 @@ def _require_packages() -> None:
 
 
 def _listen(bind: str) -> tuple[socket.socket, str]:
-    """Return a listening socket, and its actual address. Raise `ConfigError` or `Unavailable` if it cannot be bound."""
+    """Return a listening socket, and its actual address.
+
+    Raise `ConfigError` or `Unavailable` if the address cannot be bound.
+    """
     try:
         return listen(f"tcp://{bind}")
     except OSError as error:

@@ -49,7 +49,7 @@ class PageState:
 
         Args:
             interval_s: time between two status messages, in seconds.
-            history: object that receives all counts. None if counts are not kept.
+            history: object that receives all counts, or None if counts are not kept.
             clock: function that returns the monotonic time in seconds.
         """
         self.history = history

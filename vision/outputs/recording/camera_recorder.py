@@ -245,8 +245,8 @@ class CameraRecorder:
     def _can_write(self) -> bool:
         """Return True if `write` can write packets.
 
-        With a clip or a continuous recording, at least one of them must have an open file. Otherwise, the disk must
-        have free space above the limit.
+        If a clip or a continuous recording exists, at least one of them must have an open file. If neither exists, the
+        disk must have enough free space.
         """
         present = [each for each in (self._clip, self._continuous) if each is not None]
         return any(each.is_writing for each in present) if present else not self._store.is_full

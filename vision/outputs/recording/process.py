@@ -59,7 +59,7 @@ class RecordingProcess:
             log.log(content["level"], "%s", content["text"])
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the process since its last start, and the number of its restarts."""
+        """Return the counters of the process since its most recent start, and the number of its restarts."""
         return self._counters | {"recording.restarts": self._process.restarts}
 
     def close(self) -> None:

@@ -109,7 +109,7 @@ class PacketRing:
                 return
 
     def start(self, at_ns: int) -> int:
-        """Return the position of the last key frame that arrived at or before `at_ns` (monotonic).
+        """Return the position of the newest key frame that arrived at or before `at_ns` (monotonic).
 
         If there is no such key frame, return the position of the first packet. If the ring is empty, return the
         position of the next packet.

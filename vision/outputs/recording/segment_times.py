@@ -89,7 +89,7 @@ class SegmentTimes:
         self._fill_window(0)
 
     def _fill_window(self, from_ns: int) -> None:
-        """Assume frames before `from_ns`, so that the decoding times are ahead of the presentation times."""
+        """Fill the window with assumed frames before `from_ns`, so that decoding times precede presentation times."""
         depth, interval_ns = self.pace.depth, self.pace.interval_ns
         self._window = [from_ns + (number - depth) * interval_ns for number in range(depth)]
 

@@ -92,7 +92,7 @@ class Connection(Protocol):
     """True if `check` fails when the far side does not respond. False if `check` does nothing."""
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages in order. Return when the far side has confirmed all of them.
+        """Deliver messages in order. Return when the far side has confirmed all messages.
 
         Returns:
             For each message, the reason why the far side will never accept it, or an empty string if it was delivered.

@@ -30,7 +30,7 @@ class KafkaConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages. Return when all in-sync replicas have stored them.
+        """Deliver messages. Return when all in-sync replicas have stored the messages.
 
         Raises:
             DeliveryError: a message was not confirmed, because of a timeout or an error that can be temporary.

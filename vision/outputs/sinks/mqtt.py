@@ -34,7 +34,7 @@ class MqttConnection:
         self._end = asyncio.create_task(_wait_for_end(client))
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages, and return when the broker has confirmed all of them.
+        """Deliver messages. Return when the broker has confirmed all messages.
 
         Raises:
             aiomqtt.MqttError: the connection has ended, or the broker has not confirmed a message in time.

@@ -33,10 +33,11 @@ class NatsConnection:
         self._prefix = ".".join(settings.prefix)
 
     async def send(self, messages: Sequence[Outgoing]) -> list[str]:
-        """Deliver messages one after another. Return a reason for each message that is too large for the server.
+        """Deliver messages one after another.
 
-        If messages were sent together, they could be stored in the wrong order: while a cluster elects a leader, the
-        cluster could confirm a message, but not the message before it.
+        For each message, return "", or the reason if it is too large for the server. If messages were sent together,
+        they could be stored in the wrong order: while a cluster elects a leader, the cluster could confirm a message,
+        but not the message before it.
         """
         return [await self._publish(message) for message in messages]
 

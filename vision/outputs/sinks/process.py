@@ -52,7 +52,7 @@ def open_sinks(
     Args:
         publisher: the publisher of the messages. Its status then contains the status of the sinks.
         events: log of the events. A new sink starts after the newest event in the log.
-        keys: the publisher's keys for CURVE. None if messages are not encrypted.
+        keys: the publisher's keys for CURVE, or None if messages are not encrypted.
         resources: stack whose end closes the processes.
 
     Raises:

@@ -1,9 +1,9 @@
 """`Spool` stores the messages of one sink on disk until they are delivered, or deleted because of its limits.
 
-It also stores the position: the number of the last event of the publisher that was stored. After a restart, the sink
+It also stores the position: the number of the newest event of the publisher that was stored. After a restart, the sink
 requests the events after this position. A message and its position are stored in one transaction. Therefore, a process
 that is killed neither misses an event nor stores an event twice. SQLite forces its log to disk only at checkpoints, so
-a power failure can lose the newest transactions. In this case, the sink continues with the last position that was not
+a power failure can lose the newest transactions. In this case, the sink continues with the newest position that was not
 lost, and requests the events after this position.
 """
 
@@ -42,7 +42,7 @@ _FREE_AGAIN: Final = 1.2  # multiple of the reserve from which the disk counts a
 
 
 class Position(NamedTuple):
-    """The last stored event: the journal of the publisher, and the number of the event in this journal."""
+    """The newest stored event: the journal of the publisher, and the number of the event in this journal."""
 
     journal: str
     number: int

@@ -33,7 +33,7 @@ def open_monitoring(
         config: the section `http` of the configuration.
         publisher: publisher whose messages the process receives.
         interval_s: interval in seconds between two status messages.
-        keys: keys of the publisher for CURVE. None if messages are not encrypted.
+        keys: keys of the publisher for CURVE, or None if messages are not encrypted.
 
     Raises:
         ConfigError, Unavailable, OSError: the process cannot be started; see `MonitoringProcess`.
@@ -54,7 +54,7 @@ class MonitoringProcess:
             config: the section `http` of the configuration.
             address: address to subscribe to.
             interval_s: interval in seconds between two status messages.
-            keys: keys for CURVE. None if messages are not encrypted.
+            keys: keys for CURVE, or None if messages are not encrypted.
 
         Raises:
             ConfigError: a package is missing.

@@ -59,7 +59,7 @@ class Endpoints:
 
         Args:
             state: object that receives the messages of the program.
-            token: token that clients must send as ``Authorization: Bearer TOKEN``. None if no token is needed.
+            token: token that clients must send as ``Authorization: Bearer TOKEN``, or None if no token is needed.
             interval_s: interval in seconds between two status messages.
         """
         self._state = state
