@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -239,36 +239,59 @@ def receiving(url: str, viewers: int) -> Iterator[None]:
 
 
 def viewers(folder: Path) -> dict[str, Any]:
-    """Measure the CPU time of the page's process and the latency of results, with 0, 1, and 20 viewers."""
-    cpu: dict[int, list[float]] = {count: [] for count in VIEWERS}
+    """Measure the CPU time of the page and of the whole program, and the latency of results, with 0, 1, and 20 viewers.
+
+    The CPU time of a viewer is the difference between the medians of all rounds.
+    """
+    cpu: dict[str, dict[int, list[float]]] = {name: {count: [] for count in VIEWERS} for name in ("page", "program")}
+    rates: list[float] = []
     p99: dict[int, list[float]] = {count: [] for count in VIEWERS}
     with site_of(folder, 1, Video(640, 360, 25, 1)) as program:
-        page = next(
-            each
-            for each in psutil.Process(program.process.pid).children(recursive=True)
-            if any("outputs.page.server" in part for part in each.cmdline())
-        )
+        main = psutil.Process(program.process.pid)
+        processes = [main, *main.children(recursive=True)]
+        page = [each for each in processes if any("outputs.page.server" in part for part in each.cmdline())]
         address = next(line.split()[-1] for line in program.log.splitlines() if "publishing on" in line)
         for _ in range(ROUNDS):
             for count in VIEWERS:
                 with receiving(program.url, count):
                     time.sleep(SETTLE_S)
-                    before, began_s = sum(page.cpu_times()[:2]), time.monotonic()
+                    before, began_s = [cpu_s(page), cpu_s(processes)], time.monotonic()
                     totals = []
                     for item in subscribe(address):
                         if isinstance(item, DetectionsMessage):
                             totals.append(item.timing_ms.total)
                         if time.monotonic() - began_s > ROUND_S:
                             break
-                    cpu[count].append((sum(page.cpu_times()[:2]) - before) / (time.monotonic() - began_s))
+                    spent_s = time.monotonic() - began_s
+                    for name, used_s, earlier_s in zip(cpu, [cpu_s(page), cpu_s(processes)], before, strict=True):
+                        cpu[name][count].append((used_s - earlier_s) / spent_s)
+                rates.append(len(totals) / spent_s)
                 p99[count].append(float(np.percentile(totals, 99)))
-    few, many = VIEWERS[1], VIEWERS[2]
+    medians = {name: [statistics.median(values) for values in each.values()] for name, each in cpu.items()}
     return {
-        "page_cpu_cores": {f"viewers_{count}": min(values) for count, values in cpu.items()},
-        "cpu_cores_per_viewer": (min(cpu[many]) - min(cpu[few])) / (many - few),
+        "frames_per_s": spread(rates),
+        "cpu_cores": {name: {f"viewers_{n}": spread(each[n]) for n in VIEWERS} for name, each in cpu.items()},
+        "cpu_cores_of_first_viewer": {name: one - none for name, (none, one, _) in medians.items()},
+        "cpu_cores_per_further_viewer": {
+            name: (many - one) / (VIEWERS[2] - VIEWERS[1]) for name, (_, one, many) in medians.items()
+        },
         "latency_p99_ms": {f"viewers_{count}": values for count, values in p99.items()},
-        "latency_p99_ratio_of_minima": min(p99[many]) / min(p99[0]),
+        "latency_p99_ratio_of_minima": min(p99[VIEWERS[-1]]) / min(p99[0]),
     }
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    """Return the CPU time of the threads of processes in seconds. The kernel counts it in ns, not in clock ticks."""
+    total_ns = 0
+    for process in processes:
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            with suppress(OSError):  # the thread has just ended
+                total_ns += int((thread / "schedstat").read_text().split()[0])
+    return total_ns / 1e9
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def main() -> None:
