@@ -56,6 +56,7 @@ _WARM_S: Final = 3.0
 _FAULT_S, _WORKING_S = 1.0, 0.5
 _SOAK_OUTAGE_EVERY: Final = 40  # faults of `soak` between two outages
 _SOAK_WORK_S: Final = 20.0  # time without faults after an outage of `soak`
+_BURST_S: Final = 10.0  # time after the start in which events do not count, because all cameras report objects at once
 _TAIL_S: Final = 3.0  # time for the answers to the last events of `verdicts`
 _ZONE = {"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]], "anchor": "center"}
 _RULE = {"name": "visited", "when": "zone_entered left"}
@@ -323,6 +324,7 @@ def verdicts(seconds: float, parallel: str) -> dict[str, Any]:
         folder = Path(name)
         config = _config(folder, _VERDICT_CAMERAS, server.url, wait=False, parallel=parallel)
         with _running(config, folder) as (observed, _):
+            time.sleep(_BURST_S)
             from_ns = time.monotonic_ns()
             time.sleep(seconds)
             to_ns = time.monotonic_ns()

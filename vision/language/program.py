@@ -6,6 +6,8 @@ socket, and prints lines (`vision.language.messages`).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -25,6 +27,7 @@ from vision.language.question_channel import receive_questions
 
 _TOTALS_S: Final = 0.5
 _NICENESS: Final = 10  # detection comes first on the CPU
+_M_ARENA_MAX, _HEAPS = -8, 2  # option of `mallopt` in glibc
 
 
 class _Output:
@@ -48,6 +51,7 @@ def serve(options: Mapping[str, Any]) -> None:
     `vision.language.process.LanguageProcess` creates the `options`.
     """
     os.nice(_NICENESS)
+    _share_heaps()
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)
     for secret, shown in options["secrets"].items():
@@ -62,6 +66,12 @@ def serve(options: Mapping[str, Any]) -> None:
         threading.Thread(target=_run, args=(work, options["address"], asker, output), daemon=True).start()
     sys.stdin.read()
     os._exit(0)
+
+
+def _share_heaps() -> None:
+    """Let all threads share two heaps. By default, each thread has its own heap, which keeps the memory of answers."""
+    with contextlib.suppress(AttributeError):  # the C library is not glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)
 
 
 def _open_ledger(config: LanguageConfig, output: _Output) -> Ledger | None:
