@@ -19,6 +19,7 @@ _CLEAR_SPEED2: Final = np.array(3.0**2)  # square of the speed above which a dir
 # A match can be wrong if a different object appears beside an object whose own detection is weak.
 _DOUBTFUL: Final = 0.5  # a match with at most this similarity can be wrong
 _CLEAR: Final = 0.75  # a weak detection with a greater similarity can be the object itself
+_CLEARER: Final = 0.25  # so can one that is more similar than the match by more than this, if the track is certain
 _OTHER_IOU: Final = 0.4  # overlap below which two detections are two objects
 _DECREASE: Final = np.array(-1.0 / _REACH**2)  # NumPy computes faster with an array than with a Python number
 _LEAST_SPAN: Final = np.array(1e-9)  # added to a divisor that can be 0
@@ -78,37 +79,47 @@ class Pairs:
         found[rows[tracks[rows] & detections[self._detections[first:]]]] = True
         return found
 
-    def release_misled(self, others: BoolArray, boxes: FloatArray, matches: IndexArray) -> None:
+    def release_misled(
+        self, others: BoolArray, boxes: FloatArray, least: float, certain: BoolArray, matches: IndexArray
+    ) -> None:
         """Remove each match that probably shows a different object, if another detection probably shows the right one.
 
-        The similarity of such a match is at most `_DOUBTFUL`, and the similarity of one of the detections `others` is
-        greater than `_CLEAR`. The IoU of these two detections is less than `_OTHER_IOU`, so they show two objects.
+        The similarity of such a match is at most `_DOUBTFUL`. The similarity of one of the detections `others` is
+        greater than `_CLEAR`, or if the track is certain, greater than the similarity of the match by more than
+        `_CLEARER`. The IoU of these two detections is less than `_OTHER_IOU`, so they show two objects.
 
         Args:
             others: mask (N,) of detections that are not matched.
             boxes: corners of the detections (N, 4).
+            least: similarity up to which a detection of `others` cannot continue a track, not below that of the
+                constructor.
+            certain: mask (M,) of the tracks that certainly follow their object.
             matches: detection of each track (M,), or -1 if there is none. Removed matches are set to -1.
         """
-        rows, columns = self._tracks, self._detections
-        if not len(rows) or self._similarity[0] > _DOUBTFUL:
+        rows, columns, values = self._tracks, self._detections, self._similarity
+        if not len(rows) or values[0] > _DOUBTFUL:
             return
-        end = self._similarity.searchsorted(_DOUBTFUL, "right")
+        end = values.searchsorted(_DOUBTFUL, "right")
         is_doubtful = matches.take(rows[:end]) == columns[:end]
         if not np.count_nonzero(is_doubtful):
             return
-        first = self._similarity.searchsorted(_CLEAR, "right")
-        clear = others[columns[first:]].nonzero()[0] + first
-        if not len(clear):
+        first = values.searchsorted(least, "right")
+        chosen = others[columns[first:]].nonzero()[0] + first
+        if not len(chosen):
             return
         best = np.empty(self._all_tracks, np.intp)
         best.fill(-1)
-        best[rows[clear]] = columns[clear]  # the last of several pairs of a track is the best one
-        doubtful = rows[:end][is_doubtful]
-        doubtful = doubtful[best[doubtful] >= 0]
+        best[rows[chosen]] = chosen  # the last of several pairs of a track is the best one
+        doubtful = is_doubtful.nonzero()[0]
+        doubtful = doubtful[best[rows[doubtful]] >= 0]
         if not len(doubtful):
             return
-        overlaps = iou(boxes[matches[doubtful]], boxes[best[doubtful]]).diagonal()
-        matches[doubtful[overlaps < _OTHER_IOU]] = -1
+        tracks = rows[doubtful]
+        value = values[best[tracks]]
+        clear = (value > _CLEAR) | (certain[tracks] & (value - values[doubtful] > _CLEARER))
+        tracks = tracks[clear]
+        overlaps = iou(boxes[matches[tracks]], boxes[columns[best[tracks]]]).diagonal()
+        matches[tracks[overlaps < _OTHER_IOU]] = -1
 
     def match(self, tracks: BoolArray, detections: BoolArray, least: float, matches: IndexArray) -> None:
         """Match tracks and detections so that the sum of `similarity - least` over the matched pairs is maximal.

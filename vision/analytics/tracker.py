@@ -146,10 +146,8 @@ class Tracker:
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:
         if count_nonzero(kept) < len(kept):
-            self._state = self._state.compress(kept, axis=1)
-            self._ids = self._ids[kept]
-            self._classes = self._classes[kept]
-            self._groups = self._groups[kept]
+            self._state, self._ids = self._state.compress(kept, axis=1), self._ids[kept]
+            self._classes, self._groups = self._classes[kept], self._groups[kept]
 
     def _advance(self, captured_ns: int) -> None:
         """Advance to the time of the frame. End the tracks that have been lost for too long."""
@@ -256,7 +254,8 @@ class _TracksTogether:
         strong, published = frame.strong, self._ids > _NONE
         pairs.match(published, strong, _ANY_STAGE, matches)
         if count_nonzero(strong) < len(strong):
-            pairs.release_misled(weak := ~strong, frame.boxes, matches)
+            certain = self._state[STRONG_S] >= self._now_s - self._config.weak_s - CLOCK_GRAIN_S
+            pairs.release_misled(weak := ~strong, frame.boxes, _WEAK_STAGE, certain, matches)
             self._continue_weakly(pairs, published & (matches < 0), weak, matches)
         if count_nonzero(published) < len(published):
             strong = strong.copy()

@@ -377,6 +377,23 @@ def test_person_who_appears_beside_a_weak_detection_does_not_get_its_track(dx: f
     assert len(results[-1]) == 2
 
 
+@pytest.mark.parametrize(("dx", "dy"), [(-45.0, 0.0), (45.0, 0.0), (40.0, 25.0), (55.0, 0.0)])
+def test_person_who_is_partly_hidden_keeps_its_track_when_another_person_appears(dx: float, dy: float) -> None:
+    """For three frames, the box of a person shows only the upper part, with a low score. Another person appears."""
+    frames, weak, fps = [], range(10, 13), 5.0
+    for at in range(20):
+        x1, y1, x2, y2 = person(100.0 + at * 60.0 / fps)
+        shown = ((x1, y1, x2, y2 - 30.0), 0.4) if at in weak else ((x1, y1, x2, y2), 0.9)
+        other = ((person(100.0 + at * 60.0 / fps + dx, 200.0 + dy), 0.9),) if at >= weak.start else ()
+        frames.append(detections(shown, *other))
+    results = follow(Tracker(), frames, fps)
+    (first,) = results[5].track_ids.tolist()
+    for at, tracks in enumerate(results[5:], start=5):
+        place = tracks.track_ids.tolist().index(first)
+        assert abs(tracks.boxes_xyxy[place, [0, 2]].mean() - (100.0 + at * 60.0 / fps)) < 8.0
+    assert len(results[-1]) == 2
+
+
 def test_frames_without_detections_are_accepted() -> None:
     tracker = Tracker()
     assert [len(tracks) for tracks in follow(tracker, [Detections.empty()] * 3)] == [0, 0, 0]
