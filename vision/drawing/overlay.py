@@ -410,7 +410,7 @@ def _font_size(capital_px: int) -> tuple[float, int]:
 
 
 def _ink(frame: Frame, letters: NDArray[np.uint8], left: int, top: int, color: Color) -> None:
-    """Draw the letters of an opacity mask on the frame. Clip the letters at the edges of the frame."""
+    """Draw the letters of an opacity mask at (`left`, `top`), and clip the letters at the edges of the frame."""
     x, y = max(left, 0), max(top, 0)
     area = frame[y : top + letters.shape[0], x : left + letters.shape[1]]
     opacity = letters[y - top :, x - left :][: area.shape[0], : area.shape[1], None].astype(np.float32) / 255

@@ -1,7 +1,7 @@
 """`OpenQuestions` stores which unanswered questions the stages and the language process have.
 
-It has no threads or sockets. A process that ends cannot report the questions that end with it. After the process has
-ended, the program abandons these questions, so that their events do not wait for answers that cannot come.
+It has no threads or sockets. A process that ends unexpectedly cannot report its unanswered questions. The program then
+abandons these questions, so that their events do not wait for answers that cannot come.
 """
 
 from __future__ import annotations

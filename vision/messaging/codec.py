@@ -91,7 +91,10 @@ class Numbering:
     """Generator of the sequence numbers of one publisher, with one sequence for each topic. It is not thread-safe."""
 
     def __init__(self, node: str, instance: str | None = None) -> None:
-        """Start all topics at 1. `instance` identifies the start of the publisher. None creates an identifier."""
+        """Start all topics at 1. `instance` identifies the start of the publisher.
+
+        If it is None, create an identifier.
+        """
         self.node = node
         self.instance = instance or secrets.token_hex(4)
         self._last: dict[str, int] = {}

@@ -121,7 +121,7 @@ class FaultEntry(Struct, frozen=True, kw_only=True):
 
 
 class ErrorReply(_Reply, frozen=True, kw_only=True, tag="error"):
-    """A report that a request was refused or failed, and why."""
+    """A report that a request was refused or failed, with the reason."""
 
     message: str
     hint: str

@@ -1,6 +1,6 @@
 """Recovery of lost events: `GapRecovery` delivers each event once and in order. `ReplayClient` requests lost events.
 
-ZeroMQ loses messages of PUB sockets while a subscriber is slow, not running, or connecting. Events are numbered over
+ZeroMQ loses messages of PUB sockets while a subscriber is slow, not running, or connecting. Events are numbered across
 all cameras and restarts, so the subscriber detects a missing number. It holds back the following events, sends a
 request to the publisher, and continues with the reply. It also sends a request at the start, after a reconnection, and
 every few seconds, because no gap in the numbers shows the loss of the newest event.
@@ -93,7 +93,7 @@ class GapRecovery:
         self._pause_ns = _SHORTEST_PAUSE_NS
 
     def live(self, event: EventMessage) -> Iterator[InOrder]:
-        """Add a received event. Yield the events and reports that can now be delivered in order."""
+        """Add a received event. Yield the events and reports that can then be delivered in order."""
         if event.number is None:
             yield event  # it is not stored, because the publisher's disk was full
             return
@@ -107,7 +107,7 @@ class GapRecovery:
         yield from self._release()
 
     def replied(self, reply: ReplayReply, events: Sequence[EventMessage]) -> Iterator[InOrder]:
-        """Add a reply and its events. Yield the events and reports that can now be delivered in order.
+        """Add a reply and its events. Yield the events and reports that can then be delivered in order.
 
         Raises:
             MessageError: the reply reports an error. The next request is due after a pause.
@@ -248,7 +248,7 @@ class ReplayClient:
             self.socket.send_multipart([b"", codec.encode(self.recovery.request())], zmq.NOBLOCK)
 
     def receive(self) -> Iterator[InOrder]:
-        """Receive a reply. Yield the events and reports that can now be delivered in order.
+        """Receive a reply. Yield the events and reports that can then be delivered in order.
 
         Raises:
             MessageError: the reply cannot be read, or reports an error.

@@ -122,7 +122,7 @@ class EventGate(Protocol):
         """Return the events to publish immediately. The gate holds or drops the other events."""
 
     def waiting(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
-        """Return those `events` that the gate holds, and that must not be lost if the program is killed."""
+        """Return those of `events` that the gate holds, and that must not be lost if the program is killed."""
 
     def dropped(self) -> Sequence[str]:
         """Return the ids of the events that the gate has dropped since the previous call.

@@ -120,7 +120,7 @@ class Guarded:
 
 
 class ReceiveGuard:
-    """A thread that shuts down the connections of a socket if too many unread bytes arrive.
+    """A thread that shuts down the connections of a guarded socket if too many unread bytes arrive.
 
     Call all methods from the thread that owns the sockets.
     """

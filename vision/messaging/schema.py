@@ -107,7 +107,7 @@ class StageTimes(Compact, frozen=True, kw_only=True):
 
 
 class DetectionsMessage(Compact, frozen=True, kw_only=True, tag_field="schema", tag="vision.detections/1"):
-    """The objects in one frame of one camera. Sent for each processed frame, even without objects."""
+    """The objects in one frame of one camera. A message is sent for each processed frame, even without objects."""
 
     node: Node
     instance: Instance

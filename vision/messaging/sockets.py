@@ -78,7 +78,7 @@ class BoundSocket:
             kind: type of the socket.
             bind: address.
             key: configuration key of the address.
-            keepalive_s: time in seconds until an idle connection is probed, and between probes.
+            keepalive_s: time in seconds before the first probe of an idle connection, and between probes.
             options: further options of the socket.
             limits: limits for connections to the address, which a separate process enforces. If None, ZeroMQ serves the
                 address without these limits.
@@ -184,8 +184,8 @@ def set_common_options(sock: zmq.Socket[bytes], address: str, keepalive_s: int) 
     Args:
         sock: the socket.
         address: the address of the socket. If it contains an IPv6 address in brackets, IPv6 is enabled.
-        keepalive_s: time in seconds until an idle connection is probed, and between probes. Three lost probes close the
-            connection.
+        keepalive_s: time in seconds before the first probe of an idle connection, and between probes. Three lost probes
+            close the connection.
     """
     sock.setsockopt(zmq.LINGER, 0)
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)

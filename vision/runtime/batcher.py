@@ -21,8 +21,8 @@ _WEIGHT_OF_NEW: Final = 0.2  # weight of a new sample in the moving averages
 class Batcher:
     """Source of batches with at most one frame per camera.
 
-    A batch starts with the frame of the camera that has waited longest since its previous frame was taken. All slots
-    must share one condition (`LatestSlot.changed`).
+    A batch starts with the camera whose previous frame was taken longest ago. All slots must share one condition
+    (`LatestSlot.changed`).
     """
 
     def __init__(self, slots: Sequence[LatestSlot], max_batch: int, *, clock: Clock = time.monotonic_ns) -> None:

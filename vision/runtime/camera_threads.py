@@ -94,8 +94,8 @@ class CameraThreads:
     def join(self, deadline_s: float) -> list[str]:
         """Wait until all threads have ended, at most until `deadline_s` (`time.monotonic`).
 
-        After the deadline, continue to wait while a thread has ended in the previous 0.5 s. Return the names of the
-        threads that are still running, with the calls in which they hang.
+        After the deadline, continue to wait as long as a thread has ended in the previous 0.5 s. Return the names of
+        the threads that are still running, with the calls in which they hang.
         """
         waiting = list(self._running.values())
         while waiting and (left_s := deadline_s - time.monotonic()) > 0:

@@ -57,7 +57,7 @@ class DescriptorReserve:
     def check(self) -> None:
         """Release the reserve if no other descriptor is free.
 
-        Retake it if twice as many descriptors as it needs are free.
+        Retake the reserve if the number of free descriptors is at least twice the size of the reserve.
 
         Raises:
             Unavailable: the reserve is used up too, and no descriptor has been free for 5 s.

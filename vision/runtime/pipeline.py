@@ -192,14 +192,14 @@ def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:
 def pipeline(open_stages: OpenStages, *, sinks: Sequence[Sink] = ()) -> Pipeline:
     """Return the `build` function of a pipeline that has the stages from `open_stages`, a publisher, and `sinks`.
 
-    With several processes, each result worker calls `open_stages`, and processes the results of a part of the cameras.
-    A pipeline with `sinks` handles all results in one process.
+    With several processes, each result worker calls `open_stages`, and processes the results of some of the cameras. A
+    pipeline with `sinks` handles all results in one process.
     """
     return Pipeline(open_stages, tuple(sinks))
 
 
 def with_video(build: Build) -> Build:
-    """Return a function that calls `build`, and then appends the stage for `--video` or `--show`, if one is given."""
+    """Return a function that calls `build`, and then appends the stage for `--video` and `--show`, if necessary."""
 
     def build_with_video(config: AppConfig, options: RunOptions, resources: ExitStack) -> Runtime:
         if not isinstance(build, Pipeline) and process_count(config) > 1:

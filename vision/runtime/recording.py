@@ -30,7 +30,7 @@ class Packets:
     recorder: RecordingProcess | None = None
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Record the cameras that a new configuration records, and no others."""
+        """Record only the cameras that the new configuration `config` selects for recording."""
         cameras = _recorded(config)
         if self.recorder is not None and frozenset(cameras) != self.recorded:
             self.recorded = frozenset(cameras)

@@ -147,7 +147,7 @@ class Reloader:
     def _apply(self, config: AppConfig, path: Path | None = None) -> ChangedReply:
         """Check a configuration, and apply it. `path` is the configuration file, if any.
 
-        Errors contain its line numbers.
+        Errors contain the line numbers of this file.
         """
         factory = self._factory()
         plan = compare(self._config, config, self._detector_score)
@@ -211,7 +211,7 @@ def _reported_to_service_manager() -> Iterator[None]:
 def check_models(config: AppConfig, path: Path | None) -> None:
     """Check the folders of the models, because each process that is started after the change reads these folders.
 
-    `path` is the configuration file, whose line numbers errors contain, or None if the configuration has no file.
+    Errors contain the line numbers of `path`, the configuration file. `path` is None if there is no file.
 
     Raises:
         ConfigError: the configuration names a class that the model does not have.

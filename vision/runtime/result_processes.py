@@ -409,7 +409,7 @@ class ResultProcesses:
     def put(self, batch: list[InferredFrame]) -> None:
         """Send a batch to the workers, or drop the batch after `abort`.
 
-        If no stage reads pixels, release its leases.
+        If no stage reads pixels, release the leases of the batch.
         """
         hand_over([frame.lease for frame in batch], keep=self._with_frames)
         if self._aborted:

@@ -284,7 +284,7 @@ def _fault(camera: _Camera, tracker: ViewTracker) -> _Fault:
 
 
 def luma(frame: Frame) -> Image:
-    """Return the brightness of the pixels (H, W). If the pixels are in color, return the green channel."""
+    """Return the brightness of the pixels, (H, W). For color formats, this is the green channel."""
     pixels = frame.pixels
     if frame.pixel_format in ("nv12", "i420"):
         return pixels[: frame.meta.height_px]

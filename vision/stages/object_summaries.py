@@ -116,7 +116,7 @@ class ObjectStage:
         self._cameras: dict[str, _Camera] = {}
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new duration after which objects have left, and forget the objects of removed cameras."""
+        """Use the new time after which undetected objects have left, and forget the objects of removed cameras."""
         self._forget_ns = int(config.track.lost_s * 1e9)
         cameras = {camera.id for camera in config.cameras}
         self._cameras = {camera_id: each for camera_id, each in self._cameras.items() if camera_id in cameras}

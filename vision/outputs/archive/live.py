@@ -1,4 +1,4 @@
-"""`LiveDatabase` stores messages in SQLite until `compact` moves them to Parquet files, soon after each hour."""
+"""`LiveDatabase` stores messages in SQLite. Soon after the end of each hour, `compact` moves them to Parquet files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LiveDatabase:
     def expected_seq(self, topic: str, instance: str) -> int:
         """Return the number that the next message of a topic has if no message is missing.
 
-        This number is 1 if no message of the topic from this start of the program (`instance`) was stored.
+        This number is 1 if no message of the topic with this `instance` was stored.
         """
         stored_instance, seq = self._last_seq.get(topic, ("", 0))
         return seq + 1 if stored_instance == instance else 1

@@ -38,7 +38,7 @@ _FIRST_PAUSE_S: Final = 0.02
 
 
 def attempts() -> Iterator[int]:
-    """Yield the number of each of `ATTEMPTS` attempts. Before each further attempt, pause for a longer time."""
+    """Yield the number of each of `ATTEMPTS` attempts. Pause between the attempts, longer each time."""
     for number in range(ATTEMPTS):
         if number:
             time.sleep(_FIRST_PAUSE_S * 2**number)
@@ -71,7 +71,7 @@ def live_database(folder: Path) -> Iterator[sqlite3.Connection]:
 
 
 def has_table(connection: sqlite3.Connection, table: str) -> bool:
-    """Return True if a table exists. It is missing if the writer has just created the database."""
+    """Return True if a table exists. The table is missing if the writer has just created the database."""
     return connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [table]).fetchone() is not None
 
 

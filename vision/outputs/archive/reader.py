@@ -229,7 +229,7 @@ class Archive:
     def number_of_tracks(self, camera: str, since_us: int, until_us: int) -> int:
         """Return the approximate number of rows of `tracks` in a time range.
 
-        Files that contain rows inside and outside the range count completely.
+        If a file contains rows inside and outside the range, all its rows are counted.
         """
         _, tracks, live = self._sources(camera, since_us, until_us)
         return sum(part.number for part in tracks.values()) + sum(hour.objects for hour in live.hours)

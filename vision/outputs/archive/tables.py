@@ -121,8 +121,8 @@ _HAS_ROW_LIMIT: Final = "max_rows_per_page" in inspect.signature(pq.ParquetWrite
 def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
     """Return the options of `pyarrow.parquet.ParquetWriter`.
 
-    They make final files small, and other files fast to write. Brotli predicts each byte from its neighbors, so it
-    needs less space for boxes than zstd.
+    The options make final files small, and other files fast to write. Brotli predicts each byte from its neighbors, so
+    it needs less space for boxes than zstd.
     """
     encodings = {
         name: "DELTA_BINARY_PACKED" if name in _DELTAS[table] else "BYTE_STREAM_SPLIT"
@@ -170,7 +170,7 @@ def camera_folder(archive: Path, table: Table, camera: str) -> Path:
 
 
 def archive_files(archive: Path, table: Table | None = None, camera: str | None = None) -> list[ArchiveFile]:
-    """Return the files of an archive, sorted by day and part. A `table` or `camera` of None means all."""
+    """Return the files of an archive, sorted by day and part. If `table` or `camera` is None, include all of them."""
     files = []
     for path in archive.glob(f"{table or '*'}/camera={camera or '*'}/*.parquet"):
         found, name = _NAME_OF_FILE.fullmatch(path.name), path.parent.parent.name

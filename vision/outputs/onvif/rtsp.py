@@ -53,7 +53,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The decoded path of the URL, without slashes at its ends. Empty if the URL is malformed."""
+        """The decoded path of the URL, without slashes at its ends, or an empty string if the URL is malformed."""
         try:
             return unquote(urlsplit(self.url).path).strip("/")
         except ValueError:

@@ -1,6 +1,6 @@
 """`Assets` contains the files that a browser loads.
 
-The addresses of all files except HTML files contain a hash of all files, so browsers can cache these files.
+The address of each file except the HTML files contains a hash of all files, so browsers can cache the file.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class SegmentFile:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Within the `with` block, raise `OSError` instead of an error of FFmpeg."""
+    """Within the `with` block, raise `OSError` instead of FFmpeg errors."""
     try:
         yield
     except av.FFmpegError as error:

@@ -147,7 +147,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
-    """Within the `with` block, raise `OSError` instead of an error of SQLite."""
+    """Within the `with` block, raise `OSError` instead of SQLite errors."""
     try:
         yield
     except sqlite3.Error as error:

@@ -19,7 +19,7 @@ _NEVER_ACCEPTED: Final = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.IN
 class KafkaConnection:
     """A producer for a Kafka cluster.
 
-    Kafka stores each message of one producer once, and the messages of a camera in order.
+    Kafka stores each of its messages once, and the messages of each camera in order.
     """
 
     batch = 100
