@@ -1,7 +1,7 @@
 """Skips that CI allows. If the environment variable CI is set, any other skip counts as a failure.
 
-On a developer's machine, a skip is acceptable, because a package may be missing. In CI, every package is installed, so
-a skip would hide that a whole area was not tested.
+On a developer's machine, a package may be missing, so a skip is acceptable. In CI, every package is installed, so a
+skip would hide an untested area.
 """
 
 from __future__ import annotations

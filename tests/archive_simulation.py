@@ -41,7 +41,7 @@ def site(camera: str, scene: str, seed: int, *, rules: tuple[RuleConfig, ...] = 
 
 
 def detections_of(one: Site, detector: str = "good") -> Iterator[tuple[FrameMeta, Detections]]:
-    """Yield the detections of each frame. The epoch changes in the middle, and intervals are irregular."""
+    """Yield the detections of each frame. The epoch changes in the middle, and the frame intervals are irregular."""
     scene = one.scene.scene
     simulated = SimulatedDetector(
         DETECTORS[detector], scene.view, class_ids(scene), confused_class_ids(scene), one.scene.seed
@@ -60,7 +60,7 @@ def live_results(
     track: TrackStage | None = None,
     section: CameraAnalytics | None = None,
 ) -> Iterator[Result]:
-    """Yield the results of the stages of the pipeline `count`. If `section` is None, use the section of the site."""
+    """Yield the results of the stages of the pipeline `count`. If `section` is None, use the analytics of the site."""
     track = track or TrackStage(score=0.35, class_names=class_names(), camera_ids=[one.camera])
     sections = {one.camera: section or one.section}
     analytics = AnalyticsStage(sections, class_names())
@@ -103,7 +103,7 @@ class Recorder:
 
 
 def record(folder: Path, one: Site, *, watch: Callable[[Result], None] = lambda _: None) -> list[EventMessage]:
-    """Run a camera, and store its results in an archive in `folder`. Return the published events."""
+    """Run a simulated camera, and store its results in an archive in `folder`. Return the published events."""
     recorder = Recorder(folder)
     for result in live_results(one, detections_of(one)):
         watch(result)

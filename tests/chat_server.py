@@ -1,4 +1,4 @@
-"""A scripted server with the API of chat completions, over real HTTP, which can misbehave in many ways."""
+"""Scripted server with the chat completions API, over real HTTP. The server can misbehave in many ways."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ MODEL: Final = "scripted-vlm"
 
 
 def completion(content: str | None, **choice: Any) -> dict[str, Any]:
-    """Return the body of a response with one answer."""
+    """Return the body of a chat completion with one choice."""
     message = {"role": "assistant", "content": content}
     choices = [{"index": 0, "message": message, "finish_reason": "stop"} | choice]
     return {"object": "chat.completion", "model": MODEL, "choices": choices, "usage": {"completion_tokens": 3}}
 
 
 def json_answer(answer: str, confidence: float = 0.9) -> dict[str, Any]:
-    """Return the body of a response whose answer is JSON with these fields."""
+    """Return the body of a response. The content is JSON with the fields `answer` and `confidence`."""
     return completion(json.dumps({"answer": answer, "confidence": confidence}))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The handler of one request."""
+    """Handler of one request."""
 
     protocol_version = "HTTP/1.1"
     server: ChatHttpServer
@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def trickle(self, part: bytes, pause_s: float) -> None:
-        """Send the same part of a response again and again, until the client or the server gives up."""
+        """Send `part` repeatedly, until the client or the server closes the connection."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def hang(self) -> None:
-        """Send nothing until the server is closed."""
+        """Wait without a response until the server is closed."""
         self.close_connection = True
         self.server.closed.wait()
 
@@ -86,13 +86,13 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """The text of the request."""
+        """Text of the request."""
         content = self.content
         return content if isinstance(content, str) else str(content[0]["text"])
 
     @property
     def images(self) -> int:
-        """The number of images."""
+        """Number of images in the request."""
         return 0 if isinstance(self.content, str) else len(self.content) - 1
 
 
@@ -106,7 +106,7 @@ def _say_yes(handler: Handler) -> None:
 
 @dataclass
 class Script:
-    """The behavior of the server, which can be replaced while it runs."""
+    """Behavior of the server, which can be replaced while the server runs."""
 
     chat: Callable[[Handler], None] = _say_yes
     models: Callable[[Handler], None] = _list_models
@@ -135,7 +135,7 @@ class ChatHttpServer(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def chat_server(chat: Callable[[Handler], None] | None = None, *, port: int = 0) -> Iterator[ChatHttpServer]:
-    """Serve requests in threads of this process."""
+    """Run a scripted server in threads of this process until the end of the `with` block."""
     server = ChatHttpServer(Script() if chat is None else Script(chat), port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

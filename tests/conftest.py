@@ -1,4 +1,4 @@
-"""Options of the whole suite."""
+"""Hooks and fixtures of the whole test suite."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection() -> Generator[None, object, object]:
     """Exclude the modules and test items from garbage collection, because they are never garbage.
 
-    Otherwise, each full collection in a process with all tests would take 0.3 s, and many tests start one.
+    Otherwise, each full collection would take 0.3 s in a process with all tests, and many tests start a collection.
     """
     gc.disable()
     try:
@@ -58,7 +58,7 @@ _in_unit_test = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each test without a tier the tier of its folder. Leave out `packages` unless ``-m packages`` asks for it."""
+    """Give each test without a tier the tier of its folder. Deselect `packages` tests that ``-m`` does not name."""
     if "packages" not in str(config.option.markexpr):
         left_out = [item for item in items if item.get_closest_marker("packages")]
         if left_out:
@@ -104,7 +104,7 @@ def _restore_log_levels() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start each test without registered secrets, which would be replaced in the output of other tests."""
+    """Start each test without registered secrets, because their values would be replaced in other tests' output."""
     monkeypatch.setattr("vision.errors._secrets", {})
 
 

@@ -32,7 +32,7 @@ def crop_levels(
 
 
 def covering(scaled: int, side: int) -> NDArray[np.int64]:
-    """Return weights (scaled, side): the part of each source pixel that each scaled pixel covers, times `scaled`."""
+    """Return weights (scaled, side): `scaled` times the part of each source pixel that each scaled pixel covers."""
     at, pixel = np.arange(scaled)[:, None], np.arange(side)[None]
     overlap = np.minimum((pixel + 1) * scaled, (at + 1) * side) - np.maximum(pixel * scaled, at * side)
     return np.asarray(np.maximum(overlap, 0), np.int64)
@@ -49,7 +49,7 @@ def between(scaled: int, side: int) -> NDArray[np.int64]:
 
 
 def crop_tensor(levels: NDArray[np.uint8], spec: CropSpec) -> NDArray[np.float64]:
-    """Normalize levels (H, W, 3) to a tensor (3, H, W), with the channels in the order of `spec.color`."""
+    """Normalize BGR levels (H, W, 3) to a tensor (3, H, W), with the channels in the order of `spec.color`."""
     ordered = levels if spec.color == "bgr" else levels[..., ::-1]
     tensor = (ordered.astype(np.float64) * spec.scale - spec.mean) / spec.std
     return np.asarray(tensor.transpose(2, 0, 1), np.float64)

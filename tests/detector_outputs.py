@@ -1,7 +1,7 @@
 """Outputs of detectors, in the layouts of their public exporters, with objects at known places.
 
 Every layout shows the same scene on a canvas of 128x96 pixels: a car at (16, 24, 80, 72) that a second box covers
-almost exactly, and a person at (90, 8, 114, 80). If the head has class scores, the second box of the car is a truck.
+almost exactly, and a person at (90, 8, 114, 80). If the layout has class scores, the second box has the class truck.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def corners(count: int) -> NDArray[np.float64]:
 
 
 def scores(count: int, classes: int = 3, first: int = 0) -> NDArray[np.float64]:
-    """Return class scores for the boxes of `corners`. The class `person` is in column `first`."""
+    """Return class scores (count, columns) for the boxes of `corners`. The class `person` is in column `first`."""
     found = np.full((count, classes), 0.01)
     for at, (_, values) in zip((3, 4, 7), ROWS, strict=True):
         found[at, first : first + 3] = values
@@ -66,7 +66,7 @@ def centers(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def labels(count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return one score and one class for each box of `corners`. Padding has the score 0."""
+    """Return the score and the class of each box of `corners`. Padding has the score 0."""
     values = scores(count)
     values[values <= 0.01] = 0
     return values.max(axis=1), values.argmax(axis=1)
@@ -80,7 +80,7 @@ def fraction(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def levels(strides: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Return the stride, the rows, and the columns of each level, as the networks pad them."""
+    """Return the stride, the number of rows, and the number of columns of each level, as the networks pad them."""
     return [(stride, -(-HEIGHT // stride), -(-WIDTH // stride)) for stride in strides]
 
 
@@ -90,9 +90,9 @@ def cells(strides: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def assigned(strides: Sequence[int]) -> dict[int, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Return the box and the class scores of each object, by the index of the cell that finds the object.
+    """Return the box and the class scores of each object, by the index of the cell that is assigned to the object.
 
-    This is the cell that contains the center of the object, in the level that fits its size.
+    This cell contains the center of the object, and belongs to the level that fits the size of the object.
     """
     places: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {}
     table = {cell: index for index, cell in enumerate(cells(strides))}
@@ -118,7 +118,7 @@ def distances(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return class scores and distributions of distances.
 
-    `center` computes the center of a cell in pixels from its column or row, and its stride.
+    `center` computes the center of a cell, in pixels, from the stride and from the column or row.
     """
     all_cells = cells(strides)
     classes, sides = np.full((len(all_cells), 3), 0.01), np.zeros((len(all_cells), 4 * bins))
@@ -132,7 +132,7 @@ def distances(
 
 
 def grid(strides: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the boxes relative to their cells, and the class scores, as outputs without decoding."""
+    """Return the boxes relative to their cells, and the class scores, without decoding."""
     all_cells = cells(strides)
     boxes, classes = np.zeros((len(all_cells), 4)), np.full((len(all_cells), 3), 0.01)
     for index, (box, values) in assigned(strides).items():
@@ -144,7 +144,7 @@ def grid(strides: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float6
 
 
 def by_stride(strides: Sequence[int], **values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return an output for each kind of value and each stride, one kind after the other."""
+    """Return one output for each kind of value and each stride, ordered by kind and then by stride."""
     edges = np.cumsum([rows * columns for _, rows, columns in levels(strides)])[:-1]
     return {
         f"{name}_{stride}": part
@@ -300,7 +300,7 @@ def with_no_object(classes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def scores_of(classes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return class scores with `count` columns. The additional columns are high everywhere, like a background class."""
+    """Return class scores with `count` columns. Additional columns have high scores, like a background class."""
     wide = np.full((len(classes), count), 0.9)
     wide[:, : classes.shape[1]] = classes
     return wide
@@ -376,7 +376,7 @@ def _suppressed() -> dict[str, Export]:
 
 
 def _numbered() -> dict[str, Export]:
-    """Return outputs without a batch axis, whose rows contain the number of the frame."""
+    """Return outputs without a batch axis. Each row contains the number of its frame."""
     score, class_ids = labels(20)
     score[4] = 0
     boxes, column, named = corners(20), score[:, None], class_ids[:, None]
@@ -401,5 +401,5 @@ WITHOUT_BATCH: Mapping[str, Export] = {
 
 
 def as_type(export: Export, real: type[np.floating[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the outputs of an exporter, with those of real numbers converted to the type `real`."""
+    """Return the outputs of an exporter. Convert floating-point outputs to the type `real`."""
     return {name: value.astype(real) if value.dtype.kind == "f" else value for name, value in export.outputs.items()}

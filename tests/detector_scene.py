@@ -1,7 +1,7 @@
 """Outputs of every family of detectors for the same objects, in the layout of the family's exporter.
 
-A network with cells finds an object in each cell whose center lies in the object, with small errors. Other cells have
-small boxes with low scores. `Scene.forms` encodes these boxes for each head.
+If the center of a cell lies in an object, the box of the cell is the box of the object with small errors. Other cells
+have small boxes with low scores. `Scene.forms` encodes these boxes for each head.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OBJECTS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects on a canvas, as a network with cells of the given strides sees them."""
+    """Objects on a canvas, as a network whose cells have the given strides detects them."""
 
     objects: tuple[tuple[float, ...], ...] = OBJECTS
     width: int = 320
@@ -40,7 +40,7 @@ class Scene:
 
     @cached_property
     def cells(self) -> Floats:
-        """Column, row, and stride of every cell (N, 3)."""
+        """Column, row, and stride of every cell, as an array (N, 3)."""
         found = []
         for stride in self.strides:
             x, y = np.meshgrid(np.arange(-(-self.width // stride)), np.arange(-(-self.height // stride)))
@@ -49,12 +49,12 @@ class Scene:
 
     @cached_property
     def boxes(self) -> Floats:
-        """Boxes of every cell, xyxy (N, 4)."""
+        """Box of every cell, as corners xyxy (N, 4)."""
         return self._seen[0]
 
     @cached_property
     def scores(self) -> Floats:
-        """Class scores of every cell (N, classes)."""
+        """Class scores of every cell, as an array (N, classes)."""
         return self._seen[1]
 
     @cached_property
@@ -84,19 +84,19 @@ class Scene:
 
     @property
     def centers(self) -> Floats:
-        """Boxes as center and size (N, 4)."""
+        """Box of every cell, as center and size (N, 4)."""
         low, high = self.boxes[:, :2], self.boxes[:, 2:]
         return np.concatenate([(low + high) / 2, high - low], axis=1)
 
     @property
     def grid(self) -> Floats:
-        """Boxes relative to their cells, as YOLOX without decoding (N, 4)."""
+        """Boxes relative to their cells (N, 4), as in YOLOX without decoding."""
         stride = self.cells[:, 2:]
         offsets = self.centers[:, :2] / stride - self.cells[:, :2]
         return np.concatenate([offsets, np.log(self.centers[:, 2:] / stride)], axis=1)
 
     def distances(self, bins: int, center: tuple[float, float]) -> Floats:
-        """Logits (N, 4 * bins) of the distributions of the distances from each cell to the sides of its box."""
+        """Return logits (N, 4 * bins) of the distributions of the distances from each cell to the sides of its box."""
         stride = self.cells[:, 2:]
         middle = (self.cells[:, :2] + center[0]) * stride + center[1]
         sides = np.concatenate([middle - self.boxes[:, :2], self.boxes[:, 2:] - middle], axis=1) / stride
@@ -116,7 +116,7 @@ class Scene:
 
     @cached_property
     def found(self) -> NDArray[np.intp]:
-        """Indices of the boxes that remain after suppression, best first."""
+        """Indices of the boxes that remain after non-maximum suppression, in descending order of scores."""
         best = self.scores.max(axis=1)
         order = np.argsort(-best, kind="stable")[:1000]
         ids = self.scores[order].argmax(axis=1).astype(np.int32)
@@ -124,21 +124,21 @@ class Scene:
 
     @property
     def rows(self) -> Floats:
-        """Every box as x1, y1, x2, y2, score, class (N, 6)."""
+        """Return every box as x1, y1, x2, y2, score, and class (N, 6)."""
         best = self.scores.max(axis=1)[:, None]
         return np.concatenate([self.boxes, best, self.scores.argmax(axis=1)[:, None]], axis=1).astype(np.float32)
 
     def per_stride(self, table: Floats) -> list[Floats]:
-        """Return the rows of each stride."""
+        """Split the rows of `table` by stride."""
         return [table[self.cells[:, 2] == stride] for stride in self.strides]
 
     def padded(self, rows: Floats, count: int = 300) -> Floats:
-        """Return `rows` followed by rows of zeros, `count` rows in total."""
+        """Return `rows` followed by rows of zeros, so that the result has `count` rows."""
         return np.concatenate([rows, np.zeros((count - len(rows), rows.shape[1]), np.float32)])
 
 
 def logits(scores: Floats) -> Floats:
-    """Return the logits of scores, which are the values whose sigmoids are the scores."""
+    """Return the logits of scores, that is, the values whose sigmoids are the scores."""
     inner = np.clip(scores, 1e-6, 1 - 1e-6)
     return np.asarray(np.log(inner / (1 - inner)), np.float32)
 

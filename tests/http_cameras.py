@@ -1,4 +1,4 @@
-"""HTTP cameras in this process, both correct and odd ones. A test chooses a response, and `http_camera` serves it."""
+"""HTTP cameras in this process, with correct and with unusual responses. `http_camera` runs a camera."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH_PX, HEIGHT_PX = 64, 48
 
 @cache
 def jpeg(number: int) -> bytes:
-    """Return a JPEG with a single shade of gray, which depends on `number` modulo 24."""
+    """Return a JPEG with a single shade of gray that depends on `number` modulo 24."""
     shade = 10 * (number % 24)
     return bytes(cv2.imencode(".jpg", np.full((HEIGHT_PX, WIDTH_PX, 3), shade, np.uint8))[1].tobytes())
 
@@ -55,7 +55,7 @@ def head(content_type: str | None, length: int | None = None, status: str = "200
 
 @dataclass(frozen=True)
 class MotionJpeg:
-    """Respond with JPEGs as the parts of a multipart document, at `fps` frames/s."""
+    """Response with JPEGs as the parts of a multipart document, at `fps` frames/s."""
 
     fps: float = 10.0
     boundary: str = "frame"
@@ -98,7 +98,7 @@ def bare_jpegs(fps: float, content_type: str | None = "image/jpeg") -> Answer:
 
 
 def snapshot(content_type: str | None = "image/jpeg", *, with_length: bool = True) -> Answer:
-    """Return a response with one JPEG, whose number is the number of previous requests."""
+    """Return a response with one JPEG. The number of the JPEG is the number of previous requests."""
 
     def answer(request: Request) -> None:
         data = jpeg(request.count)
@@ -108,7 +108,7 @@ def snapshot(content_type: str | None = "image/jpeg", *, with_length: bool = Tru
 
 
 def stored(content: bytes | Path, content_type: str | None = None, *, with_length: bool = True) -> Answer:
-    """Return a response with a file, as a web server sends it."""
+    """Return a response with the contents of a file, as a web server sends it."""
     data = content if isinstance(content, bytes) else content.read_bytes()
 
     def answer(request: Request) -> None:
@@ -118,7 +118,7 @@ def stored(content: bytes | Path, content_type: str | None = None, *, with_lengt
 
 
 def refused(status: str, extra: str = "") -> Answer:
-    """Return a response without content."""
+    """Return a response with the status `status` and without content."""
 
     def answer(request: Request) -> None:
         request.write(head(None, 0, status, extra))
@@ -164,7 +164,7 @@ def live_container(name: str, *, announces_sound: bool) -> Answer:
 
 
 class LiveHls:
-    """A live HLS playlist of the clip. Each MPEG-TS segment contains `gops` groups of frames, which last 2 s each."""
+    """Live HLS playlist of the clip. Each MPEG-TS segment contains `gops` groups of frames (GOPs) of 2 s each."""
 
     def __init__(self, gops: int = 1, window: int = 3) -> None:
         self._window = window
@@ -190,7 +190,7 @@ class LiveHls:
 
 @cache
 def _segments(gops: int) -> tuple[bytes, ...]:
-    """Return the clip in MPEG-TS segments, which FFmpeg's HLS muxer creates."""
+    """Return the clip as MPEG-TS segments, which FFmpeg's HLS muxer creates."""
     options = {"hls_time": str(gops * CLIP_GOP / CLIP_FPS), "hls_list_size": "0"}
     with tempfile.TemporaryDirectory() as folder:
         options["hls_segment_filename"] = f"{folder}/%03d.ts"
@@ -211,7 +211,7 @@ class _Server(ThreadingHTTPServer):
     requests = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that refuse a certificate."""
+        """Ignore the errors of clients that reject a certificate."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -230,9 +230,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def http_camera(answer: Answer, *, certificate: Path | None = None) -> Iterator[str]:
-    """Serve `answer` until the end of the block, and yield its address.
+    """Run an HTTP camera that sends the response `answer` until the end of the `with` block. Yield its address.
 
-    `certificate` is a PEM file that also contains the key. With it, the server uses TLS.
+    `certificate` is a PEM file with a certificate and its key. If it is not None, the server uses TLS.
     """
     with _Server(("127.0.0.1", 0), _Handler) as server:
         server.answer, server.closing = answer, threading.Event()

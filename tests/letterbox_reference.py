@@ -1,4 +1,4 @@
-"""Slow reference implementation of the pre-processing, for CPU and GPU. It does not round between the steps."""
+"""Slow reference implementation of the pre-processing, for CPU and GPU. It does not round between steps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vision.types import PixelFormat, YuvEncoding
 
 
 def to_bgr(pixels: NDArray[np.uint8], pixel_format: PixelFormat, encoding: YuvEncoding = "bt601") -> NDArray[np.uint8]:
-    """Convert to BGR (H, W, 3) uint8.
+    """Convert a frame to BGR (H, W, 3), uint8.
 
-    The four pixels of a 2x2 block of NV12 or I420 share their chroma, without interpolation. The arithmetic is that of
-    `cv2.cvtColor`, in integers, and the result for ``bt601`` is equal to it bit for bit.
+    The four pixels of a 2x2 block of NV12 or I420 share their chroma, without interpolation. Like `cv2.cvtColor`, the
+    function uses integer arithmetic. For ``bt601``, both results are identical.
     """
     if pixel_format == "bgr":
         return pixels
@@ -54,7 +54,7 @@ def sample(
     fill: int,
     encoding: YuvEncoding = "bt601",
 ) -> NDArray[np.float32]:
-    """Letterbox a frame to BGR levels from 0 to 255, float32 (3, H, W). Do not reorder colors or normalize levels.
+    """Letterbox a frame. Return BGR levels from 0 to 255 as float32 (3, H, W), without normalization.
 
     The interpolation is bilinear (`taps`). YUV formats are converted first (`to_bgr`) and sampled as BGR. The result is
     not rounded, so implementations in 8 bits differ by up to one level.

@@ -21,7 +21,7 @@ def overlaps(boxes: Floats, others: Floats) -> Floats:
 
 
 def average_precision(truth: Floats, found: Floats) -> float:
-    """Return the average precision of the detections `found`. Detections with higher scores are matched first.
+    """Return the average precision of the detections `found`.
 
     Rows are those of MOTChallenge: frame, id, left, top, width, height, and score (detected) or validity (labeled).
     """

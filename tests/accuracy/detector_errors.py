@@ -37,7 +37,7 @@ _EDGES: Final = np.array([0.05, *((a + b) / 2 for a, b in pairwise(PARTS)), 1.01
 
 @dataclass(frozen=True)
 class Matched:
-    """N labeled boxes, and the detected boxes that match them."""
+    """N labeled boxes, and the detected boxes that were matched to them."""
 
     ids: Floats  # (N,)
     frames: Floats  # (N,)
@@ -75,7 +75,7 @@ def match(truth: Floats, found: Floats, frames: range) -> Matched:
 
 
 def visible_parts(rows: Floats) -> list[float]:
-    """Return, for each labeled box of one frame, the fraction that no nearer object hides."""
+    """Return, for each labeled box of one frame, the fraction that nearer objects do not hide."""
     corners = np.concatenate([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]], axis=1)
     nearer = [corners[corners[:, 3] > box[3]] for box in corners]
     return [unhidden(box, boxes, np.full(len(boxes), _BODY))[1] for box, boxes in zip(corners, nearer, strict=True)]
@@ -102,7 +102,8 @@ def measure(matched: Matched, frames: int, rate: float) -> dict[str, Any]:
 def time_constant_s(matched: Matched, whole: np.ndarray[Any, np.dtype[np.bool_]], rate: float) -> float:
     """Return the time constant of the errors of centers, widths, and heights, computed from their autocorrelation.
 
-    The mean error of each object is subtracted, because it is a systematic error of the labels or of the detector.
+    The function first subtracts the mean error of each object, because this mean is a systematic error of the labels or
+    of the detector.
     """
     series: dict[float, Mapping[float, Floats]] = defaultdict(dict)
     for object_id in np.unique(matched.ids[whole]):

@@ -47,9 +47,9 @@ class Followed:
 
 
 def follow(found: Floats, frames: range, rate: float, lines: Mapping[str, Any] = LINES) -> Followed:
-    """Run the tracker and the analytics on the detections of `frames`. `found` has MOTChallenge rows.
+    """Run the tracker and the analytics on the detections of `frames`. Return the tracks and the counts.
 
-    `rate` is the frame rate of the clip in frames/s.
+    `found` has MOTChallenge rows. `rate` is the frame rate of the clip in frames/s.
     """
     tracker = Tracker()
     config = CameraAnalytics(
@@ -81,7 +81,7 @@ def _rows(frame: int, tracks: Tracks) -> Floats:
 
 
 def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float]], rate: float) -> int:
-    """Return the number of times that the labeled objects cross a line, as docs/analytics.md defines a crossing."""
+    """Return the number of times that the labeled objects cross a line. docs/analytics.md defines a crossing."""
     config, number = LineConfig(name="line", points=line), 0
     for track_id in np.unique(truth[:, 1]):
         rows = truth[(truth[:, 1] == track_id) & (truth[:, 6] > 0)]
@@ -94,7 +94,7 @@ def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float
 def line_errors(
     truth: Floats, followed: Followed, rate: float, lines: Mapping[str, Any] = LINES
 ) -> dict[str, dict[str, float]]:
-    """Return the labeled and the counted crossings of each line, and their relative difference."""
+    """Return the labeled crossings, the counted crossings, and their relative difference for each line."""
     result = {}
     for name, ends in lines.items():
         there = crossings(truth, ends, rate)
@@ -104,7 +104,7 @@ def line_errors(
 
 
 def clear_mot(truth: Floats, rows: Floats, frames: range) -> dict[str, float]:
-    """Return MOTA, IDF1, identity switches, recall, and precision at an IoU threshold of 0.5, from motmetrics."""
+    """Return MOTA, IDF1, identity switches, recall, and precision (IoU threshold 0.5), computed by motmetrics."""
     if not hasattr(np, "asfarray"):  # motmetrics 1.4 was written for NumPy 1
         np.asfarray = lambda a, dtype=float: np.asarray(a, dtype=dtype)  # type: ignore[attr-defined]
     import motmetrics

@@ -46,7 +46,7 @@ _START_NS: Final = 10**15
 
 @dataclass
 class Coverage:
-    """Counter of the tested intervals, and of those that contain the true count."""
+    """Counts of the tested intervals, and of those that contain the true count."""
 
     intervals: int = 0
     contained: int = 0
@@ -56,7 +56,7 @@ class Coverage:
     widths: list[float] = field(default_factory=list)  # relative to the true count
 
     def judge(self, fitted: Sequence[Clip], judged: Sequence[Clip]) -> None:
-        """Fit the model to clips, and add the intervals for the totals of other clips."""
+        """Fit the model to some clips, test the intervals for the totals of other clips, and add the results."""
         blocks = [
             (name, key, list(added))
             for clip in judged
@@ -86,14 +86,14 @@ class Coverage:
         self.widths.append((high - low) / max(true, 1))
 
     def summary(self) -> dict[str, Any]:
-        """Return the number of intervals, and the share of them that contains the true count."""
+        """Return the number of intervals, and the share of the intervals that contain the true count."""
         numbers = {name: value for name, value in vars(self).items() if name != "widths"}
         share = self.contained / self.intervals if self.intervals else None
         return {**numbers, "coverage": share, "median_width": median(self.widths) if self.widths else None}
 
 
 def random_sites(number: int, seed: int = 0) -> Coverage:
-    """Test the intervals on sites with random errors. Each site has two lines with two directions."""
+    """Test the intervals on sites with random errors. Each site has two lines, which count in two directions."""
     coverage = Coverage()
     for site in range(number):
         rng = np.random.default_rng((seed, site))
@@ -108,7 +108,7 @@ def random_sites(number: int, seed: int = 0) -> Coverage:
 
 
 class _Stream:
-    """The true and counted crossings of one line in one direction."""
+    """True and counted crossings of one line in one direction."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -133,7 +133,7 @@ class _Stream:
 
 
 def simulated_sites(number: int, seed: int = 0) -> Coverage:
-    """Test the intervals on simulated sites. Each is a scene with a detector. Its clips have different objects."""
+    """Test the intervals on simulated sites. A site is a scene with a detector. Its clips show different objects."""
     coverage = Coverage()
     for site in range(number):
         rng = np.random.default_rng((seed, site, 7))
@@ -149,7 +149,7 @@ def simulated_sites(number: int, seed: int = 0) -> Coverage:
 
 
 def _scene_clip(name: str, section: CameraAnalytics, errors: ErrorModel, seed: int) -> Clip:
-    """Simulate one clip of a scene. Count all classes together, because the labels have one class."""
+    """Simulate one clip of a scene. The counts combine all classes, because the labels have only one class."""
     scene = build_scene(name, seed)
     view, lost_s = scene.view, TrackConfig().lost_s
     times_s = frame_times(scene.duration_s, _SCENE_FPS, "steady", seed)

@@ -38,7 +38,7 @@ def grid() -> dict[str, Line]:
 
 
 def _slanting(offset: float, sign: int) -> Line:
-    """Return the part of the line x - sign * y = offset that lies in the frame."""
+    """Return the part of the line ``x - sign * y = offset`` that lies in the frame."""
     ends = sorted([offset, offset + sign * HEIGHT])
     low, high = max(0.0, ends[0]), min(WIDTH, ends[1])
     return (low, sign * (low - offset)), (high, sign * (high - offset))
@@ -54,14 +54,14 @@ def summary(errors: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def errors_of(truth: Floats, found: Floats, frames: range, rate: float) -> dict[str, dict[str, float]]:
-    """Track and count the detections `found`. Return the errors of each line of the grid."""
+    """Track the detections `found`, and count crossings. Return the errors of each line of the grid."""
     lines = grid()
     followed: Followed = follow(found, frames, rate, lines)
     return line_errors(truth[np.isin(truth[:, 0], frames)], followed, rate, lines)
 
 
 def moved(found: Floats, seed: int) -> Floats:
-    """Return detections whose edges are moved by random distances."""
+    """Return the detections with the edges of all boxes moved by random distances."""
     boxes = np.concatenate([found[:, 2:4], found[:, 2:4] + found[:, 4:6]], axis=1)
     boxes += np.random.default_rng(seed).normal(0.0, MOVED_PX, boxes.shape)
     result: Floats = found.copy()

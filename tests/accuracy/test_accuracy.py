@@ -48,7 +48,7 @@ def test_average_precision_matches_known_values(found: list[tuple[float, ...]], 
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of one run of the pipeline on the whole video, with rows as in `mot_rows`."""
+    """Results of one run of the pipeline on the whole video. Rows are those of `mot_rows`."""
 
     metrics: Mapping[str, Any]
     tracks: Floats
@@ -56,7 +56,7 @@ class Measured:
 
 
 def measure(folder: Path) -> Measured:
-    """Run `vision eval` on the video in this process, and keep the tracks and detections."""
+    """Run `vision eval` on the video in this process. Return the results with the tracks and detections."""
     config = folder / "camera.yaml"
     site = {
         "pipeline": "track",
@@ -79,7 +79,7 @@ def measure(folder: Path) -> Measured:
 
 
 def check_tracking(measured: Measured, truth: Floats) -> None:
-    """Check the metrics against the limits, and against the metrics of motmetrics."""
+    """Check the tracking metrics against the limits of the test, and against the values that motmetrics computes."""
     result = measured.metrics
     assert result["video"]["frames"] == 795
     assert result["detection"]["ap50"] >= 0.90
@@ -92,7 +92,7 @@ def check_tracking(measured: Measured, truth: Floats) -> None:
 
 
 def check_counting(found: Floats, truth: Floats) -> None:
-    """Track the detections again at the rate of the video, and at half and a quarter of this rate. Check the counts."""
+    """Track and count the detections at the full, half, and quarter frame rate of the video. Check the counts."""
     followed = follow(found, FRAMES, 10.0)
     whole = clear_mot(truth, followed.rows, FRAMES)
     assert whole["mota"] >= 0.80 and whole["idf1"] >= 0.75 and whole["num_switches"] <= 25, whole

@@ -1,4 +1,4 @@
-"""Tests of the measurement of tracking and counting. test_accuracy.py applies the measurement to a real video."""
+"""Tests of `tests.accuracy.following`, which measures tracking and counting. test_accuracy.py uses a real video."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Row = tuple[int, int, float, float, float, float, float]
 
 
 def mot_rows(recording: Path, class_name: str = "person") -> Iterator[Row]:
-    """Yield one row for each object of this class."""
+    """Yield one MOTChallenge row for each object of the class `class_name`."""
     for message in read_recording(recording):
         for found in message.objects:
             if found.class_name == class_name:

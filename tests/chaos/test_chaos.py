@@ -1,4 +1,4 @@
-"""`vision chaos` with three cameras and a few faults."""
+"""Test of `vision chaos` with three cameras and a few faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAULTS = "camera-down,worker-kill,disk-full"
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    """Start the command. Its files are below `folder`."""
+    """Start `vision chaos` with its files below `folder`."""
     return subprocess.Popen(
         [*CHAOS, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)}
     )

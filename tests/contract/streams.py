@@ -1,4 +1,4 @@
-"""A stream of numbered frames for each kind of source that needs no camera."""
+"""Streams of numbered frames, for each kind of source that needs no camera."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FAST_FPS, SLOW_FPS = 100.0, 1.25
 
 
 def numbered(number: int) -> NDArray[np.uint8]:
-    """Return frame `number`. It differs from its neighbors by 10 shades, which survives compression."""
+    """Return frame `number`. Adjacent frames differ by 10 gray levels, which survive compression."""
     return np.full((HEIGHT_PX, WIDTH_PX, 3), 10 * (number % COUNT), np.uint8)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One kind of source. `make` returns a new source, which starts with the first frame."""
+    """One kind of source. `make` returns a new source, which begins with the first frame."""
 
     make: Callable[[], Source]
     make_slow: Callable[[], Source] | None = None  # one frame in 0.8 s after the first few; None: it never waits
@@ -63,7 +63,7 @@ def write_images(path: Path) -> Path:
 
 
 class _MotionJpeg(BaseHTTPRequestHandler):
-    """Handler of ``/?fps=25``, which sends frames at this rate. With ``&first=5``, five frames precede them."""
+    """Handler of ``/?fps=25``, which sends frames at this rate. With ``&first=5``, five frames come without a delay."""
 
     protocol_version = "HTTP/1.0"
 
@@ -96,7 +96,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def motion_jpeg_server() -> Iterator[str]:
-    """Serve a web camera until the end of the block, and yield its address."""
+    """Run a web camera until the end of the `with` block. Yield its address."""
     with _Server(("127.0.0.1", 0), _MotionJpeg) as server:
         server.closing = threading.Event()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -108,7 +108,7 @@ def motion_jpeg_server() -> Iterator[str]:
 
 
 def streams(folder: Path, web_camera: str) -> dict[str, Stream]:
-    """Return all kinds of streams by name. `folder` is an empty folder for their files."""
+    """Return a stream for each kind of source, by name. `folder` is an empty folder for the files of the streams."""
     fast = write_video(folder / "fast.avi", FAST_FPS)
     slow = write_video(folder / "slow.avi", SLOW_FPS)
     images = write_images(folder / "images")

@@ -1,6 +1,6 @@
 """Contract that every `Detector` fulfills. Add a new detector to `DETECTORS`.
 
-All detectors receive frames of one pure color, and find one object: the whole frame, with the class of the color.
+Each frame has one pure color. The detector must find one object: the whole frame, with the class of this color.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONG_S = 60.0  # for machines that are busy with something else
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of detector. Each function opens a new detector with two slots."""
+    """One kind of detector. Each of its functions opens a new detector with two slots."""
 
     open: Callable[[Path], Detector]  # batches of up to 4
     open_slow: Callable[[Path], Detector]  # a batch takes some 0.1 s
@@ -90,7 +90,7 @@ def _tensorrt() -> Kind | None:
 
 
 class _LosesItsGpu:
-    """A detector whose emulated GPU is lost in the first batch. The GPU works again for the next tests."""
+    """Detector whose emulated GPU is lost in the first batch. The GPU works again in later tests."""
 
     def __init__(self, detector: Any) -> None:
         self._detector = detector
@@ -352,7 +352,7 @@ def test_wait_without_submit_is_refused(detector: Detector) -> None:
 
 
 def test_failure_is_raised_by_wait(kind: Kind, tmp_path: Path) -> None:
-    """The failed batch frees its slot. If the device is lost, every later call raises the error."""
+    """The failed batch frees its slot. If the device is lost, every later call raises the same error."""
     if kind.open_failing is None:
         pytest.skip("after an error of CUDA every call of the process fails, those of other tests too")
     with closing(kind.open_failing(tmp_path)) as detector:

@@ -1,4 +1,4 @@
-"""Contract of all sources. ``tests/rtsp`` has the tests of RTSP sources."""
+"""Contract that every `Source` fulfills. ``tests/rtsp`` contains the tests of RTSP sources."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def slow(request: pytest.FixtureRequest, all_streams: dict[str, Stream]) -> Sour
 
 
 def grab_until_none(source: Source) -> None:
-    """Grab until no frame is waiting. If `grab` waits for the next frame instead, this function fails."""
+    """Grab until no frame is waiting. The function fails if `grab` blocks instead of returning None."""
     assert any(source.grab(0.05) is None for _ in range(COUNT))
 
 
@@ -274,7 +274,7 @@ def test_reopened_source_starts_with_its_first_frame(stream: Stream) -> None:
 
 
 def resources() -> tuple[int, int]:
-    """Return the numbers of open file descriptors and threads of this process."""
+    """Return the number of open file descriptors, and the number of threads, of this process."""
     return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
 

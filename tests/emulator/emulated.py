@@ -17,7 +17,7 @@ KERNELS = _HERE.parents[1] / "vision" / "detect" / "tensorrt" / "cuda"
 
 
 class Launch:
-    """Kernel with its arguments. The values of the arguments are read when the object is created."""
+    """Kernel with its arguments. The object reads the values of the arguments when it is created."""
 
     def __init__(
         self, library: ctypes.CDLL, name: bytes, geometry: Sequence[int], shared_bytes: int, arguments: object
@@ -40,7 +40,7 @@ _one_kernel = threading.Lock()  # the emulator keeps its state in globals
 
 
 def _folder() -> Path:
-    """Return the folder of compiled libraries, whose names contain the hash of their sources."""
+    """Return the folder of compiled libraries. The names of the libraries contain the hashes of their sources."""
     folder = Path(tempfile.gettempdir()) / f"vision-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -53,7 +53,7 @@ def _sources() -> bytes:
 
 
 def fingerprint() -> int:
-    """Return a hash of all sources."""
+    """Return a hash of all sources of the emulator."""
     return int(hashlib.sha256(_sources()).hexdigest()[:8], 16)
 
 
@@ -68,7 +68,7 @@ def _compile(target: Path, arguments: Sequence[str]) -> None:
 
 @functools.cache
 def _scheduler() -> Path:
-    """Compile the part of the emulator that does not depend on the kernel. Return the path of the library."""
+    """Compile the part of the emulator that does not depend on kernels. Return the path of the library."""
     target = _folder() / f"scheduler-{fingerprint():08x}.so"
     if not target.exists():
         _compile(target, [str(_HERE / "scheduler.cpp")])
@@ -76,7 +76,7 @@ def _scheduler() -> Path:
 
 
 def build(file: str, definitions: Mapping[str, int | float | str]) -> Path:
-    """Compile ``vision/detect/tensorrt/cuda/<file>`` with these definitions. Return the path of the library."""
+    """Compile ``vision/detect/tensorrt/cuda/<file>`` with `definitions`. Return the path of the library."""
     options = [f"-D{name}={value}" for name, value in definitions.items()]
     stem = file.removesuffix(".cu")
     key = hashlib.sha256(_sources() + " ".join([file, *options]).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ Compute = Callable[..., Mapping[str, NDArray[Any]]]
 
 
 def onnx_compute(path: str) -> Compute:
-    """Return a function that computes the network in an ONNX file, with images in the type of its input."""
+    """Return a function that computes the network in an ONNX file. It converts images to the input's type."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # more threads would compete with those of the emulated streams
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -156,13 +156,13 @@ class EmulatedEngine:
         """Create an engine.
 
         Args:
-            outputs: shapes without the batch axis. -1 means that the size depends on the data.
-            dtypes: types of the tensors that are not float32.
+            outputs: shapes without the batch axis. -1 marks a size that depends on the data.
+            dtypes: types, by name, of the tensors that are not float32.
             interleaved: if True, the input is (B, H, W, 4), and the fourth channel is ignored.
             channels_last: if True, the input is (B, H, W, 3).
             constants: number of values of each additional input (B, values), by name.
-            without_batch: names of outputs whose first axis is not the batch.
-            waits: if True, each run waits for the stream, so that it cannot be captured.
+            without_batch: names of the outputs whose first axis is not the batch axis.
+            waits: if True, each run waits for the stream, so that a graph cannot capture the run.
             shape_values: ranges of the values of inputs that determine shapes, by name.
         """
         given = dtypes or {}

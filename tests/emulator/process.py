@@ -21,7 +21,7 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_"
 
 
 def run_emulated(tests: Sequence[str], cache: Path, *, engines: bool = True) -> None:
-    """Run pytest with `tests` on the emulated GPU. Fail if a test fails or is skipped unnecessarily.
+    """Run pytest with `tests` on the emulated GPU. Fail if a test fails, or if a test is skipped without need.
 
     Args:
         tests: pytest's arguments.

@@ -24,7 +24,7 @@ COUNTING = ROOT / "configs" / "counting.yaml"
 
 @contextmanager
 def running(config: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Run `vision run` until the block ends."""
+    """Run `vision run` until the end of the `with` block."""
     command = [sys.executable, "-m", "vision", "run", str(config), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
         try:
@@ -35,7 +35,7 @@ def running(config: Path, *arguments: str, env: dict[str, str] | None = None) ->
 
 
 def configuration(tmp_path: Path, pipeline: str = "count", more: str = "") -> tuple[Path, str]:
-    """Write counting.yaml with its own socket, and with the keys `more` in `publish`.
+    """Write counting.yaml with a separate socket, and with the keys `more` in `publish`.
 
     Return the path of the file, and the address of the socket.
     """

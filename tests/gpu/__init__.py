@@ -1,1 +1,1 @@
-"""Tests that need a GPU. The emulator runs most of them without one: ``tests/unit/gpu/test_emulated_gpu.py``."""
+"""Tests that need a GPU. ``tests/unit/gpu/test_emulated_gpu.py`` runs most of them on the emulated GPU."""

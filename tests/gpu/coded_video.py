@@ -1,4 +1,4 @@
-"""Synthetic video in many codecs and containers, and its frames as FFmpeg decodes them."""
+"""Synthetic video in many codecs and containers, and the frames that FFmpeg decodes from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAST = {"preset": "ultrafast", "g": "10"}
 
 
 def scene(count: int, height_px: int, width_px: int) -> Iterator[Image]:
-    """Yield BGR frames (H, W, 3) whose upper quarter is still, while the rest moves."""
+    """Yield BGR frames (H, W, 3). The upper quarter does not change, and the rest moves."""
     random = np.random.default_rng(5)
     shades = random.integers(0, 255, (height_px // 8 + 1, (width_px + 4 * count) // 8 + 1, 3), np.uint8)
     wide = shades.repeat(8, 0).repeat(8, 1)
@@ -55,7 +55,7 @@ def video(
 def written(
     images: Sequence[Image], codec: str, container: str, *, pixels: str = "yuv420p", options: dict[str, str]
 ) -> bytes:
-    """Encode BGR frames. Return the contents of the file."""
+    """Encode BGR frames. Return the contents of the video file."""
     muxing = {"movflags": "+faststart"} if container == "mp4" else {}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "video"
@@ -81,7 +81,7 @@ def _write(
 
 
 def coded(data: bytes) -> list[bytes]:
-    """Return the packets of a file in decoding order."""
+    """Return the packets of a video file in decoding order."""
     with av.open(BytesIO(data)) as file:
         return [bytes(packet) for packet in file.demux(file.streams.video[0]) if packet.size]
 
@@ -108,7 +108,7 @@ def _nv12(frame: av.VideoFrame) -> Image:
 
 @contextmanager
 def served(*parts: bytes, name: str, pause_s: float = 0.0, interval_s: float = 0.0) -> Iterator[str]:
-    """Serve `parts` over HTTP, one after another, until the end of the block. Yield the URL.
+    """Serve `parts` over HTTP, one after another, until the end of the `with` block. Yield the URL.
 
     The server waits `interval_s` after each part, and `pause_s` after the last part before it closes the connection.
     """

@@ -1,4 +1,4 @@
-"""Launch kernels on arrays: copy the arrays to the GPU, and the results back."""
+"""Launch kernels on arrays: copy the arrays to the GPU, and copy the results back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POISON = 0xA7
 
 
 class Bench(contextlib.ExitStack):
-    """A stream and device memory for one test. The end of the `with` block frees them."""
+    """Stream and device memory for one test. The end of the `with` block frees them."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Bench(contextlib.ExitStack):
         self.stream = self.enter_context(Stream())
 
     def buffer(self, nbytes: int) -> DeviceBuffer:
-        """Return GPU memory that is filled with `POISON`."""
+        """Allocate GPU memory, and fill it with `POISON`."""
         buffer = self.enter_context(DeviceBuffer(nbytes, "a test"))
         buffer.fill(POISON, self.stream)
         self.stream.synchronize()
         return buffer
 
     def put(self, array: NDArray[Any]) -> int:
-        """Copy an array to the GPU, padded like the buffers of the detector. Return the address."""
+        """Copy an array to the GPU, with the padding of the detector's buffers. Return the address."""
         buffer = self.buffer(-(-array.nbytes // 16) * 16)
         if array.nbytes:
             buffer.write(np.ascontiguousarray(array))
@@ -69,7 +69,7 @@ def letterbox(
     dtype: str,
     channels: int = 0,
 ) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """Run the letterbox kernel on a batch of frames. An image that is None leaves its row of the batch empty.
+    """Run the letterbox kernel on a batch of frames. If an image is None, its row of the batch remains empty.
 
     Return the network's input, and the number of candidates of each row, which the kernel resets. The input is (B, 3,
     H, W) or, if `channels` is 3 or 4, a view (B, channels, H, W) of an array (B, H, W, channels).
@@ -102,7 +102,7 @@ def postprocess(
 ) -> list[tuple[Detections, int]]:
     """Run the post-processing kernels on raw outputs. `sizes` has the (height, width) of each frame, or None.
 
-    Return the result of each frame, with the number of its boxes whose class has no name.
+    Return the result of each frame, and the number of boxes of the frame whose class has no name.
     """
     layout = {name: Output(value.shape[1:], str(value.dtype)) for name, value in outputs.items()}
     program = PostprocessProgram.of(spec, head, layout, device.shared_bytes)

@@ -37,7 +37,7 @@ extern "C" __global__ void nap(unsigned long long ns) {
 
 
 def open_model(folder: Path, spec: ModelSpec, detect: DetectConfig, outputs: Shapes, **engine: Any) -> TensorRTDetector:
-    """Open a detector for an ONNX file. `outputs` are shapes, without the batch axis, for the emulated engine."""
+    """Open a detector for an ONNX file. `outputs` are output shapes, without the batch axis, of the emulated engine."""
     if not EMULATED:
         return open_tensorrt_detector(folder, spec, detect)
     from tests.emulator.engine import onnx_compute
@@ -74,7 +74,7 @@ def open_computed(
 
 
 class SlowDetector:
-    """Detector whose batches take `seconds` longer on the GPU."""
+    """Detector that spends `seconds` more on the GPU for each batch."""
 
     def __init__(self, detector: TensorRTDetector, seconds: float) -> None:
         self._detector = detector

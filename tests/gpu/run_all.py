@@ -1,6 +1,6 @@
 """Run all GPU tests, each part in a separate process with a time limit.
 
-The output of each part is kept, and the summary is written after each part.
+After each part, the program stores the output of the part, and updates the summary.
 
     python -m tests.gpu.run_all OUT [--only kernels,contract,detector,stage] [--seconds 480]
 """
@@ -31,14 +31,14 @@ SANITIZED = (
 
 @dataclass(frozen=True)
 class Part:
-    """Part of the tests, which one command runs."""
+    """Part of the tests, which a single command runs."""
 
     command: tuple[str, ...]
     seconds: float  # at most
 
 
 def parts(out: Path) -> Mapping[str, Part]:
-    """Return the parts, the most important first."""
+    """Return the parts in descending order of importance."""
     python = (sys.executable,)
     sanitizer = shutil.which("compute-sanitizer") or "compute-sanitizer"
     few = "mixed_sizes or plain or yolov8 or nanodet and ties or efficient"

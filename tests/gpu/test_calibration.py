@@ -1,4 +1,4 @@
-"""Tests of the calibration with TensorRT 10 on a real GPU, and of its GPU memory."""
+"""Tests of calibration with TensorRT 10 on a real GPU, and of the GPU memory that calibration uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare ``crops.cu`` with `tests.crop_reference`, and with the crops of the back-end on the CPU."""
+"""Comparison of ``crops.cu`` with `tests.crop_reference`, and with the crops of the CPU back-end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def noise(pixel_format: PixelFormat, seed: int = 1) -> NDArray[np.uint8]:
 def cut(
     device: Any, spec: CropSpec, pixels: NDArray[np.uint8], layout: FrameLayout, box: Box, *, dtype: str = "float32"
 ) -> NDArray[Any]:
-    """Cut `box` out of a frame with the kernel. Return the tensor (3, H, W)."""
+    """Cut `box` out of a frame with the kernel. Return the tensor (3, H, W) of type `dtype`."""
     program = CropProgram(spec, dtype)
     with Bench(device) as bench:
         shape = (3, spec.height, spec.width)

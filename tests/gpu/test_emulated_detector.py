@@ -117,7 +117,7 @@ def test_scores_outside_0_and_1_are_refused() -> None:
 
 
 def test_logged_budget_equals_the_allocated_memory(caplog: pytest.LogCaptureFixture) -> None:
-    """The weights are excluded, because an emulated engine has none."""
+    """The budget excludes the weights, because an emulated engine has none."""
     caplog.set_level("INFO")
     before = allocated()
     with closing(opened(max_batch=24)):
@@ -141,7 +141,7 @@ def test_stop_during_startup_ends_before_the_next_context() -> None:
 
 
 def test_systemctl_stop_ends_a_build(tmp_path: Path) -> None:
-    """On a Jetson, a build takes minutes, but systemd kills a process that does not stop within a shorter time."""
+    """On a Jetson, a build takes minutes. systemd kills a process that does not stop within a shorter time."""
     for attempt in range(3):  # on a busy machine, the short build of this test can end before the signal arrives
         folder = tmp_path / str(attempt)
         returncode, output = _stopped_during_build(folder)
@@ -247,7 +247,7 @@ def test_efficient_nms_runs_as_a_graph() -> None:
 
 
 def test_outputs_with_a_data_dependent_size_run_without_graphs(caplog: pytest.LogCaptureFixture) -> None:
-    """The first pixel determines the number of rows in the output, whose memory grows with this number."""
+    """The first pixel determines the number of rows in the output. The output needs more memory for more rows."""
 
     def rows(images: Images) -> Outputs:
         count = round(float(images.max()))
@@ -319,7 +319,7 @@ def test_output_rows_without_a_frame_are_refused() -> None:
 
 
 class Crowd:
-    """Slow engine that records how many batches run at the same time."""
+    """Slow engine that records the number of batches that run at the same time."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -442,9 +442,9 @@ def test_insufficient_memory_is_reported_before_allocation() -> None:
 
 
 class ReadingClock:
-    """Clock that simulates how long the detector needs to read a frame in each of two ways.
+    """Clock that simulates the time in which the detector reads a frame, for each of two ways of reading.
 
-    In each round, the detector first reads the frame in place (`in_place_ns`), then copies it (`copied_ns`).
+    In each round, the detector first reads the frame in place (`in_place_ns`), and then copies it (`copied_ns`).
     """
 
     def __init__(self, in_place_ns: int, copied_ns: int) -> None:

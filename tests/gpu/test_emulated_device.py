@@ -1,6 +1,6 @@
 """Tests, in the emulator, of the errors for an unusable GPU, and of the choice between NVDEC and FFmpeg.
 
-The errors are checked from the CUDA call to the line in the terminal.
+The tests of errors cover the path from the CUDA call to the line in the terminal.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ UNUSABLE = [(35, 12020, "old-driver"), (35, 0, "no-driver"), (100, 13000, "no-gp
 
 @pytest.fixture(params=UNUSABLE, ids=["old driver", "no driver", "no GPU"])
 def unusable(request: pytest.FixtureRequest) -> Iterator[DeviceError]:
-    """Make the GPU unusable in the block. Yield the expected error."""
+    """Make the GPU unusable until the end of the test. Yield the expected error."""
     from cuda.bindings.device import gpu
 
     status, version, code = request.param
@@ -111,7 +111,7 @@ FRAME_BYTES = 640 * 480 * 3 // 2
 
 @contextmanager
 def room_for(nbytes: int) -> Iterator[None]:
-    """Limit the free memory of the GPU to `nbytes` until the end of the block."""
+    """Limit the free memory of the GPU to `nbytes` until the end of the `with` block."""
     from cuda.bindings.device import gpu
 
     total, gpu.total_bytes = gpu.total_bytes, gpu.used_bytes + nbytes
@@ -125,7 +125,7 @@ page_locked = partial(page_locked_frame_buffer, in_place=False)
 
 
 def held() -> tuple[int, int, int]:
-    """Return the allocated bytes: GPU and host memory according to `vision`, and GPU memory according to the GPU."""
+    """Return the allocated bytes: GPU memory and host memory counted by `vision`, and GPU memory counted by the GPU."""
     from cuda.bindings.device import gpu
 
     gc.collect()  # tracebacks of other tests hold buffers
@@ -136,7 +136,7 @@ def held() -> tuple[int, int, int]:
 @pytest.mark.parametrize("images", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
 @pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
 def test_failed_frame_buffer_releases_its_memory(where: str, images: float) -> None:
-    """Too little memory is free for the host part of the buffer, or for its GPU part."""
+    """The free memory is too small for the host part of the buffer, or for its GPU part."""
     allocators: dict[str, Allocate] = {
         "both": page_locked,
         "shared": partial(page_locked_frame_buffer, in_place=True),
@@ -159,7 +159,7 @@ def test_failed_frame_buffer_releases_its_memory(where: str, images: float) -> N
 
 
 def test_camera_without_memory_reconnects_and_others_go_on() -> None:
-    """The camera releases its memory and reconnects. When there is enough memory, its frames arrive."""
+    """The camera releases its memory and reconnects. When enough memory is free, the frames of the camera arrive."""
     from cuda.bindings.device import gpu
 
     spec = SyntheticSpec.parse("synthetic:64x48?format=nv12&resize=5:640x480&frames=8")
@@ -220,7 +220,7 @@ def test_nvdec_decodes_supported_sources(source: str, settings: dict[str, Any], 
 
 
 def test_nvdec_decodes_rtsp_over_tcp_without_gstreamer() -> None:
-    """The test runs in a separate process without GStreamer. Over UDP, damage by lost packets would not be reported."""
+    """The test runs in a separate process without GStreamer. Over UDP, damage by lost packets would be unreported."""
     program = """
 import sys
 sys.modules["gi"] = None
@@ -235,7 +235,7 @@ for transport in ("tcp", "udp"):
 
 @pytest.fixture
 def caches_cleared() -> Iterator[None]:
-    """Clear all cached properties of the GPU and its decoders, before and after the test."""
+    """Clear all cached properties of the GPU and its decoders before and after the test."""
     for known in (open_device, opening._has_nvdec):
         known.cache_clear()
     yield
@@ -263,7 +263,7 @@ def test_missing_nvdec_module_is_logged(
 
 
 def read(source: Source, *, on_gpu: bool) -> Generator[Frame]:
-    """Yield the times and the frames of a source until its end, through GPU memory or through host memory."""
+    """Yield the times and frames of a source until it ends. `on_gpu` selects GPU memory instead of host memory."""
     with closing(source):
         info = source.open()
         while True:
@@ -339,7 +339,7 @@ def test_nvdec_decodes_a_supported_file(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_rotated_video_is_decoded_by_ffmpeg(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """NVDEC does not rotate frames. A configuration that requires NVDEC for such a video is an error."""
+    """NVDEC does not rotate frames. A configuration that requires NVDEC for such a video causes an error."""
     path = tmp_path / "a.mp4"
     path.write_bytes(video("libx264", "mp4", count=8, options=(*FAST.items(), ("bf", "0"))))
     turned(path, 1)
@@ -398,7 +398,7 @@ def test_ffmpeg_takes_over_a_network_camera_that_nvdec_refuses(caplog: pytest.Lo
 
 
 def test_unsupported_change_of_a_stream_ends_the_connection() -> None:
-    """The stream of a camera that is reconfigured can change in this way. The next connection uses FFmpeg."""
+    """The stream of a camera can change in this way after a new configuration. The next connection uses FFmpeg."""
     options = (*FAST.items(), ("bf", "0"))
     parts = [video("libx264", "h264", count=8, pixels=pixels, options=options) for pixels in ("yuv420p", "yuv420p10le")]
     actual: list[Frame] = []
@@ -429,7 +429,7 @@ class Counted:
 def test_program_decodes_each_camera_with_the_decoder_that_supports_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The two cameras have no decoder setting. NVDEC decodes one, and refuses the other."""
+    """The configurations of the two cameras select no decoder. NVDEC decodes one stream, and rejects the other."""
     caplog.set_level(logging.INFO)
     options = (*FAST.items(), ("bf", "0"))
     (tmp_path / "a.mp4").write_bytes(video("libx264", "mp4", count=8, options=options))

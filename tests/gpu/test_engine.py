@@ -1,4 +1,4 @@
-"""Tests of engines on a real GPU: their results, with and without CUDA graphs, and the data kept for the next start."""
+"""Tests of engines on a real GPU: results with and without CUDA graphs, and the data stored for the next start."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def engine(folder: Path, cache: Path, pool: MemoryPool) -> Iterator[Engine]:
 
 
 class Bench:
-    """Execution context for one batch size, with all memory that it needs to run."""
+    """Execution context for one batch size, with all buffers that a run needs."""
 
     def __init__(self, engine: Engine, batch: int, made: contextlib.ExitStack) -> None:
         self.stream = made.enter_context(cuda.Stream())
@@ -109,7 +109,7 @@ class Bench:
         memory.copy_to_host(self.result.address, self._output.address, self._output.nbytes, self.stream)
 
     def run(self, frames: NDArray[np.float32]) -> NDArray[Any]:
-        """Run the engine once. Return its outputs."""
+        """Run the engine once on `frames`. Return its outputs."""
         extra = self._images.channels - frames.shape[1]
         channels = np.pad(frames, ((0, 0), (0, extra), (0, 0), (0, 0)))
         laid_out = channels.transpose(0, 2, 3, 1) if self._images.interleaved else channels
@@ -119,7 +119,7 @@ class Bench:
         return np.array(self.outcome())
 
     def outcome(self) -> NDArray[Any]:
-        """Return the outputs of the last launch. Its stream must have finished."""
+        """Return the outputs of the previous launch. The work on the stream must have finished."""
         array: NDArray[Any] = self.result.array(self._output_shape, self._y.dtype)
         return array
 
@@ -129,7 +129,7 @@ def frames(batch: int) -> NDArray[np.float32]:
 
 
 def right(batch: int) -> NDArray[np.float32]:
-    """Return the outputs of ONNX Runtime on the CPU for `frames(batch)`."""
+    """Return the expected outputs for `frames(batch)`, which ONNX Runtime computes on the CPU."""
     session = onnxruntime.InferenceSession(convolution(), providers=["CPUExecutionProvider"])
     found: NDArray[np.float32] = session.run(None, {"images": frames(batch)})[0]
     return found
@@ -202,7 +202,7 @@ def test_kernels_are_kept_for_the_next_start(folder: Path, cache: Path, caplog: 
 def test_engine_that_does_not_load_is_built_again(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The name and the hash of the plan are correct, but TensorRT cannot load it."""
+    """The name and the hash of the plan are correct, but TensorRT cannot load the plan."""
     device = cuda.open_device()
     cache = EngineCache(tmp_path / "engines")
     settings = resolve(DetectConfig(precision="fp16"), spec())

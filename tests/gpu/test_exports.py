@@ -1,4 +1,4 @@
-"""Tests of the layouts of public exporters on the GPU. The results are the same objects as with ONNX Runtime."""
+"""Tests of the output layouts of public exporters on the GPU. Expected results come from ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHOSEN_FORMATS = [("float16", True), ("uint8", True), ("uint8", False)] if EMULA
 
 
 def detect(folder: Path, spec: ModelSpec, name: str, **engine: Any) -> tuple[Detections, list[Detections], Any]:
-    """Return the objects that ONNX Runtime finds in a frame, those of a batch on the GPU, and the counters."""
+    """Return the objects that ONNX Runtime finds in a frame, those that the GPU finds in a batch, and the counters."""
     outputs = as_type(EXPORTS[name], np.float32)
     config = DetectConfig(score_threshold=0.3, batches_in_flight=1, max_batch=2, precision="fp32")
     with closing(OnnxRuntimeDetector(folder / spec.file, spec, score=0.3, batches_in_flight=1, threads=1)) as detector:

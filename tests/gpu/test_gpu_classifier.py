@@ -1,4 +1,4 @@
-"""Tests of the second model on the GPU: TensorRT on a real GPU, ONNX Runtime behind the kernels on the emulated GPU."""
+"""Tests of the second model on the GPU. On the emulated GPU, ONNX Runtime replaces TensorRT."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def save(folder: Path, *changes: tuple[str, str], **options: Any) -> ClassifierS
 
 
 def opened(folder: Path, spec: ClassifierSpec, *, batches: tuple[int, int] = (1, 64), **config: Any) -> Any:
-    """Open the classifier in `folder` on the GPU. Only the emulated engine has the range `batches`."""
+    """Open the classifier in `folder` on the GPU. `batches` is the range of batch sizes of an emulated engine."""
     cascade = CascadeConfig.model_validate({"model": "paint", "precision": "fp32"} | config)
     if not EMULATED:
         return open_tensorrt_classifier(folder, spec, cascade)
@@ -74,7 +74,7 @@ def frame_in(buffer: FrameBuffer) -> Frame:
 
 
 def on_gpu(pixels: NDArray[np.uint8], pixel_format: PixelFormat, memory: str) -> FrameBuffer:
-    """Return a buffer with these pixels in the kind of memory `memory`: ordinary, gpu, shared, or page-locked."""
+    """Return a buffer with these pixels. `memory` is the kind of memory: ordinary, gpu, shared, or page-locked."""
     from cuda.bindings import runtime
 
     if memory == "ordinary":
@@ -231,7 +231,7 @@ def result_of(frame: Frame, boxes: NDArray[np.float32]) -> Result:
 
 
 def test_objects_of_several_cameras_get_their_attributes(tmp_path: Path, device: Any) -> None:
-    """Objects of all cameras share batches, even if the frames of the cameras are in different kinds of memory."""
+    """Objects of all cameras share batches, even if the cameras' frames are in different kinds of memory."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[:, :64], pixels[:, 64:] = (0, 0, 255), (255, 0, 0)
     boxes = np.array([[4, 4, 44, 84], [70, 4, 120, 84]], np.float32)

@@ -1,4 +1,4 @@
-"""Compare ``letterbox.cu`` with `sample` and `normalized` of `tests.letterbox_reference`."""
+"""Comparison of ``letterbox.cu`` with `sample` and `normalized` of `tests.letterbox_reference`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def frame(layout: FrameLayout, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
-    """Return the levels that the reference computes, without rounding."""
+    """Return the levels, without rounding, that the reference computes."""
     fit = Letterbox.fit(layout.width_px, layout.height_px, spec.width, spec.height, spec.letterbox)
     return sample(
         pixels,
@@ -60,13 +60,13 @@ def levels(spec: InputSpec, pixels: Any, layout: FrameLayout) -> Any:
 
 @lru_cache(64)
 def levels_of_frame(size: tuple[int, int], letterbox: Placement, fill: int, layout: FrameLayout, seed: int) -> Any:
-    """Return the `levels` of a `frame`. They are cached, because the reference is slower than the kernel."""
+    """Return the `levels` of a `frame`. The result is cached, because the reference is slower than the kernel."""
     spec = InputSpec(width=size[0], height=size[1], letterbox=letterbox, fill=fill)
     return levels(spec, frame(layout, seed), layout)
 
 
 def assert_rounded(spec: InputSpec, given: Any, expected: Any, *, half: bool, said: str) -> None:
-    """Check that `given` is the normalized tensor of the rounded levels `expected`. Ties can be rounded either way."""
+    """Check that `given` is the normalized tensor of the rounded levels `expected`. Ties may be rounded up or down."""
     spread = max(spec.scale * 255 / min(spec.std), *np.abs(np.array(spec.mean) / spec.std))
     below, above = (
         normalized(np.rint(expected + much), spec.color, spec.scale, spec.mean, spec.std) for much in (-1e-3, 1e-3)
@@ -148,7 +148,7 @@ def test_row_pitch_can_exceed_the_row_length(device: Any) -> None:
 
 
 def test_rounding_matches_opencv(device: Any) -> None:
-    """Most levels of a real frame are equal. Levels can differ by 1, because OpenCV's weights have fewer bits."""
+    """Most levels of a real frame are equal. Levels may differ by 1, because OpenCV's weights have fewer bits."""
     capture = cv2.VideoCapture(str(CLIP))
     frame_bgr = np.asarray(capture.read()[1], np.uint8)
     capture.release()

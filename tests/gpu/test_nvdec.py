@@ -1,4 +1,4 @@
-"""Compare NVDEC with FFmpeg, bit by bit, for files, network streams, and frames for the detector."""
+"""Bitwise comparison of NVDEC with FFmpeg, for files, network streams, and frames for the detector."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def saved(folder: Path, data: bytes, name: str) -> Path:
 
 
 def camera(source: str, **settings: Any) -> CameraConfig:
-    """Return a camera that skips no frame when the machine stalls, unless `settings` contains `max_frame_age_s`."""
+    """Return a camera that drops no frame if the machine stalls, unless `settings` contains `max_frame_age_s`."""
     settings = {"max_frame_age_s": 60, **settings}
     return CameraConfig.model_validate({"id": "gate", "source": source, "reader": "nvdec", **settings})
 
@@ -69,14 +69,14 @@ def opened_camera(address: str, **settings: Any) -> Source:
 
 
 def on_gpu(source: Source, height_px: int, width_px: int) -> Image:
-    """Return the last grabbed frame, read through GPU memory."""
+    """Return the most recently grabbed frame, read through GPU memory."""
     buffer = device_frame_buffer(height_px, width_px, "nv12")
     source.retrieve(buffer)
     return buffer.read()
 
 
 def rest_of(source: Source, height_px: int, width_px: int) -> Iterator[tuple[int | None, Image]]:
-    """Yield times and frames of an open source until it ends."""
+    """Yield the times and frames of an open source until it ends."""
     try:
         while (grab := source.grab(10)) is not None:
             yield grab.pts_ns, on_gpu(source, height_px, width_px)
@@ -143,7 +143,7 @@ def test_shipped_clip_matches_ffmpeg() -> None:
 def test_every_codec_matches_ffmpeg(
     codec: str, container: str, options: tuple[tuple[str, str], ...], tolerance: int, tmp_path: Path
 ) -> None:
-    """Pixels and times of all frames are compared in presentation order."""
+    """The test compares the pixels and times of all frames in presentation order."""
     data = video(codec, container, count=COUNT, options=options)
     reference = list(decoded(data))
     assert len(reference) == COUNT
@@ -295,14 +295,14 @@ ENCODINGS: tuple[tuple[str, YuvEncoding], ...] = (
 
 
 def encodings(count: int = 5) -> list[bytes]:
-    """Return H.264 video of one size with each of the `ENCODINGS`."""
+    """Return H.264 videos of the same size, one with each of the `ENCODINGS`."""
     return [
         video("libx264", "h264", count=count, options=(*NO_B_FRAMES, ("x264-params", x264))) for x264, _ in ENCODINGS
     ]
 
 
 def test_every_frame_of_a_file_has_its_encoding(tmp_path: Path) -> None:
-    """The encoding is also correct for frames in the decoder at the time of a change, and in the next repetition."""
+    """Frames inside the decoder during a change, and frames of the next repetition, also have the correct encoding."""
     with opened_file(saved(tmp_path, b"".join(encodings()), "a.h264"), loop=True) as source:
         assert source.open().yuv == "bt601"
         actual = [grab.yuv for _ in range(25) if (grab := source.grab(1)) is not None]
@@ -352,7 +352,7 @@ def test_network_stream_matches_ffmpeg(
 
 
 def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
-    """If the frames came from a file, they would be returned one or more calls later."""
+    """For a file, the decoder would return each frame one or more calls later."""
     path = saved(tmp_path, video("libx264", "mp4", count=COUNT, options=NO_B_FRAMES), "a.mp4")
     print("\nlive: frames in the decoder after each packet")
     held = {live: held_back(path, live=live) for live in (True, False)}
@@ -363,7 +363,7 @@ def test_live_frames_are_returned_without_delay(tmp_path: Path) -> None:
 
 
 def held_back(path: Path, *, live: bool) -> list[int]:
-    """Return the number of frames that the decoder holds after each packet. Check that it returns all frames."""
+    """Return the number of frames in the decoder after each packet. Check that the decoder returns all frames."""
     import av
 
     held, within = [], 0
@@ -380,7 +380,7 @@ def held_back(path: Path, *, live: bool) -> list[int]:
 
 
 def test_live_stream_with_reordered_frames_is_complete(caplog: pytest.LogCaptureFixture) -> None:
-    """All frames are returned, in presentation order from the second key frame on."""
+    """From the second key frame on, the decoder returns all frames in presentation order."""
     caplog.set_level(logging.INFO)
     data = video("libx264", "mpegts", count=COUNT, options=B_FRAMES)
     reference = dict(decoded(data))
@@ -427,7 +427,10 @@ def test_every_frame_of_a_stream_has_its_encoding() -> None:
 
 
 def test_supervisor_with_gpu_buffers_delivers_frames_of_all_epochs() -> None:
-    """A new size and a new connection start a new epoch. A machine that stalls can skip frames up to a key frame."""
+    """A new frame size or a new connection starts a new epoch.
+
+    If the machine stalls, frames up to a key frame can be dropped.
+    """
     parts = two_sizes()
     reference = [image for part in parts for _, image in decoded(part)]
     with served(*parts, name="live.h264") as address:
@@ -474,7 +477,7 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
 
 
 def test_frames_after_damage_are_whole_from_the_next_key_frame() -> None:
-    """NVDEC conceals errors. From the next key frame on, its frames must equal those of FFmpeg."""
+    """NVDEC conceals errors. From the next key frame on, the frames of NVDEC must equal those of FFmpeg."""
     packets = coded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES))
     packets[15] = packets[15][: len(packets[15]) // 3] + packets[15][len(packets[15]) // 2 :]
     reference = list(decoded(video("libx264", "h264", count=COUNT, options=NO_B_FRAMES)))

@@ -47,7 +47,7 @@ def detector(device: object) -> Iterator[Any]:
 
 
 class NeverClosed:
-    """Detector whose `close` does nothing."""
+    """Detector that the tests share. `close` does nothing."""
 
     def __init__(self, detector: Any) -> None:
         self._detector = detector
@@ -59,7 +59,7 @@ class NeverClosed:
         return getattr(self._detector, name)
 
     def close(self) -> None:
-        """Do nothing."""
+        """Leave the detector open."""
 
 
 @dataclass
@@ -70,12 +70,12 @@ class Kept:
         self.results.append(result)
 
     def report(self, report: Report) -> None:
-        """Do nothing."""
+        """Ignore the report."""
 
 
 @pytest.fixture(scope="module")
 def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of the shipped clip, which is shortened for the emulator."""
+    """Return the path of the shipped clip. For the emulator, return the path of a shortened copy."""
     if not EMULATED:
         return CLIP
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
@@ -175,7 +175,7 @@ def test_frames_from_nvdec_and_from_the_host_give_the_same_detections(short_clip
 
 
 class Brightness:
-    """Pixel stage that computes the mean of the bytes of each frame."""
+    """Pixel stage that computes the mean of all bytes of each frame."""
 
     def __init__(self) -> None:
         self.means: list[float] = []
@@ -189,7 +189,7 @@ class Brightness:
 
 
 def brightness(clip: Path, reader: str, detector: Any, *, workers: int = 0) -> Brightness:
-    """Run a pipeline with a pixel stage over one file. Return the stage."""
+    """Run a pipeline with the pixel stage `Brightness` on one file. Return the stage."""
     config = AppConfig.model_validate({"cameras": [{"id": "gate", "source": str(clip), "reader": reader}]})
     options = RunOptions(threading.Event(), offline=True, capture_workers=workers)
     stage = Brightness()

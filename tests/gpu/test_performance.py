@@ -1,4 +1,4 @@
-"""Tests of the benchmarks on a GPU: the network alone in lanes, and a timeline of the slots."""
+"""Tests of the GPU benchmarks: the network alone in lanes, and a timeline of the slots."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ real = pytest.mark.skipif(EMULATED, reason="needs a real GPU")
 
 @pytest.fixture(autouse=True)
 def gpu(device: object) -> None:
-    """Open the GPU for each test, because a test may break the emulated one. Skip without a GPU."""
+    """Open the GPU separately for each test, because a test may break the emulated GPU. Skip the test without a GPU."""
     open_device()
 
 

@@ -1,4 +1,4 @@
-"""Compare the kernels of the plugins with NumPy. The tests make the same calls as TensorRT for a run."""
+"""Comparison of the plugins' kernels with NumPy. The tests make the calls that TensorRT makes for a run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def star_relu(values: NDArray[Any], settings: StarReluSettings) -> NDArray[np.fl
 def run(plugin: KernelPlugin, bench: Bench, inputs: Sequence[Any], outputs: Sequence[Any], *, graph: bool) -> None:
     """Run a plugin once, and check that the run allocates no memory.
 
-    `inputs` and `outputs` are pairs of description and address.
+    `inputs` and `outputs` contain pairs of a tensor description and an address.
     """
     plugin.on_shape_change([desc for desc, _ in inputs], [desc for desc, _ in outputs])
     dynamic = [dynamic_desc(tuple(desc.dims), "float32", batch=desc.dims[0]) for desc, _ in inputs]

@@ -1,4 +1,4 @@
-"""Compare ``postprocess.cu`` with the heads, NMS, and `to_detections` of the reference."""
+"""Comparison of ``postprocess.cu`` with the heads, NMS, and `to_detections` of the reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WHOLE = {"labels": np.int64}  # type of outputs with integers that are not int32
 
 @dataclass(frozen=True)
 class Case:
-    """One network's head with one kind of input."""
+    """Head of one network, with one kind of input."""
 
     kind: str  # of the head, then its form after a comma
     classes: int = 7
@@ -194,7 +194,7 @@ class Case:
         return {"output": output} if self.kind == "yolox" else _maps("map", output, strides)
 
     def _rows(self, batch: int, random: np.random.Generator) -> Arrays:
-        """Return the rows of heads that have one class per box."""
+        """Return the rows of a head that has one class per box."""
         rows = self.rows
         corners = self.boxes(random, batch, rows, corners=True)
         named = random.integers(-1, self.classes + 2, (batch, rows))
@@ -223,13 +223,13 @@ class Case:
 
 
 def _split(name: str, values: NDArray[np.float64], strides: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
-    """Return the values of the cells of each stride."""
+    """Split the values of the cells by stride."""
     edges = np.cumsum([LEVELS[stride] for stride in strides])[:-1]
     return {f"{name}_{stride}": part for stride, part in zip(strides, np.split(values, edges, axis=1), strict=True)}
 
 
 def _maps(name: str, values: NDArray[np.float64], strides: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
-    """Return the values of the cells of each stride as maps (batch, values, rows, columns)."""
+    """Split the values of the cells by stride, as maps (batch, values, rows, columns)."""
     return {
         key: level.transpose(0, 2, 1).reshape(len(level), -1, 64 // stride, 96 // stride)
         for stride, (key, level) in zip(strides, _split(name, values, strides).items(), strict=True)
@@ -324,17 +324,17 @@ def reference(case: Case, outputs: Arrays, index: int, size: tuple[int, int]) ->
 
 
 class RoundingDecides(Exception):
-    """Rounding errors can affect the result of a case, so the case tests nothing."""
+    """Rounding errors can affect the result of a case, so the case is not a valid test."""
 
 
 def can_rounding_decide(scores: NDArray[np.float32], threshold: float) -> bool:
-    """Return True if two of the scores (best first), or a score and the threshold, are nearly equal."""
+    """Return True if two of the `scores` (in descending order), or a score and the threshold, are nearly equal."""
     steps = -np.diff([*scores.astype(np.float64), threshold]) / scores
     return bool(len(scores)) and steps.min() <= 2 * ROUNDING
 
 
 def outputs_and_results(case: Case) -> tuple[Arrays, list[tuple[Detections, int] | None]]:
-    """Return outputs of a case that rounding errors cannot affect, and the result for each size of `SIZES`."""
+    """Return outputs whose results do not depend on rounding errors, and the result for each frame size of `SIZES`."""
     for seed in range(CASES.index(case), CASES.index(case) + 100):
         outputs = case.outputs(len(SIZES), seed=seed)
         with suppress(RoundingDecides):
@@ -380,7 +380,7 @@ def assert_same_shapes(given: Shapes | None, wanted: Shapes | None, side_px: int
 
 
 def test_results_are_deterministic(device: Any) -> None:
-    """The order in which threads write candidates must not change the result."""
+    """The result must not depend on the order in which threads write candidates."""
     case = Case("yolov8", rows=1500, content="ties", score=0.1, candidates=100)
     outputs = case.outputs(2, seed=1)
     head = make_head(case.spec, case.classes, case.score, None)

@@ -1,4 +1,4 @@
-"""Tests of models with an input that determines shapes. Its values come from model.yaml."""
+"""Tests of models with a shape input, that is, an input that determines shapes. Its values come from model.yaml."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROFILES = [{"batch": [1, 2, 4], "values": {"size": [[16, 16], [32, 32], [64, 64
 
 
 def save(path: Path) -> None:
-    """Write a network that scales its frames to `size` and back, and reports each quarter of a frame as an object.
+    """Write a network that scales each frame to `size` and back, and detects each quarter of the frame as an object.
 
     The score of a quarter is its mean brightness after scaling, so it depends on `size`.
     """

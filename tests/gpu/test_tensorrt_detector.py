@@ -1,4 +1,4 @@
-"""Tests of the TensorRT detector. Tests with engines that fail are in ``test_emulated_detector.py``."""
+"""Tests of the TensorRT detector. ``test_emulated_detector.py`` contains the tests with engines that fail."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Image = NDArray[np.uint8]
 
 
 def images(count: int) -> list[Image]:
-    """Return the first frames of the clip, 768x576."""
+    """Return the first `count` frames of the clip, each 768x576 pixels."""
     capture = cv2.VideoCapture(str(CLIP))
     try:
         return [np.asarray(capture.read()[1], np.uint8) for _ in range(count)]
@@ -48,7 +48,7 @@ HALF = dict.fromkeys(("images", *OUTPUTS), "float16")
 
 
 def open_nanodet(dtypes: Mapping[str, str] | None = None, **settings: Any) -> Any:
-    """Open nanodet-g-416. `dtypes` are the types of an emulated engine; a real engine has its own types."""
+    """Open nanodet-g-416. `dtypes` are the tensor types of the emulated engine. A real engine has its own types."""
     folder = folder_of_model("nanodet-g-416", shipped_models())
     detect = DetectConfig(
         **{"score_threshold": 0.25, "batches_in_flight": 2, "max_batch": 2 if EMULATED else 8, **settings}
@@ -67,7 +67,7 @@ def frame(pixels: Image, pixel_format: PixelFormat = "bgr", size: tuple[int, int
 
 
 def in_buffer(buffer: FrameBuffer) -> Frame:
-    """Return a frame of 768x576 whose pixels are in `buffer`."""
+    """Return a frame of 768x576 pixels, which are in `buffer`."""
     return Frame(FrameMeta("clip", 0, 0, 0, 0, 768, 576), buffer)
 
 
@@ -94,9 +94,9 @@ def iou(boxes: NDArray[np.float32], box: NDArray[np.float32]) -> NDArray[np.floa
 
 
 def test_detections_match_onnx_runtime(detector: Any) -> None:
-    """In the whole clip, at least 97.5 % of the boxes with scores over 0.3 match: IoU over 0.98, scores within 0.01.
+    """At least 97.5 % of the boxes with scores over 0.3 must match, with an IoU over 0.98 and scores within 0.01.
 
-    The best class of a box, and the best of two overlapping boxes, can differ if their scores are nearly equal.
+    Results can differ if two classes of a box, or two overlapping boxes, have nearly equal scores.
     """
     folder = folder_of_model("nanodet-g-416", shipped_models())
     spec = load_model_spec(folder)

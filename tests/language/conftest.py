@@ -1,4 +1,4 @@
-"""Fixtures that provide the tiny model, and a server that the tests of a module share."""
+"""Fixtures: the tiny model, and a server that the tests of a module share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "key-of-the-server"
 
 
 class TinyModel(NamedTuple):
-    """Paths of the tiny model and its vision projector."""
+    """Paths of the tiny model and of its vision projector."""
 
     model: Path
     projector: Path
@@ -32,6 +32,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="module")
 def llama(tiny_model: TinyModel) -> Iterator[LlamaServer]:
-    """Run a server that accepts images and requires the key `KEY`."""
+    """Run a server that accepts images and requires the API key `KEY`."""
     with llama_server(*tiny_model, KEY) as server:
         yield server

@@ -1,6 +1,7 @@
-"""The HTTP server of llama.cpp, from the package `xllamacpp`, in a process that tests can kill and freeze.
+"""HTTP server of llama.cpp, from the package `xllamacpp`, in a process that tests can kill and suspend.
 
-Arguments of the program: the model, its projector for images (or an empty string), and the key (or an empty string).
+Arguments of the program: the model, its projector for images (or an empty string), and the API key (or an empty
+string).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _START_S: Final = 60.0
 
 
 class LlamaServer:
-    """A running server. `url` is the base URL of its API."""
+    """Running server. `url` is the base URL of its API."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.url = url
@@ -38,7 +39,7 @@ class LlamaServer:
 
 @contextmanager
 def llama_server(model: Path, projector: Path | None = None, key: str = "") -> Iterator[LlamaServer]:
-    """Run a server for a `with` block. Clients must send `key`, unless it is empty."""
+    """Run a server until the end of the `with` block. Clients must send the API key `key`, unless it is empty."""
     command = [sys.executable, "-m", "tests.language.llama_server", str(model), str(projector or ""), key]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:

@@ -1,4 +1,4 @@
-"""Tests of the client of language models with the server of llama.cpp and a tiny model."""
+"""Tests of the language model client with the server of llama.cpp and a tiny model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `vision llm check` with the server of llama.cpp, and with a scripted server that answers correctly."""
+"""Tests of `vision llm check` with the server of llama.cpp, and with a scripted server that gives correct answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(server: Any, *options: str) -> int:
 
 
 def shows_something(jpeg: bytes) -> bool:
-    """Check that an image has one of the two expected sizes. Return True if it has more than one color."""
+    """Check that an image has one of the two expected sizes. Return True if the image has more than one color."""
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert image is not None
     assert image.shape in ((240, 320), (576, 768))
@@ -47,7 +47,7 @@ def sees_people(handler: Handler) -> bool:
 
 
 def answer_rightly(handler: Handler) -> None:
-    """Answer like a model that sees images."""
+    """Send the correct answer, like a model that can see images."""
     with handler.server.lock:
         body = handler.server.requests[-1].body
     word = "yes" if sees_people(handler) else "no"

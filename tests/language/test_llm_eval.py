@@ -1,4 +1,4 @@
-"""Tests of `vision llm eval` with the server of llama.cpp, and with a scripted server that evaluates images."""
+"""Tests of `vision llm eval` with the server of llama.cpp, and with a scripted server that looks at the images."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def image_of(request: Request, number: int = 0) -> Any:
 
 
 def answer_by_brightness(handler: Handler) -> None:
-    """Answer "yes" for bright images. The confidence follows the brightness."""
+    """Answer "yes" for bright images. The confidence depends on the brightness."""
     with handler.server.lock:
         request = handler.server.requests[-1]
     brightness = float(np.mean(image_of(request))) / 255

@@ -1,4 +1,4 @@
-"""Tests of the verdicts in the events of a running program, which asks the server of llama.cpp."""
+"""Tests of the verdicts in the events of a running program, which sends its questions to the server of llama.cpp."""
 
 from __future__ import annotations
 

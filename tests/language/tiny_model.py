@@ -1,7 +1,7 @@
-"""Writer of a tiny language model with random weights, and of its vision projector, as GGUF files for llama.cpp.
+"""Tiny language model with random weights, and its vision projector, as GGUF files for llama.cpp.
 
-The model speaks no language, but every step of a real server runs with it: the tokenizer, the chat template, the image
-encoder, sampling, and the grammar of a JSON schema.
+The model speaks no language, but every part of a real server runs with it: the tokenizer, the chat template, the image
+encoder, the sampling, and the grammar of a JSON schema.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CHAT_TEMPLATE: Final = (
 
 
 def write_language_model(path: Path) -> None:
-    """Write a model of the architecture `llama`, whose vocabulary contains single bytes."""
+    """Write a model of the architecture `llama`, whose vocabulary consists of single bytes."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
@@ -93,7 +93,7 @@ def write_projector(path: Path) -> None:
 
 
 class _Weights:
-    """Writer that adds random float32 tensors, which are the same in every run, to a file."""
+    """Writer of random float32 tensors into a GGUF file. The tensors are the same in every run."""
 
     def __init__(self, writer: gguf.GGUFWriter) -> None:
         self._writer = writer

@@ -1,4 +1,4 @@
-"""Content of docs/messages.md: its programs, its example, and the tables generated from `vision.messaging.schema`.
+"""Content of docs/messages.md: programs, an example, and the tables generated from `vision.messaging.schema`.
 
 python -m tests.messages.documents    updates the tables and docs/schemas/
 """
@@ -26,7 +26,7 @@ _HEAD = ("schema", "node", "instance", "boot", "seq")
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of every message, by the name of its file in docs/schemas/."""
+    """Return the JSON Schema of every message, by file name in docs/schemas/."""
     messages = (*get_args(AnyMessage), ReplayRequest, ReplayReply)
     return {
         f"{schema_of(message).removeprefix('vision.').replace('/', '-')}.json": msgspec.json.schema(message)
@@ -35,12 +35,12 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 
 def program(name: str) -> str:
-    """Return the code block that the page marks with this name."""
+    """Return the code block that docs/messages.md marks with `name`."""
     return _code(f"program: {re.escape(name)}")
 
 
 def example() -> Any:
-    """Return the message that the page shows."""
+    """Return the message that docs/messages.md shows."""
     return json.loads(_code("example"))
 
 
@@ -51,14 +51,14 @@ def _code(mark: str) -> str:
 
 
 def fields_on_page() -> str:
-    """Return the field tables of the page."""
+    """Return the field tables of docs/messages.md."""
     match = _FIELDS.search(PAGE.read_text())
     assert match is not None, "docs/messages.md has no marks for the tables"
     return match[0]
 
 
 def fields_expected() -> str:
-    """Return the expected field tables: one for each message, and one for each type of object in messages."""
+    """Return the field tables that docs/messages.md must contain: one for each message and type of nested object."""
     schemas = {name: schema["$defs"] for name, schema in json_schemas().items()}
     detections, events = schemas["detections-1.json"], schemas["events-1.json"]
     camera, node = schemas["camera-status-1.json"], schemas["node-status-1.json"]
@@ -91,14 +91,14 @@ def fields_expected() -> str:
 
 
 def replay_on_page() -> str:
-    """Return the tables of the replay protocol on the page."""
+    """Return the tables of the replay protocol in docs/messages.md."""
     match = _REPLAY.search(PAGE.read_text())
     assert match is not None, "docs/messages.md has no marks for the tables of requests and answers"
     return match[0]
 
 
 def replay_expected() -> str:
-    """Return the expected tables of the replay protocol."""
+    """Return the tables of the replay protocol that docs/messages.md must contain."""
     schemas = {name: schema["$defs"] for name, schema in json_schemas().items()}
     tables = {
         "Request": schemas["replay-request-1.json"]["ReplayRequest"],
@@ -128,7 +128,7 @@ def _type(field: Mapping[str, Any]) -> str:
 
 
 def _several(items: Mapping[str, Any]) -> str:
-    """Return the type of a list's items as a plural word."""
+    """Return the type of the items of a list as a word in the plural."""
     if "$ref" in items:
         return "objects"
     inner = _type(items)

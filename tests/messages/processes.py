@@ -1,4 +1,4 @@
-"""Child processes of the tests: output line by line, with deadlines. They are killed at the end of a test."""
+"""Child processes of tests, with output line by line and deadlines. The end of a test kills its processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class Program:
-    """A child process. A thread reads its standard output, so that the process never waits for the test."""
+    """Child process. A thread reads its standard output, so that the process never waits for the test."""
 
     def __init__(self, command: Sequence[str | Path]) -> None:
         self._process = subprocess.Popen(
@@ -39,7 +39,7 @@ class Program:
             raise AssertionError(f"no output for {timeout_s} s; exit code: {self._process.poll()}") from None
 
     def wait_line(self, wanted: Callable[[str], bool], timeout_s: float = 60.0) -> str:
-        """Return the first of the next lines for which `wanted` is true."""
+        """Return the next line of output for which `wanted` is true."""
         deadline = time.monotonic() + timeout_s
         seen = []
         while (left_s := deadline - time.monotonic()) > 0:
@@ -53,7 +53,7 @@ class Program:
         raise AssertionError(f"the line did not come; exit code: {self._process.poll()}, output: {seen[-10:]}")
 
     def pending(self) -> list[str]:
-        """Return the lines that were received, but not returned yet."""
+        """Return the received lines that have not been returned yet."""
         lines = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -61,7 +61,7 @@ class Program:
         return lines
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send the signal `number` to the process."""
         self._process.send_signal(number)
 
     @property
@@ -69,7 +69,7 @@ class Program:
         return self._process.pid
 
     def wait(self, timeout_s: float = 60.0) -> int:
-        """Wait for the end of the program. Return its exit code."""
+        """Wait until the process ends. Return its exit code."""
         return self._process.wait(timeout_s)
 
     def __enter__(self) -> Program:
@@ -84,12 +84,12 @@ class Program:
 
 
 def python(*arguments: str | Path) -> Program:
-    """Start a Python program with the interpreter of the tests."""
+    """Start a Python program with the interpreter that runs the tests."""
     return Program([sys.executable, *arguments])
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Poll until `condition` holds."""
+    """Poll until `condition` holds. Fail with the text `what` after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A publisher in a separate process: one result every 50 ms until it is stopped.
+"""Publisher in a separate process. It publishes one result every 50 ms until it is stopped.
 
 python -m tests.messages.publisher ADDRESS
 """

@@ -1,4 +1,4 @@
-"""A client of ZMTP 3 for tests. It can send data that ZeroMQ's own sockets never send."""
+"""Client of ZMTP 3 for tests. It can send data that ZeroMQ's own sockets never send."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ GREETING = SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
 
 
 def frame(body: bytes, flags: int = 0) -> bytes:
-    """Return a frame. `flags` is 1 for "more parts follow", and 4 for a command."""
+    """Return a ZMTP frame. `flags` is 1 if more parts follow, and 4 for a command."""
     if len(body) > 255:
         return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
     return bytes([flags, len(body)]) + body
 
 
 def ready(kind: bytes) -> bytes:
-    """Return the command that ends the handshake of a socket of this kind, such as ``SUB``."""
+    """Return the command that ends the handshake of a socket of the type `kind`, such as ``SUB``."""
     return frame(b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind, 4)
 
 
 def connect(address: str, kind: bytes = b"SUB") -> socket.socket:
-    """Connect to the address, and exchange the handshake. Return the socket."""
+    """Connect to the address, and perform the handshake. Return the socket."""
     client = connect_only(address)
     client.sendall(GREETING + ready(kind))
     read(client, len(GREETING))
@@ -31,7 +31,7 @@ def connect(address: str, kind: bytes = b"SUB") -> socket.socket:
 
 
 def connect_only(address: str) -> socket.socket:
-    """Connect to the address. Return the socket."""
+    """Connect to the address without a handshake. Return the socket."""
     if address.startswith("ipc://"):
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(10)

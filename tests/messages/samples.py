@@ -27,7 +27,7 @@ PUBLISHED_NS = 5_027_800_000
 
 
 def found(n: int = 2) -> Detections:
-    """Return `n` detections with plain numbers."""
+    """Return `n` detections with fixed boxes, scores, and classes."""
     boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4) + np.float32(0.123)
     return Detections(boxes, np.linspace(0.87654321, 0.1, n, dtype=np.float32), np.arange(n, dtype=np.int32) % 2)
 

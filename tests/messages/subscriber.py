@@ -1,4 +1,4 @@
-"""A subscriber in a separate process. It prints the sequence number of each message, and each report.
+"""Subscriber in a separate process. It prints the sequence number of each message, and each report.
 
 python -m tests.messages.subscriber ADDRESS QUEUE [--pause S] [--keepalive S]    pause: after the first message
 """

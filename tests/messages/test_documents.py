@@ -1,4 +1,4 @@
-"""The tables of docs/messages.md match the messages, and its programs run against a publisher."""
+"""Tests that the tables of docs/messages.md match the messages, and that its programs run against a publisher."""
 
 from __future__ import annotations
 

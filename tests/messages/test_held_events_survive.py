@@ -1,4 +1,4 @@
-"""An event that waits for a verdict is not lost if the program is killed: the next start publishes it."""
+"""Tests that an event that waits for a verdict is not lost if the program is killed: the next start publishes it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def alarm(name: str, phase: str = "instant", id_: str | None = None) -> Event:
 def publishing(
     folder: Path | str, bind: str, wait_s: float = 3600
 ) -> Iterator[tuple[Publisher, LanguageProcess, StateDatabase]]:
-    """Open a publisher whose events wait for a verdict. The event `drops` is dropped if there is no verdict."""
+    """Open a publisher whose events wait for a verdict. Without a verdict, the publisher drops the event `drops`."""
     drops: dict[str, Any] = {"name": "drops", "names": ["drops"], "on_timeout": "drop"}
     waits: dict[str, Any] = {"name": "waits", "keep": ["yes"]}
     content = {

@@ -1,4 +1,4 @@
-"""After the start of a state is published, its end is published too, even if the reporting process was killed."""
+"""Tests that the end of a state whose start was published is also published, even if the program was killed."""
 
 from __future__ import annotations
 

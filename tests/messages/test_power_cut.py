@@ -1,6 +1,6 @@
-"""The publisher's machine loses its power and restarts: the subscriber receives no end of the connection.
+"""Test in which the publisher's machine loses power and restarts. The subscriber receives no end of the connection.
 
-The machines are network namespaces, with a router between them that can stop forwarding.
+The machines are network namespaces. The router between them can stop forwarding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def inside(machine: str, *command: str) -> Program:
 
 
 def add_machine(name: str, network: str) -> None:
-    """Add a network namespace with the address `network`.1, which is routed through `network`.2."""
+    """Add a network namespace with the address `network`.1, which uses `network`.2 as its router."""
     ip("netns", "add", name)
     ip("link", "add", "out", "netns", name, "type", "veth", "peer", "name", f"to-{network[:3]}", "netns", ROUTER)
     ip("-n", name, "address", "add", f"{network}.1/24", "dev", "out")

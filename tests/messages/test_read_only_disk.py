@@ -1,6 +1,6 @@
-"""The disk of the state, the archive, and the snapshots becomes read-only while the program runs.
+"""Tests in which the disk of the state, the archive, and the snapshots becomes read-only while the program runs.
 
-Linux does this after an error of a disk if its file system is mounted with ``errors=remount-ro``.
+After a disk error, Linux makes a file system read-only if it is mounted with ``errors=remount-ro``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STORES = {"journal", "archive", "snapshots"}
 
 
 class Site:
-    """A running program whose files are in one folder, and a subscriber to its events and its status."""
+    """Running program whose files are in one folder, and a subscriber to its events and its status."""
 
     def __init__(self, folder: Path, disk: Path, environment: Mapping[str, str]) -> None:
         self._disk = disk
@@ -63,7 +63,7 @@ class Site:
                 program.kill()
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        """Receive messages until `condition` holds."""
+        """Receive messages until `condition` holds. Fail with the text `what` if it does not hold in time."""
         end_s = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < end_s, what
@@ -77,7 +77,7 @@ class Site:
         return [event.number for event in self.events if event.number is not None]
 
     def wait_for_events(self, count: int, *, numbered: bool) -> None:
-        """Wait for new events of the line."""
+        """Receive messages until `count` new events of the line `door` have arrived, with or without a number."""
         known = len(self.events)
 
         def are_received() -> bool:

@@ -2,7 +2,7 @@
 
 The stand-in has the peculiarities of NVDEC:
 
-* Frames are in a pool. Each call overwrites them, with copies on the caller's stream.
+* Frames are in a pool. Each call overwrites these frames, with copies on the caller's stream.
 * A decoder returns all frames in the size of its first frame.
 * A decoder accepts only units with start codes (Annex B), and no units with a length prefix.
 """
@@ -152,7 +152,10 @@ class PyNvDecoder:
         return DecodedFrame(address, self._size, frame.pts or 0, Pixel_Format.P016 if deep else Pixel_Format.NV12)
 
     def _write(self, address: int, pixels: np.ndarray) -> None:
-        """Copy pixels to the pool. The bound method keeps the pool alive until then. On a real GPU, freeing waits."""
+        """Copy pixels to the pool. The bound method keeps the pool alive until the copy ends.
+
+        On a real GPU, freeing memory waits for the copy.
+        """
         ctypes.memmove(address, pixels.ctypes.data, pixels.nbytes)
 
     def __del__(self) -> None:

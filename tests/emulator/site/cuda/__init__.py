@@ -1,1 +1,1 @@
-"""Stand-in for cuda-python, for tests of the GPU on machines without one. Put the parent folder first on the path."""
+"""Stand-in for cuda-python, for GPU tests on machines without a GPU. Its parent folder must be first on the path."""

@@ -1,7 +1,7 @@
-"""The emulated GPU: streams with a thread each, events, graphs as lists of recorded work, and memory of the host.
+"""Emulated GPU: a thread for each stream, events, graphs as lists of recorded work, and host memory as GPU memory.
 
-Work is asynchronous, as on a real GPU. Therefore, tests detect results that are read too early, and buffers that are
-reused too soon.
+Work is asynchronous, as on a real GPU. Therefore, tests can detect results that are read too early, and buffers that
+are reused too early.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Failed(Exception):
 
 
 class _Worker(threading.Thread):
-    """Thread that does the work of a stream."""
+    """Thread that executes the work of a stream."""
 
 
 class Stream:
-    """A queue of work. During a capture, work is recorded instead."""
+    """Queue of work. During a capture, the stream records work instead of executing it."""
 
     def __init__(self) -> None:
         self.captured: list[Work] | None = None
@@ -63,7 +63,7 @@ class Stream:
         gpu.raise_fault()
 
     def finish(self) -> None:
-        """Wait for all queued work, or until a fault."""
+        """Wait until all queued work has finished, or until a fault occurs."""
         done = threading.Event()
         self._work.put(done.set)
         while gpu.fault == 0 and self._thread.is_alive() and not done.wait(0.01):
@@ -75,7 +75,7 @@ class Stream:
 
 
 class Event:
-    """A point in a stream, where the event was recorded last. An event that was never recorded counts as reached."""
+    """Point in a stream at which the event was most recently recorded. An event without a record counts as reached."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -88,7 +88,7 @@ class Event:
 
 @dataclass
 class Gpu:
-    """The state of the emulated GPU: its objects, its memory, and the errors that tests simulate."""
+    """State of the emulated GPU: its objects, its memory, and the errors that tests simulate."""
 
     objects: dict[int, object] = field(default_factory=dict)
     memory: dict[int, np.ndarray] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Gpu:
         return sum(array.nbytes for array in list(self.memory.values()))  # other threads change the dict
 
     def allocate(self, size: int, *, shareable: bool = False) -> int:
-        """Return the address of new memory. Another process can map it if it is shareable."""
+        """Allocate GPU memory, and return its address. If `shareable` is True, other processes can map the memory."""
         if self.used_bytes + size > self.total_bytes:
             raise Failed(2)
         if shareable:
@@ -132,7 +132,7 @@ class Gpu:
         return address
 
     def map(self, fd: int, size: int) -> int:
-        """Map `size` bytes of an open file as GPU memory. Return the address."""
+        """Map `size` bytes of an open file as GPU memory. Return the address of the memory."""
         return self.register(np.frombuffer(mmap.mmap(fd, size), np.uint8))
 
     def register(self, array: np.ndarray) -> int:
@@ -141,13 +141,13 @@ class Gpu:
         return int(array.ctypes.data)
 
     def free(self, address: int) -> None:
-        """Free memory after all work is done, as cudaFree and cudaFreeHost do."""
+        """Free memory after all work has finished, as cudaFree and cudaFreeHost do."""
         self.forget(address)[:] = 0x5A
         if address in self.files:
             os.close(self.files.pop(address))
 
     def forget(self, address: int) -> np.ndarray:
-        """Wait until all work is done. Then remove memory from the GPU, and return the memory."""
+        """Wait until all work has finished. Then remove memory from the GPU, and return the memory."""
         if address not in self.memory:
             raise Failed(1)
         if not isinstance(threading.current_thread(), _Worker):

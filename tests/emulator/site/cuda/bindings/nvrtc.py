@@ -1,4 +1,4 @@
-"""Stand-in for ``cuda.bindings.nvrtc``. It calls the host's compiler, and its "cubin" is the path of a library."""
+"""Stand-in for ``cuda.bindings.nvrtc``. It calls the host's compiler. The "cubin" is the path of a compiled library."""
 
 from __future__ import annotations
 

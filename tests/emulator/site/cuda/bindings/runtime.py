@@ -70,7 +70,7 @@ ATTRIBUTES = {
 
 
 def _call(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    """Make a function return its status and its value, as the functions of cuda-python do."""
+    """Make a function return a status and its value, as the functions of cuda-python do."""
 
     @functools.wraps(function)
     def wrapped(*arguments: Any) -> tuple[Any, ...]:
@@ -265,7 +265,7 @@ def cudaHostUnregister(address: int) -> None:
 
 
 class cudaIpcMemHandle_t:
-    """The process, the descriptor, and the size of shareable memory."""
+    """Handle of shareable memory: the process, the file descriptor, and the size."""
 
     def __init__(self) -> None:
         self.content = ctypes.create_string_buffer(64)
@@ -342,12 +342,12 @@ def cudaMemsetAsync(address: int, value: int, size: int, stream: int) -> None:
 
 
 def emulate(stream: int, work: Callable[[], None]) -> None:
-    """Queue a Python function on a stream, such as an emulated engine."""
+    """Queue a Python function, such as an emulated engine, on a stream."""
     gpu.get(stream).put(work)
 
 
 def hold(stream: int) -> Callable[[], None]:
-    """Stop a stream until the returned function is called, for at most 30 s."""
+    """Block a stream until the returned function is called, for at most 30 s."""
     release = __import__("threading").Event()
     gpu.get(stream).put(lambda: release.wait(30) and None)
     return release.set
