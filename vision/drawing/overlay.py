@@ -334,7 +334,7 @@ class Overlay:
     def _plate_at(self, words: str, left: int, top: int) -> Rect:
         """Return the rectangle of a plate with the text `words` at (`left`, `top`).
 
-        If necessary, move it into the frame.
+        If necessary, move the rectangle into the frame.
         """
         lines = self._lines_of(words)
         width = max(letters.shape[1] for letters in lines) + 2 * self._pad_px

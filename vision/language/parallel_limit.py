@@ -155,7 +155,7 @@ class ParallelLimit:
                 self._learn(request, latency_s, alone.seconds, error, allowed_s)
 
     def _measured(self, is_similar: bool, now_s: float) -> None:
-        """Schedule the next measurement of a single request. If `is_similar` is True, double the interval before it."""
+        """Schedule the next measurement of a single request. If `is_similar` is True, double the interval."""
         self._alone_s = now_s
         self._remeasure_s = min(2 * self._remeasure_s, _LONGEST_REMEASURE_S) if is_similar else _REMEASURE_S
 

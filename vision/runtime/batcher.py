@@ -37,7 +37,10 @@ class Batcher:
 
     @property
     def slots(self) -> Sequence[LatestSlot]:
-        """All slots. `add` and `remove` replace the list and never change it, so any thread can iterate over a list."""
+        """All slots.
+
+        `add` and `remove` replace the list and never change it, so any thread can iterate over the returned list.
+        """
         return self._slots
 
     def add(self, slot: LatestSlot) -> None:

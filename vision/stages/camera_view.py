@@ -189,7 +189,7 @@ class CameraViewStage:
         return {"views.realigned": self._realigned, "views.held": held}
 
     def close(self) -> None:
-        """Compare the frames that wait, and stop the thread. Stop waiting for the thread after one second."""
+        """Compare the frames that wait, and stop the thread. Wait at most one second for the thread."""
         self._worker.finish()
         self._worker.join(_STOP_S)
 

@@ -109,7 +109,10 @@ class FrameWorker:
         self._waiting.put(None)
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until the thread ends, or `timeout_s` seconds have passed. None means no limit. Call `finish` before."""
+        """Wait until the thread ends, or `timeout_s` seconds have passed. None means no limit.
+
+        Call `finish` before this method.
+        """
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

@@ -256,7 +256,7 @@ class ObjectSnapshotStage(ObjectStage):
         return self.process(result, frame)
 
     def take_snapshot(self, objects: dict[int, _Object], tracks: Tracks, frame: Frame) -> None:
-        """Take a snapshot of the object whose snapshot improves most, if its clear area grows by more than 25 %.
+        """Take a snapshot of the object whose clear area has grown most since its snapshot, if by more than 25 %.
 
         The clear area is the area of the box, reduced by a factor if the box touches the edge of the frame or is
         covered.

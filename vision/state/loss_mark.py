@@ -13,9 +13,9 @@ from vision.state.private_files import require_private_folder
 class LossMark:
     """A file that exists while the disk of the folder `state` possibly lacks data that was already published.
 
-    Such a disk cannot store this fact itself. For example, Linux makes a file system read-only after an error, and
-    discards the data that waited for the disk at the latest when the file system is unmounted. The mark is therefore in
-    the folder `marks` of a different file system, usually in memory. If `marks` is None, there is never a mark.
+    Such a disk cannot store this fact itself. For example, Linux makes a file system read-only after an error. It
+    discards the data that waits for the disk when the file system is unmounted or earlier. The mark is therefore in the
+    folder `marks` of a different file system, usually in memory. If `marks` is None, there is never a mark.
     """
 
     def __init__(self, state: Path, marks: Path | None) -> None:

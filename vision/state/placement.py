@@ -71,7 +71,10 @@ class Placement:
             raise Unavailable(text, hint="start the program again", code="state-removed")
 
     def restore(self, connection: sqlite3.Connection) -> None:
-        """Write the database to a new file if its path has no file. `connection` must still have the old file open."""
+        """If there is no file at the path, write the database to a new file.
+
+        `connection` must have the old file open.
+        """
         if self._found() is not None:
             return
         partial = self.path.with_name(f"{self.path.name}.part")

@@ -45,7 +45,7 @@ class LiveHub:
     """The live views of all cameras. Any thread can call the methods."""
 
     def __init__(self, settings: LiveSettings, address: str, keys: KeyPair | None = None) -> None:
-        """Connect to the program, and start the threads.
+        """Connect to the program, and start the thread of the hub.
 
         Packets and images are requested only when a viewer needs them.
 
