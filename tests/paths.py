@@ -1,4 +1,4 @@
-"""Folders from which tests read."""
+"""Folders that tests read."""
 
 from pathlib import Path
 

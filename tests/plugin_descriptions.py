@@ -1,4 +1,4 @@
-"""Descriptions of tensors as TensorRT passes them to plugins, and the memory layout of its formats."""
+"""Descriptions of tensors that TensorRT passes to plugins, and the memory layouts of the tensor formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def dynamic_desc(shape: Sequence[int], dtype: str, format_name: str = "LINEAR", 
 
 
 def packed(values: NDArray[Any], format_name: str) -> NDArray[Any]:
-    """Return the values (N, C, H, W) as they lie in memory. The padding of the channels is 0."""
+    """Return the values (N, C, H, W) in the memory layout of the format. The padding of the channels is 0."""
     if format_name == "LINEAR":
         return np.ascontiguousarray(values)
     multiple = int("".join(filter(str.isdigit, format_name)))

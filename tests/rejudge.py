@@ -1,4 +1,4 @@
-"""Function that returns all events that a configuration yields for the frames of a short archive."""
+"""Function that applies a configuration to the frames of a short archive and returns all resulting events."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""An RTSP camera in pure Python, over TCP and TLS, whose RTP times, pauses, and packets a test chooses.
+"""RTSP camera in pure Python, over TCP and TLS. A test chooses its RTP times, pauses, and packets.
 
-GStreamer's server (``tests/rtsp/server.py``) behaves correctly. This camera sends whatever a test requests, such as
-times that pass at half the normal speed.
+GStreamer's server (``tests/rtsp/server.py``) behaves correctly. In contrast, this camera sends any data that a test
+specifies, such as times that advance at half the normal speed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _START_CODE = b"\x00\x00\x00\x01"
 
 @cache
 def clip_frames() -> tuple[bytes, ...]:
-    """Return the coded frames of the shipped clip: H.264 in Annex B, 10 frames/s, a key frame every 20 frames."""
+    """Return the coded frames of the shipped clip: H.264 in Annex B, 10 frames/s, and a key frame every 20 frames."""
     with av.open(str(CLIP)) as container:
         stream = container.streams.video[0]
         convert = BitStreamFilterContext("h264_mp4toannexb", stream)
@@ -38,7 +38,7 @@ def clip_frames() -> tuple[bytes, ...]:
 
 @cache
 def small_frames() -> tuple[bytes, ...]:
-    """Return the first 40 frames of the clip in 128x96, which take little time to decode."""
+    """Return the first 40 frames of the clip, scaled to 128x96 pixels, so that their decoding takes little time."""
     encoder = av.CodecContext.create("libx264", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 128, 96, "yuv420p", Fraction(1, 10)
@@ -58,7 +58,7 @@ def regular(index: int) -> float:
 
 @dataclass
 class RtspCamera:
-    """Behavior of the server. A frame is due `due_s(index)` after the start, and has the RTP time `time_s(index)`."""
+    """Behavior of the camera. Frame `index` is due `due_s(index)` after the start. Its RTP time is `time_s(index)`."""
 
     frames: Sequence[bytes] = field(default_factory=clip_frames)  # repeated forever
     due_s: Callable[[int], float] = regular
@@ -76,7 +76,7 @@ def units(frame: bytes) -> list[bytes]:
 
 
 def payloads(unit: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield each RTP payload of a NAL unit (RFC 6184), and True with the last payload, False with the others."""
+    """Yield each RTP payload (RFC 6184) of a NAL unit, and a flag that is True for the last payload."""
     if len(unit) <= _PAYLOAD_BYTES:
         yield unit, True
         return
@@ -141,9 +141,9 @@ class _Server(socketserver.ThreadingTCPServer):
 
 @contextmanager
 def rtsp_camera(camera: RtspCamera, *, certificate: Path | None = None) -> Iterator[str]:
-    """Serve the camera until the end of the block, and yield its address.
+    """Serve the camera until the end of the `with` block, and yield its address.
 
-    `certificate` is a PEM file that also contains the key. With it, the server uses TLS.
+    `certificate` is a PEM file with a certificate and its key. If it is not None, the server uses TLS.
     """
     with _Server(("127.0.0.1", 0), _Handler) as server:
         server.camera, server.closing = camera, threading.Event()

@@ -1,8 +1,8 @@
 """Outputs of pose, oriented, and segmentation models in the layouts of their exporters, with known objects.
 
-The canvas has 128x96 pixels. The objects lie between x = 40 and 88 and between y = 24 and 72, the part of the canvas
-that wide and tall frames share. The first object is a car of score 0.875, and the second a person of score 0.75. A
-third box covers the car almost exactly, and has the score 0.5.
+The canvas has 128x96 pixels. The objects lie between x = 40 and x = 88, and between y = 24 and y = 72. Wide and tall
+frames both cover this part of the canvas. The first object is a car with score 0.875, and the second object is a person
+with score 0.75. A third box covers the car almost exactly, and has score 0.5.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shaped:
-    """The outputs of one exporter, the `head` that reads them, and the expected shapes, in model pixels."""
+    """Outputs of one exporter, the `head` that reads them, and the expected shapes in model pixels."""
 
     head: Mapping[str, Any]
     outputs: Mapping[str, NDArray[Any]]
@@ -43,7 +43,7 @@ class Shaped:
 
 
 def keypoints(count: int) -> Floats:
-    """Return known keypoints (2, count, 3) of the two objects."""
+    """Return the expected keypoints (2, count, 3) of the two objects."""
     steps = np.arange(count)
     both = [np.stack([44.0 + 2 * steps, 28.0 + 0.5 * steps + 8 * k, 1 - steps / 64], axis=1) for k in (0, 1)]
     return np.stack(both)
@@ -54,12 +54,12 @@ def centers(boxes: Floats) -> Floats:
 
 
 def table(boxes: Floats, extras: Floats, *, kind: str, rows: int = 20) -> Floats:
-    """Return one frame's output of a kind of head, with a row per box.
+    """Return the output that the head `kind` reads, for one frame, with one row per box.
 
     Args:
         boxes: (2, 4) values of the boxes of the two objects.
         extras: (2, E) further values of the two objects.
-        kind: head that reads the output. For end-to-end, the rows are the objects, best first.
+        kind: kind of the head. For an end-to-end head, the rows are the objects in descending order of scores.
         rows: number of boxes.
     """
     background = np.tile([8.0, 8, 4, 4], (rows, 1))
@@ -92,7 +92,7 @@ def pose(kind: str, count: int = 17, values: int = 3, **head: Any) -> Shaped:
 
 
 def faces(*, maps: bool = False, dtype: type = np.float32, **head: Any) -> Shaped:
-    """Return the outputs of YuNet, per stride. The objects are in the cells of their centers, each with 5 landmarks."""
+    """Return the outputs of YuNet, per stride. Each object has 5 landmarks, and is in the cell of its center."""
     known = keypoints(5)
     known[..., 2] = 1
     boxes = centers(BOXES)
@@ -125,7 +125,7 @@ def oriented(kind: str, *, turn: float = 0.0) -> Shaped:
 
 
 def segmented(kind: str, count: int = 32, *, prototypes_first: bool = False, dtype: type = np.float32) -> Shaped:
-    """Return a car whose mask is an ellipse, and a person whose mask is two bars with a gap."""
+    """Return outputs for a car whose mask is an ellipse, and a person whose mask is two bars with a gap."""
     rows, columns = HEIGHT // CELL_PX, WIDTH // CELL_PX
     y, x = np.mgrid[:rows, :columns] + 0.5
     ellipse = ((x - 16) / 4.5) ** 2 + ((y - 12) / 3) ** 2 < 1
@@ -145,7 +145,7 @@ def segmented(kind: str, count: int = 32, *, prototypes_first: bool = False, dty
 
 
 def cells_of(box: Floats) -> NDArray[np.bool_]:
-    """Return a mask of the canvas's cells that a box touches."""
+    """Return a mask of the cells of the canvas that a box touches."""
     y, x = np.mgrid[: HEIGHT // CELL_PX, : WIDTH // CELL_PX] * CELL_PX
     touched: NDArray[np.bool_] = (x + CELL_PX > box[0]) & (x < box[2]) & (y + CELL_PX > box[1]) & (y < box[3])
     return touched
@@ -181,7 +181,7 @@ FRAMES = {"wide": (256, 96), "tall": (96, 192), "small": (64, 48)}
 
 
 def to_source(points: Floats, size: tuple[int, int]) -> Floats:
-    """Convert points (..., 2) from the canvas to a frame of this size, whose image is in the center of the canvas."""
+    """Convert points (..., 2) from the canvas to a frame of the size `size`, which is in the center of the canvas."""
     scale = min(WIDTH / size[0], HEIGHT / size[1])
     pad = (np.array([WIDTH, HEIGHT]) - np.array(size) * scale) / 2
     converted: Floats = (points - pad) / scale

@@ -1,4 +1,4 @@
-"""Small file systems, for tests of disks that are full or that fail."""
+"""Small file systems for tests with full or failing disks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXT4_BYTES: Final = 32 * 2**20
 
 @contextmanager
 def small_disk(folder: Path, kib: int = 64) -> Iterator[Path]:
-    """Mount a file system of `kib` KiB in a new folder. Skip the test if this requires root."""
+    """Mount a file system of `kib` KiB in a new folder. Skip the test if this requires root privileges."""
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True).returncode:
@@ -30,10 +30,10 @@ def small_disk(folder: Path, kib: int = 64) -> Iterator[Path]:
 
 
 class FailingDisk:
-    """An ext4 file system in a file, mounted at `folder` with ``errors=remount-ro``."""
+    """Ext4 file system in a file, mounted at `folder` with ``errors=remount-ro``."""
 
     def __init__(self, folder: Path, image: Path) -> None:
-        """Create the file system, and mount it. Skip the test if this requires root."""
+        """Create and mount the file system. Skip the test if this requires root privileges."""
         self.folder, self._image = folder, image
         folder.mkdir()
         with image.open("wb") as file:
@@ -46,17 +46,17 @@ class FailingDisk:
             pytest.skip("only root may mount a file system")
 
     def fail(self) -> None:
-        """Make the file system fail like after an error of the disk: Linux makes it read-only, also for open files."""
+        """Make Linux set the file system to read-only, as after a disk error. This also affects open files."""
         subprocess.run(["mount", "-o", "remount,abort", str(self.folder)], check=True)
 
     def repair(self) -> None:
-        """Unmount the file system, repair it, and mount it again. No process may use it."""
+        """Unmount the file system, repair it, and mount it again. No process may use it during this time."""
         self.unmount()
         assert subprocess.run(["e2fsck", "-p", str(self._image)], check=False, capture_output=True).returncode < 4
         assert self._mount() == 0
 
     def unmount(self) -> None:
-        """Unmount the file system when no process uses it any more."""
+        """Wait until no process uses the file system, and unmount it."""
         command = ["umount", str(self.folder)]
         wait_until(lambda: subprocess.run(command, check=False).returncode == 0, f"{self.folder} is not in use")
 
@@ -68,7 +68,7 @@ class FailingDisk:
 
 @contextmanager
 def failing_disk(folder: Path) -> Iterator[FailingDisk]:
-    """Mount a `FailingDisk` in a new folder. Skip the test if this requires root."""
+    """Mount a `FailingDisk` in a new folder. Skip the test if this requires root privileges."""
     disk = FailingDisk(folder, folder.with_suffix(".img"))
     try:
         yield disk

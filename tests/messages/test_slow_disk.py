@@ -1,4 +1,4 @@
-"""After kill -9, counters agree with events. An fsync that does not return delays neither results nor the stop."""
+"""Tests with kill -9 and a slow disk: counters agree with events, and a blocked fsync delays no result and no stop."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ print("done")
 
 
 class Disk:
-    """The disk of a program. Each fsync ends immediately, or waits while the disk is held."""
+    """Disk of a program. Each fsync ends immediately or, while the disk is held, waits."""
 
     def __init__(self, shim: Path) -> None:
         read, self._start = os.pipe()
@@ -148,7 +148,7 @@ class Disk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the pipes. The program must have ended."""
+        """Close the pipes. The program must have ended before."""
         self._released.set()
         for descriptor in self.pass_fds:
             os.close(descriptor)
@@ -180,7 +180,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_appending_never_waits_for_the_disk(tmp_path: Path, shim: Path) -> None:
-    """Events are appended while an fsync waits, including while the log is being emptied, and directly after that."""
+    """The test appends events while an fsync waits, while the log is being emptied, and directly afterwards."""
     command = [sys.executable, "-c", APPENDING, str(tmp_path / "state")]
     environment = os.environ | {"LD_PRELOAD": str(shim)}
     done = subprocess.run(
@@ -213,7 +213,7 @@ def test_slow_disk_delays_neither_results_nor_the_stop(tmp_path: Path, shim: Pat
 
 
 def receive(subscription: Subscription, kind: type[Item], count: int) -> None:
-    """Receive messages until `count` of this kind have arrived."""
+    """Receive messages until `count` of this kind have arrived. Return these messages."""
     while count:
         message = subscription.receive(60)
         assert message is not None

@@ -1,4 +1,4 @@
-"""The event `started` of a real program states how its previous run ended."""
+"""Tests that the event `started` of a real program states how the previous run ended."""
 
 from __future__ import annotations
 

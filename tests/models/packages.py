@@ -1,4 +1,4 @@
-"""Networks of detectors that other packages contain. They are downloaded for tests, and never shipped."""
+"""Networks of detectors from other packages. The tests download the networks, which are never shipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _folder() -> Path:
 
 
 def network_of(package: str, member: str) -> Path:
-    """Return the path of the file `member` of a package, such as ``nudenet==3.4.2``. Download the package once.
+    """Return the path of the file `member` of `package`, such as ``nudenet==3.4.2``. Download each package only once.
 
     Skip the test if the package cannot be downloaded.
     """

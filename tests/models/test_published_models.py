@@ -1,4 +1,4 @@
-"""The detections of published networks agree with those of decoders that are independent of this project."""
+"""Tests that detections of published networks agree with the results of independent decoders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TITLE = "A Title of a Page"
 
 
 def page() -> Image:
-    """Return a page with a title above a block of text."""
+    """Return an image of a page: a title above a block of text."""
     image = np.full((800, 608, 3), 255, np.uint8)
     cv2.putText(image, TITLE, (140, 60), cv2.FONT_HERSHEY_DUPLEX, 1.1, (0, 0, 0), 2)
     for y in range(110, 700, 18):
@@ -38,7 +38,7 @@ def page() -> Image:
 
 
 def letters() -> Image:
-    """Return four letters at different heights, as on the canvas of a wide image."""
+    """Return an image of four letters at different heights, as on the canvas of a wide image."""
     image = np.full((160, 300, 3), 230, np.uint8)
     for index, letter in enumerate("8RQK"):
         at = (20 + 70 * index, 60 + 20 * (index % 3))
@@ -49,7 +49,7 @@ def letters() -> Image:
 
 
 def pedestrian() -> Image:
-    """Return a part of a frame of the clip, in which the head and the feet of a person are visible."""
+    """Return a part of a frame of the clip that shows the head and the feet of a person."""
     clip = cv2.VideoCapture(str(ROOT / "configs" / "vtest.mp4"))
     for _ in range(200):
         frame = np.asarray(clip.read()[1], np.uint8)
@@ -81,7 +81,7 @@ def found_by(path: Path, model: ModelSpec, image: Image) -> Detections:
 
 
 def run(path: Path, model: ModelSpec, image: Image) -> dict[str, NDArray[np.float32]]:
-    """Return the outputs for an image that has the size of the input."""
+    """Return the outputs of the network for an image that has the size of its input."""
     given = model.input
     pixels = image if given.color == "bgr" else image[..., ::-1]
     tensor = (pixels * given.scale - np.array(given.mean)) / np.array(given.std)
@@ -92,14 +92,14 @@ def run(path: Path, model: ModelSpec, image: Image) -> dict[str, NDArray[np.floa
 
 
 def suppressed(objects: Objects) -> Objects:
-    """Return the objects that OpenCV's NMS keeps, best first."""
+    """Return the objects that OpenCV's NMS keeps, in descending order of scores."""
     boxes = [[x1, y1, x2 - x1, y2 - y1] for _, _, (x1, y1, x2, y2) in objects]
     kept = cv2.dnn.NMSBoxes(boxes, [score for score, _, _ in objects], SCORE, IOU)
     return [objects[index] for index in np.array(kept, int).ravel()]
 
 
 def columns(outputs: Mapping[str, NDArray[np.float32]], _: ModelSpec) -> Objects:
-    """Decode the output of YOLOv8: rows of centers, sizes, and scores, with a column for each box."""
+    """Decode the output of YOLOv8. Each column is a box: center, size, and scores."""
     (output,) = outputs.values()
     found = []
     for x, y, width, height, *scores in output.T.tolist():
@@ -110,7 +110,7 @@ def columns(outputs: Mapping[str, NDArray[np.float32]], _: ModelSpec) -> Objects
 
 
 def raw_grid(outputs: Mapping[str, NDArray[np.float32]], model: ModelSpec) -> Objects:
-    """Decode the output of YOLOX that was exported without `decode_in_inference`."""
+    """Decode the output of a YOLOX model that was exported without `decode_in_inference`."""
     (output,) = outputs.values()
     found, rows = [], iter(output.tolist())
     for stride in (8, 16, 32):
@@ -127,7 +127,7 @@ def raw_grid(outputs: Mapping[str, NDArray[np.float32]], model: ModelSpec) -> Ob
 
 
 def distributions(outputs: Mapping[str, NDArray[np.float32]], model: ModelSpec) -> Objects:
-    """Decode PicoDet that was exported without its post-processor: four outputs of scores, then four of distances."""
+    """Decode the outputs of PicoDet without its post-processor: four outputs of scores, then four of distances."""
     values = list(outputs.values())
     found = []
     for level, stride in enumerate((8, 16, 32, 64)):

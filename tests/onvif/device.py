@@ -1,4 +1,4 @@
-"""An ONVIF device for tests: its web services over HTTP, and its responses to WS-Discovery."""
+"""ONVIF device for tests: web services over HTTP, and responses to WS-Discovery."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STREAMS: Final[tuple[Stream, ...]] = (
 
 @dataclass
 class OnvifDevice:
-    """The state of one device. Tests change it before they start the device with `serving`."""
+    """State of one device. Tests change the state before they start the device with `serving`."""
 
     user: str = "viewer"
     password: str = "gate-secret-1"
@@ -93,7 +93,7 @@ class OnvifDevice:
         )
 
     def now(self) -> datetime:
-        """Return the time of the device's clock."""
+        """Return the current time of the device's clock."""
         return datetime.now(timezone.utc) + self.clock_offset
 
     def _content(self, name: str, namespace: str, token: str) -> str | None:
@@ -195,19 +195,19 @@ class OnvifDevice:
 
     @contextmanager
     def serving(self) -> Iterator[OnvifDevice]:
-        """Answer requests over HTTP on a free port, until the context ends."""
+        """Respond to requests over HTTP on a free port, until the end of the `with` block."""
         with serving_http(_handler(self), self.host) as port:
             self.port = port
             yield self
 
 
 def envelope(content: str) -> str:
-    """Return a SOAP envelope with the names of the ONVIF namespaces."""
+    """Return a SOAP envelope around `content` that declares the ONVIF namespaces."""
     return f'<?xml version="1.0" encoding="UTF-8"?><s:Envelope {_NAMES}><s:Body>{content}</s:Body></s:Envelope>'
 
 
 def fault(code: str, reason: str) -> str:
-    """Return a SOAP fault of the sender."""
+    """Return a SOAP fault whose cause is the sender."""
     return envelope(
         f"<s:Fault><s:Code><s:Value>s:Sender</s:Value><s:Subcode><s:Value>{code}</s:Value></s:Subcode></s:Code>"
         f'<s:Reason><s:Text xml:lang="en">{reason}</s:Text></s:Reason></s:Fault>'
@@ -257,12 +257,12 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, *_: object) -> None:
-        """Ignore the error: the client has closed the connection."""
+        """Ignore the error, because the client has closed the connection."""
 
 
 @contextmanager
 def serving_http(handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1") -> Iterator[int]:
-    """Serve HTTP in a thread until the context ends. Yield the port."""
+    """Serve HTTP in a thread until the end of the `with` block. Yield the port."""
     with _Server((host, 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -275,7 +275,7 @@ def serving_http(handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1")
 
 @contextmanager
 def answering_probes(answers: Callable[[str], Sequence[bytes]], host: str = "127.0.0.1") -> Iterator[None]:
-    """Send the datagrams that `answers` returns for the MessageID of a probe, until the context ends."""
+    """Respond to probes until the end of the `with` block. `answers` returns datagrams for a probe's MessageID."""
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     receiver.bind((GROUP, DISCOVERY_PORT))
@@ -308,7 +308,7 @@ def answering_probes(answers: Callable[[str], Sequence[bytes]], host: str = "127
 
 
 def probe_matches(number: str, *matches: tuple[str, str]) -> bytes:
-    """Return the response to the probe `number`. Each match consists of the addresses and the scopes of a device."""
+    """Return the response to the probe `number`. Each match contains the addresses and the scopes of a device."""
     listed = "".join(
         "<d:ProbeMatch><a:EndpointReference><a:Address>urn:uuid:00000000-0000-0000-0000-000000000001</a:Address>"
         f"</a:EndpointReference><d:Types>dn:NetworkVideoTransmitter</d:Types><d:Scopes>{scopes}</d:Scopes>"

@@ -3,9 +3,9 @@
 
     gstreamer_client.py URL USER PASSWORD TRANSPORT COUNT
 
-The system's Python, which has ``gi``, runs this program. A line contains the `document`, and its time `utc_ns`, which
-follows from the sender reports of the server. Documents before the first sender report have no time, and are not
-counted.
+The system's Python, which has ``gi``, runs this program. A line contains the `document` and its time `utc_ns`. The time
+is computed from the sender reports of the server. Documents before the first sender report have no time, and do not
+count.
 """
 
 from __future__ import annotations

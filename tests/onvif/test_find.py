@@ -34,7 +34,7 @@ SEARCH_S = 10.0
 
 @contextmanager
 def found_by_wsdiscovery(device: OnvifDevice) -> Iterator[None]:
-    """Announce the device with the package WSDiscovery, which also answers probes."""
+    """Announce the device with the package WSDiscovery, which also responds to probes."""
     publishing = ThreadedWSPublishing()
     publishing.start()
     try:
@@ -58,7 +58,7 @@ def network_address() -> str:
 
 
 def ask(device: OnvifDevice, account: Account | None = None) -> Device:
-    """Search for a device at its address, and return the result."""
+    """Search for a device at its address. Return the result of the search."""
     (found,) = find_devices([Target(device.host, device.port)], SEARCH_S, account)
     return found
 

@@ -1,4 +1,7 @@
-"""Devices that respond slowly, send too much data, or send malicious documents. Other devices are still found."""
+"""Tests with devices that respond slowly, send too much data, or send malicious documents.
+
+The search must still find the other devices.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ def redirect(request: BaseHTTPRequestHandler) -> None:
 
 
 def close_late(request: BaseHTTPRequestHandler) -> None:
-    """Respond, but close the connection after a delay, so that a second request on it gets no response."""
+    """Respond, but delay the end of the connection, so that a second request on the connection gets no response."""
     request.wfile.write(respond(b"200 OK", b""))
     request.wfile.flush()
     time.sleep(0.3)
@@ -117,7 +120,7 @@ def test_reports_a_device_that_answers_badly(write: Callable[[BaseHTTPRequestHan
 
 
 def search(answers: Callable[[str], Sequence[bytes]], name: str) -> list[Device]:
-    """Return the devices with the name `name` that a search finds."""
+    """Search for devices. Return those with the name `name`."""
     with answering_probes(answers):
         return [device for device in find_devices([], SEARCH_S, None) if device.name == name]
 

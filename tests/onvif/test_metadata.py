@@ -1,4 +1,4 @@
-"""Metadata documents are valid according to the published schema, and have the content of the messages."""
+"""Tests that metadata documents are valid according to the published schema, and agree with the messages."""
 
 from __future__ import annotations
 

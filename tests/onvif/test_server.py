@@ -1,4 +1,4 @@
-"""The RTSP server with many clients, with slow and silent clients, and with malformed requests."""
+"""Tests of the RTSP server with many clients, with slow and silent clients, and with malformed requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Body = Callable[[MetadataServer, int], Coroutine[Any, Any, None]]
 
 
 def with_server(body: Body, account: tuple[str, str] | None = None) -> None:
-    """Run `body` with a server of the metadata of camera `gate`, and with the port of the server."""
+    """Start a server for the metadata of camera `gate`, and run `body` with the server and its port."""
 
     async def run() -> None:
         listener, address = listen("tcp://127.0.0.1:*")
@@ -52,7 +52,7 @@ def with_server(body: Body, account: tuple[str, str] | None = None) -> None:
 
 
 class Connection:
-    """A client that sends requests unchanged."""
+    """Client that sends requests unchanged."""
 
     opened: ClassVar[list[Connection]] = []
 
@@ -69,7 +69,7 @@ class Connection:
         return connection
 
     async def ask(self, method: str, path: str = "/gate", **headers: str) -> tuple[int, str]:
-        """Send a request. Return the status and the head of the response."""
+        """Send a request. Return the status and the headers of the response."""
         lines = [f"{method} rtsp://127.0.0.1{path} RTSP/1.0", "CSeq: 1"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         return await self.send("\r\n".join(lines).encode() + b"\r\n\r\n")
@@ -91,7 +91,7 @@ class Connection:
         assert status == 200
 
     async def packet(self) -> tuple[int, int, bytes]:
-        """Return the channel, the sequence number, and the payload of the next packet of RTP."""
+        """Return the channel, the sequence number, and the payload of the next RTP packet."""
         while True:
             marker, channel, length = struct.unpack("!cBH", await self.reader.readexactly(4))
             assert marker == b"$"

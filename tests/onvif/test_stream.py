@@ -1,4 +1,4 @@
-"""A running program serves ONVIF metadata to FFmpeg and GStreamer, and reads a camera that a search has found."""
+"""Tests of a running program that serves ONVIF metadata to FFmpeg and GStreamer, and reads a found camera."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXPECTED = (b"<tt:Object ", b"LineDetector/Crossed", b"ObjectsInside", b'"Initia
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """Run the program. Yield its configuration, and the host and port of the metadata."""
+    """Run the program. Yield its configuration, and the host and port of its metadata server."""
     folder = tmp_path_factory.mktemp("site")
     config = write_config(
         folder,

@@ -19,8 +19,8 @@ OpenInBrowser = Callable[..., OpenPage]
 def browser() -> Iterator[Browser]:
     """Start headless Chromium once for the tests of a module.
 
-    While the browser runs, the thread of the tests has an event loop, and `asyncio.run` fails. The browser ends with
-    the module, because tests of other modules need `asyncio.run`.
+    While the browser runs, the thread of the tests has an event loop, so `asyncio.run` fails. The fixture stops the
+    browser at the end of the module, because tests of other modules need `asyncio.run`.
     """
     executable = chromium()
     if executable is None:
@@ -42,8 +42,8 @@ def start_program(tmp_path: Path) -> Iterator[StartProgram]:
 def open_page(browser: Browser) -> Iterator[OpenInBrowser]:
     """Return a function that opens a URL in a new context of the browser.
 
-    Keyword arguments are those of `Browser.new_context`. After the test, the function's pages must have no errors, and
-    must have requested nothing from a different host.
+    The function accepts the keyword arguments of `Browser.new_context`. The test fails if a page has errors, or
+    requested anything from a different host.
     """
     with ExitStack() as pages:
         opened: list[OpenPage] = []

@@ -1,4 +1,4 @@
-"""A real `vision run` with a page, and a page in headless Chromium."""
+"""Real `vision run` that serves a page, and headless Chromium that opens it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def chromium() -> str | None:
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
-    """Return the value of `condition` as soon as it is true. Fail with the text `what` after a minute."""
+    """Poll until the value of `condition` is true, and return this value. Fail with the text `what` after a minute."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not (value := condition()):
         assert time.monotonic() < deadline_s, what
@@ -58,7 +58,7 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 
 
 class Program:
-    """A running `vision run`. `url` is the address of its page, and `log` contains its log so far."""
+    """Running `vision run`. `url` is the address of its page, and `log` contains its log messages so far."""
 
     def __init__(self, folder: Path, text: str, environ: Mapping[str, str]) -> None:
         self.config = folder / "camera.yaml"
@@ -94,7 +94,7 @@ class Program:
         return code
 
     def restart(self) -> None:
-        """Start the program again, at the same address."""
+        """Start the program again at the same address."""
         self.stop()
         port = str(urlsplit(self.url).port)
         self.config.write_text(self.config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}"))
@@ -111,7 +111,7 @@ class Program:
 
 @contextmanager
 def serve(state: PageState, **settings: Any) -> Iterator[str]:
-    """Serve a page with a state that the test chooses, without a program. Yield its address."""
+    """Serve a page without a program. The test passes the state that the page shows. Yield the address of the page."""
     chosen = PageSettings(address="tcp://127.0.0.1:1", **settings)
     app = application(chosen, state, live.routes(LiveHub(chosen.live, chosen.address, None)))
     server = http_server(app, connections=256, web_sockets=True)
@@ -129,7 +129,7 @@ def start(folder: Path, text: str = TWO_CAMERAS, environ: Mapping[str, str] | No
 
 
 class OpenPage:
-    """A page in the browser. `page` is the Playwright page. `errors` contains console messages and exceptions."""
+    """Page in the browser. `page` is the Playwright page. `errors` contains console messages and exceptions."""
 
     def __init__(self, browser: Browser, url: str, options: Mapping[str, Any]) -> None:
         self.errors: list[str] = []
@@ -154,7 +154,7 @@ class OpenPage:
             self.foreign.append(url)
 
     def wait_until(self, expression: str) -> None:
-        """Wait until a JavaScript expression is true. The page's policy forbids `Page.wait_for_function`."""
+        """Wait until a JavaScript expression is true. The page's security policy forbids `Page.wait_for_function`."""
         until(lambda: self.page.evaluate(expression), expression)
 
     def check(self) -> None:

@@ -1,6 +1,6 @@
-"""Parts of a site for tests of the live view: a camera of the zoo, the live view, and a browser.
+"""Parts of a site for tests of the live view: cameras, the live view, and a browser.
 
-The camera paints a number into each frame. Its result is published as a track with this number, so that a test can
+Each camera paints a number into each frame. The site publishes a track with this number as its id. A test can therefore
 compare the pixels in the browser with the overlay of the same frame.
 """
 
@@ -84,7 +84,7 @@ async (cameras) => {
 
 
 class Publisher:
-    """Publisher that sends each message after a delay, like a program whose detector needs this time."""
+    """Publisher that sends each message after a delay, which simulates the time that a detector takes."""
 
     def __init__(self, delay_s: float) -> None:
         self.address = f"ipc://@test-live-{id(self)}-{time.monotonic_ns()}"
@@ -122,7 +122,7 @@ class Publisher:
 
 
 class Sink:
-    """A `FrameSink` that publishes the number in the pixels of each frame, except for every `skip`-th frame."""
+    """`FrameSink` that publishes the number in the pixels of each frame, except for every `skip`-th frame."""
 
     def __init__(self, publisher: Publisher, skip: int, box: tuple[float, float, float, float] | None) -> None:
         self.published = 0
@@ -158,7 +158,7 @@ class Sink:
 
 
 def message_of(meta: FrameMeta, number: int, box: tuple[float, float, float, float] | None = None) -> DetectionsMessage:
-    """Return a message about a frame, whose only object has the track id `number`."""
+    """Return a message about a frame that contains one object with the track id `number`."""
     box = box or (meta.width_px * 0.4, meta.height_px * 0.5, meta.width_px * 0.6, meta.height_px * 0.9)
     detected = DetectedObject(track_id=number, class_name="person", class_id=0, score=0.9, box=box)
     return DetectionsMessage(
@@ -178,7 +178,7 @@ def message_of(meta: FrameMeta, number: int, box: tuple[float, float, float, flo
 
 
 class Site:
-    """The parts of the program that the live view needs, in this process."""
+    """Parts of the program that the live view needs, in this process."""
 
     def __init__(
         self,
@@ -191,10 +191,10 @@ class Site:
         """Open the parts of the site.
 
         Args:
-            stack: closes the parts.
-            delay_s: time that the detector takes.
+            stack: exit stack that closes the parts.
+            delay_s: simulated time, in seconds, that the detector takes.
             settings: settings of the live view besides the addresses.
-            box: box of the only object in each frame, in pixels; None means a box in the middle.
+            box: box, in pixels, of the only object in each frame, or None for a box in the middle.
         """
         self._stack = stack
         self._box = box
@@ -210,7 +210,7 @@ class Site:
     def add_camera(self, camera: CameraConfig, *, skip: int = 0, tapped: bool = True) -> Sink:
         """Read a camera in a thread.
 
-        If `tapped` is False, the live view receives no packets of the camera, as with a USB camera.
+        If `tapped` is False, the live view receives no packets of the camera, as for a USB camera.
         """
         sink = Sink(self.publisher, skip, self._box)
         tap = PacketTap(camera.id, self._packets, recorded=False) if tapped else None
@@ -228,11 +228,11 @@ class Site:
         return sink
 
     def is_wanted(self, camera: str) -> bool:
-        """Return True if the packets or the images of a camera are received."""
+        """Return True if the live view requests the packets or the images of the camera."""
         return self._packets.is_wanted(camera) or self._packets.wants_images(camera)
 
     def change(self, **settings: Any) -> None:
-        """Change settings of the live view."""
+        """Change the given settings of the live view."""
         self.hub.reconfigure(msgspec.structs.replace(self._settings, **settings))
 
     def report(self, camera: str, state: str) -> None:
@@ -285,6 +285,6 @@ def show(page: Page, url: str, cameras: list[str]) -> None:
 
 
 def shown(page: Page) -> list[dict[str, Any]]:
-    """Return the frames that the page has shown."""
+    """Return a record of each frame that the page has shown."""
     frames: list[dict[str, Any]] = page.evaluate("window.shown")
     return frames

@@ -1,4 +1,4 @@
-"""Sample states of a program, which tests show on the page."""
+"""Sample states of a program, which tests display on the page."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ STATES = ("streaming", "connecting", "frozen", "backing-off", "ended")
 
 
 def status(camera: str, state: str = "streaming", **changes: Any) -> CameraStatusMessage:
-    """Return the status of a camera, whose id can have characters that camera.yaml does not allow."""
+    """Return the status of a camera. Its id can contain characters that camera.yaml does not allow."""
     message = codec.status(HEADER, camera_status("gate", state=state))
     assert isinstance(message, CameraStatusMessage)
     return msgspec.structs.replace(message, camera=camera, **changes)
 
 
 def node(**changes: Any) -> NodeStatusMessage:
-    """Return the status of a program with a sink."""
+    """Return the status of a program that has a sink."""
     message = codec.status(HEADER, node_status())
     assert isinstance(message, NodeStatusMessage)
     sinks = {"home": SinkStatus(protocol="mqtt", connected=False, queued=3, sent=7, last_error="refused")}
@@ -53,7 +53,7 @@ def event(index: int, camera: str, **changes: Any) -> EventMessage:
 
 
 def counts(camera: str, ago_s: float, crossed: int) -> CountsMessage:
-    """Return the counts of a line and a zone `ago_s` seconds ago."""
+    """Return the counts of a line and a zone that a camera reported `ago_s` seconds ago."""
     line = LineCounts(in_=crossed, out=crossed // 2, in_by_class={}, out_by_class={})
     zone = ZoneCounts(occupancy=crossed % 7, entered=crossed, left=crossed // 3, entered_by_class={}, left_by_class={})
     at = rfc3339(time.time_ns() - int(ago_s * 1e9))

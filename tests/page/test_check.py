@@ -1,4 +1,4 @@
-"""Tests of faults in the section `page`, which `vision check` and `vision run` find."""
+"""Tests of errors in the section `page`, which `vision check` and `vision run` report."""
 
 from __future__ import annotations
 

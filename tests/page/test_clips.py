@@ -1,4 +1,4 @@
-"""A recorded clip plays in the browser, from the time of its event on."""
+"""Test that a recorded clip plays in the browser from the time of its event on."""
 
 from __future__ import annotations
 

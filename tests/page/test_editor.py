@@ -1,4 +1,4 @@
-"""Tests of the editor of lines and zones in a real browser. The real program continues while its lines change."""
+"""Tests of the editor of lines and zones in a real browser. The real program runs on while its lines change."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ page: {{bind: "127.0.0.1:0"}}
 
 
 class Site:
-    """A program with a page, and the messages that a subscriber has received from it."""
+    """Program with a page, and the messages that a subscriber has received from the program."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ class Site:
         return status, json.loads(content)
 
     def restore(self) -> None:
-        """Restore the original file and the original lines."""
+        """Restore the original configuration file and the original lines."""
         self.program.config.write_text(self.first_text)
         section = yaml.safe_load(self.first_text)["analytics"]["gate"]
         ask(self.socket, SetAnalyticsRequest(camera="gate", analytics=section, privacy=None))
@@ -141,7 +141,7 @@ def site(running_site: Site) -> Site:
 
 
 def draft_of(state: dict[str, Any], **changes: object) -> dict[str, Any]:
-    """Return the draft of an editor in which only `changes` were made."""
+    """Return the draft of an editor with `changes` as the only changes."""
     keys = ("units", "lines", "zones", "ground", "privacy")
     return {key: state[key] for key in keys} | changes
 
@@ -162,7 +162,7 @@ def opened(site: Site, open_page: OpenInBrowser, **options: Any) -> Page:
 
 
 def drag(page: Page, *places: tuple[float, float]) -> None:
-    """Drag the mouse over the drawing from the first place to the last. Places are fractions of its size."""
+    """Drag the mouse over the drawing from the first to the last place. Places are fractions of the drawing."""
     box = page.locator(".editor-view").bounding_box()
     assert box is not None
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in places]
@@ -219,7 +219,7 @@ def test_line_is_drawn_checked_estimated_and_applied(site: Site, open_page: Open
 
 
 def check_estimate(site: Site, estimate: dict[str, Any]) -> None:
-    """Compare an estimate with the result of `vision whatif` for the saved file and the same time range."""
+    """Check that an estimate equals the result of `vision whatif` for the saved file and the same time range."""
     found = site.folder / "whatif.json"
     command = [sys.executable, "-m", "vision", "whatif", site.program.config, "--camera", "gate", "--json", found]
     command += ["--since", estimate["since"], "--until", estimate["until"]]
@@ -346,7 +346,7 @@ def test_file_that_cannot_be_written_is_not_saved_but_applied(site: Site) -> Non
 
 
 def still(site: Site) -> int:
-    """Return the largest pixel value in the upper half of a camera's next image."""
+    """Return the largest pixel value in the upper half of the next image of the camera `gate`."""
     with urlopen(f"{site.program.url}/api/still/gate", timeout=PATIENCE_S) as response:
         image = cv2.imdecode(np.frombuffer(response.read(), np.uint8), cv2.IMREAD_COLOR)
     assert image is not None

@@ -1,4 +1,4 @@
-"""In the live view of a browser, the number in the pixels of each shown frame equals the number in its overlay."""
+"""Tests that the number in the pixels of each frame shown in a browser equals the number in its overlay."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def frames_of(page: Page, camera: str) -> list[dict[str, Any]]:
 
 
 def wrong(page: Page) -> list[dict[str, Any]]:
-    """Return the shown frames that are damaged, or that have the overlay of a different frame."""
+    """Return the shown frames that are damaged, or that have the overlay of another frame."""
     return [each for each in shown(page) if each["result"] is not None and each["number"] != each["result"]]
 
 

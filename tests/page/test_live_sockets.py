@@ -1,4 +1,4 @@
-"""Tests of the web socket of the live view: what it sends, and how it handles slow and incorrect clients."""
+"""Tests of the web socket of the live view: the data that it sends, and its response to slow and incorrect clients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def zoo() -> Iterator[Zoo]:
 
 
 def add(site: Site, zoo: Zoo, name: str) -> None:
-    """Add a camera that paints numbers, at 20 frames/s."""
+    """Add a camera that paints numbers into frames and sends 20 frames/s."""
     camera = Camera(Persona("plain", "nothing", RtspStream(fps=20)), "none", fault_after_s=1, repeats=False)
     zoo.start([camera])
     keys = {"source": camera.address, "reader": "ffmpeg", "open_timeout_s": 30, "read_timeout_s": 10}
@@ -57,7 +57,7 @@ def socket_of(site: Site) -> ClientConnection:
 def silent_viewer(site: Site, text: bytes) -> socket.socket:
     """Return a connection that sends the message `text` and never reads.
 
-    The frame has the format of RFC 6455, section 5.2, with a mask of zeros.
+    The message is a web socket frame (RFC 6455, section 5.2) with a mask of zeros.
     """
     host, _, port = site.url.removeprefix("http://").strip("/").partition(":")
     client = socket.create_connection((host, int(port)))
@@ -92,7 +92,7 @@ def split(message: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 
 def images(client: ClientConnection, count: int) -> tuple[list[NDArray[np.uint8]], Counter[str]]:
-    """Return the next `count` images, and the number of records of each kind that arrived until then."""
+    """Return the next `count` images, and the number of records of each kind up to the last of these images."""
     found: list[NDArray[np.uint8]] = []
     kinds: Counter[str] = Counter()
     for header, data in records(client):
@@ -178,7 +178,7 @@ def test_nothing_is_received_while_nobody_looks(zoo: Zoo) -> None:
 
 
 def test_packets_and_results_share_messages(zoo: Zoo) -> None:
-    """Each message takes CPU time. The site publishes the result of a frame 30 ms after its packet."""
+    """Each message takes CPU time. The site publishes the result of a frame 30 ms after the packet of this frame."""
     with ExitStack() as stack:
         site = Site(stack)
         add(site, zoo, "gate")

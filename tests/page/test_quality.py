@@ -1,4 +1,4 @@
-"""Tests of the page on a phone and a desktop, in light and dark mode, with only a keyboard, and with hostile names."""
+"""Tests of the page on a phone and a desktop, in light and dark mode, with a keyboard only, and with hostile names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VIEWS = {
 
 
 def show(page: Page, view: str) -> None:
-    """Open a view, and everything that can be unfolded in it."""
+    """Open a view, and unfold all its parts."""
     page.evaluate("hash => { location.hash = hash }", view)
     page.wait_for_selector(VIEWS[view])
     for summary in page.locator("main summary").all():
@@ -61,7 +61,7 @@ def test_contrast_check_finds_a_faint_text(open_page: OpenInBrowser) -> None:
 
 
 def focused(page: Page) -> dict[str, Any]:
-    """Describe the focused element: its text, its tag, its outline, and whether the window shows it."""
+    """Describe the focused element: its text, its tag, its outline, and whether it is inside the window."""
     found: dict[str, Any] = page.evaluate("""() => {
         const element = document.activeElement, style = getComputedStyle(element);
         const { top, bottom, left, right } = element.getBoundingClientRect();

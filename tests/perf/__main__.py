@@ -1,4 +1,4 @@
-"""`make bench`: measurements of the CPU performance, in several parts. Each part writes one file of results.
+"""`make bench`: CPU performance measurements in several parts. Each part writes one file of results.
 
 python -m tests.perf [--quick] [--only pipeline,latency,...]
 """
@@ -49,7 +49,7 @@ PARTS: dict[str, Measure] = {
 
 
 def machine_name() -> str:
-    """Return the name of the processor and its number of cores, in a form that can be part of a file name."""
+    """Return the name of the processor and its number of cores, in a form that is valid in a file name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1] for line in lines if line.startswith("model name")), platform.machine())
     cores = len(os.sched_getaffinity(0))
@@ -57,7 +57,7 @@ def machine_name() -> str:
 
 
 def result(part: str, measured: Mapping[str, Any], title: str | None = None) -> PerfResult:
-    """Return the measurements of one part with the conditions that they depend on."""
+    """Return the measurements of one part, together with the conditions of the measurements."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     return PerfResult(
@@ -73,7 +73,7 @@ def result(part: str, measured: Mapping[str, Any], title: str | None = None) -> 
 
 
 def _package_versions() -> dict[str, str]:
-    """Return the versions of the installed packages. A measurement does not need all of them."""
+    """Return the versions of the installed packages, and omit packages that are not installed."""
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):

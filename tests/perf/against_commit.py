@@ -1,4 +1,4 @@
-"""Comparison of the CPU performance of this tree with that of another checkout, alternately on one machine.
+"""Comparison of the CPU performance of this tree and of another checkout, measured alternately on one machine.
 
 python -m tests.perf.against_commit --base FOLDER [--rounds 5] [--only NAME,NAME] [--json FILE]
 
@@ -43,7 +43,7 @@ _WORKER: Final = "import runpy, sys; runpy.run_path(sys.argv[1])['work'](sys.arg
 
 
 def find_any(*names: str) -> Any:
-    """Import the first `module:attribute` of `names` that this tree has. Return the attribute."""
+    """Import the first of the names (`module:attribute`) that exists in this tree. Return the attribute."""
     for name in names:
         module, _, attribute = name.partition(":")
         try:
@@ -54,7 +54,7 @@ def find_any(*names: str) -> Any:
 
 
 class _Sink:
-    """Sink that records when each result is published."""
+    """Sink that records the time at which each result is published."""
 
     def __init__(self) -> None:
         self.times_ns: list[int] = []
@@ -99,7 +99,7 @@ def _loop() -> float:
 
 
 def _memory() -> float:
-    """Process 20,000 frames. Return the resident memory afterwards in MiB."""
+    """Process 20,000 frames. Return the resident memory, in MiB, at the end."""
     _run_offline(_synthetic(5000))
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -127,14 +127,14 @@ def _crowd(objects: int, unsure: int, frames: int) -> list[Any]:
 
 
 def _tracking(objects: int) -> float:
-    """Return the median CPU time per frame, in microseconds, of the tracker with `objects` objects."""
+    """Return the median CPU time per frame, in microseconds, of the tracker for `objects` objects."""
     tracker = find_any("vision.analytics.tracker:Tracker", "vision.tracking:Tracker")()
     crowd = _crowd(objects, objects // 2, 400)
     return _median_us([partial(tracker.update, found, at * _STEP_NS) for at, found in enumerate(crowd)])
 
 
 def _analytics() -> float:
-    """Return the median CPU time per frame, in microseconds, of 20 zones and 4 lines with 100 objects."""
+    """Return the median CPU time per frame, in microseconds, of the analytics: 20 zones, 4 lines, and 100 objects."""
     analytics = find_any("vision.analytics.camera_analytics:Analytics", "vision.analytics:Analytics")
     settings = find_any("vision.config.analytics:CameraAnalytics")
     zone = find_any("vision.config.analytics:ZoneConfig").model_fields
@@ -158,7 +158,7 @@ def _analytics() -> float:
 
 
 def _publishing() -> float:
-    """Return the median CPU time, in microseconds, of `publish` with ten objects and one subscriber."""
+    """Return the median CPU time, in microseconds, of a call of `publish` with ten objects and one subscriber."""
     import zmq
 
     publisher_of = find_any("vision.messaging.publisher:Publisher", "vision.publish:Publisher")
@@ -206,7 +206,8 @@ MEASUREMENTS: Final[dict[str, tuple[Callable[[], float], bool]]] = {
 def work(name: str) -> None:
     """Run one measurement in this process, and print its value.
 
-    The import hook of an editable installation is removed, because it finds modules that this tree does not have.
+    The function removes the import hook of an editable installation, because this hook finds modules that this tree
+    does not have.
     """
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
     print(json.dumps(MEASUREMENTS[name][0]()))
@@ -216,7 +217,7 @@ def work(name: str) -> None:
 
 
 def _measure(tree: Path, name: str) -> float:
-    """Run one measurement in one tree. Return its value.
+    """Run one measurement in `tree`. Return its value.
 
     Raises:
         RuntimeError: the process failed. The message contains its standard error.

@@ -1,4 +1,4 @@
-"""Measure the size of the archive of a camera-day, and the CPU time of `vision whatif` for it.
+"""Measure the size of an archive and the CPU time of `vision whatif`, both per day of one camera.
 
 python -m tests.perf.archive [--seeds 8] [--frames 12000] [--detections FOUND.jsonl] [--truth gt.txt] [--save MACHINE]
 
@@ -58,7 +58,7 @@ _LABEL_MISSES: Final = 0.1  # fraction of boxes that are not detected
 
 
 def together(first: Site, second: Site) -> Iterator[Detections]:
-    """Yield the detections of two scenes, frame by frame, as if one camera saw both, until the shorter scene ends."""
+    """Yield the detections of two scenes, frame by frame, as if one camera saw both. Stop with the shorter scene."""
     for (_, some), (_, others) in zip(detections_of(first), detections_of(second), strict=False):
         scores = np.concatenate([some.scores, others.scores])
         order = np.argsort(-scores, kind="stable")
@@ -131,7 +131,7 @@ def tracked(
 
 
 def sections(size_px: tuple[int, int]) -> dict[str, AppConfig]:
-    """Return three configurations by name: one line, one line and one zone, and four lines and zones with rules."""
+    """Return three configurations by name: one line; one line and one zone; and four lines and zones with rules."""
     width, height = size_px
     starts = ((0.0, 0.15), (0.2, 0.35), (0.4, 0.55), (0.7, 0.75))
     lines = [
@@ -165,7 +165,7 @@ def sections(size_px: tuple[int, int]) -> dict[str, AppConfig]:
 
 
 def stored(folder: Path, results: Sequence[Result]) -> dict[str, Any]:
-    """Store results in an archive. Return its size and number of events per camera-day, and the CPU time of storing."""
+    """Store results in an archive. Return its size and number of events per camera-day, and the CPU time of storage."""
     began_s, recorder = time.process_time(), Recorder(folder)
     for result in results:
         recorder.add(result)
@@ -205,7 +205,7 @@ def judged(folder: Path, config: AppConfig, frames: int) -> dict[str, Any]:
 
 
 def measure(kinds: dict[str, tuple[Iterator[Detections], tuple[int, int]]]) -> dict[str, Any]:
-    """Measure the archive and `vision whatif` for each kind of tracks. Return the figures by kind."""
+    """Measure the archive and `vision whatif` for each kind of tracks. Return the measurements by kind."""
     found: dict[str, Any] = {}
     for kind, (detections, size_px) in kinds.items():
         configs = sections(size_px)

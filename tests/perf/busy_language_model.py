@@ -5,11 +5,11 @@
 
 The model has random weights (`tests.perf.random_language_model`), and the server is `transformers serve`. The Python of
 `--server-python` must have the package `transformers[serving]`. Each round measures real streams
-(`tests.perf.real_streams`) first while the server has no work, then while it is busy: `verify` asks it about every
-event, and clients ask it questions about images all the time. The server answers one request after another.
+(`tests.perf.real_streams`) first while the server is idle, and then while the server is busy: `verify` asks a question
+about every event, and clients continuously ask questions about images. The server processes one request at a time.
 
-The model's answers mean nothing. The questions of `verify` allow only the tokens "yes" and "no", with `logit_bias`, so
-that every answer is a verdict. The command prints one JSON object.
+The model's answers have no meaning. The questions of `verify` use `logit_bias` to allow only the tokens "yes" and "no",
+so that every answer is a verdict. The command prints one JSON object.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _PACKAGES: Final = ("vision-streams", "numpy", "av", "httpx", "onnxruntime", "te
 
 @dataclass
 class _Answers:
-    """The answers that the clients have received, and their errors."""
+    """Answers and errors that the clients have received."""
 
     done: list[tuple[float, float, int]] = field(default_factory=list)  # time in s, latency in ms, tokens
     errors: Counter[str] = field(default_factory=Counter)  # by code
 
     def summary(self, begin_s: float, seconds: float) -> dict[str, Any]:
-        """Return the figures of the requests that ended during the measurement."""
+        """Return the measurements of the requests that ended between `begin_s` and `seconds` after `begin_s`."""
         during = [each for each in self.done if begin_s <= each[0] < begin_s + seconds]
         latencies_ms = [latency_ms for _, latency_ms, _ in during]
         p50, p95 = np.percentile(latencies_ms, [50, 95]).round(1).tolist() if during else (None, None)
@@ -93,7 +93,7 @@ def _write_model(python: str, folder: Path, device: str) -> dict[str, Any]:
 
 @contextmanager
 def _serving(python: str, folder: Path, device: str) -> Iterator[tuple[LanguageServer, float]]:
-    """Run the server. Yield its address, and the time in seconds until it answered a question about an image."""
+    """Run the server. Yield its address, and the seconds until its first answer to a question about an image."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -138,7 +138,7 @@ def _wait(server: ChatServer, process: subprocess.Popen[bytes], until_s: float) 
 
 @contextmanager
 def _asking(server: LanguageServer, clients: int, tokens: int) -> Iterator[_Answers]:
-    """Keep the server busy with clients in another process. The yielded object gets their answers at the end."""
+    """Keep the server busy with clients in another process. Fill the yielded object with their answers at the end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_ask_until_told, args=(theirs, server, clients, tokens), daemon=True)
@@ -213,7 +213,7 @@ def _versions() -> dict[str, str]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure every round. After each measurement, write the results so far to the file `options.json`. Return them."""
+    """Measure every round, and return the results. After each measurement, write the results so far to a file."""
     began_s = time.monotonic()
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     with tempfile.TemporaryDirectory() as name:

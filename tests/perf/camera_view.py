@@ -1,10 +1,10 @@
-"""Measure how reliably and how fast `vision.analytics.camera_view` finds a camera that was moved.
+"""Measure how reliably and how fast `vision.analytics.camera_view` detects that a camera was moved.
 
     python -m tests.perf.camera_view [--displacements 500] [--days 8] [--seed 0] [--images FOLDER] [--save]
 
-The scenes are photos. Each frame shows only a part of a photo, so that a displaced frame shows what lies beside it.
-Light, shadows, noise, rain, and crowds are drawn on the frames. No object and no light of the tests was used to choose
-constants.
+The scenes are photos. Each frame shows only a part of a photo, so that a displaced frame shows what lies next to this
+part. The program draws light, shadows, noise, rain, and crowds on the frames. The constants of the module were chosen
+without the objects and the light of this measurement.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Pixels = NDArray[np.uint8]
 
 
 def photos(folder: Path) -> list[Path]:
-    """Return the photos of scenes. Omit drawings, and photos of single objects in front of a plain background."""
+    """Return the photos of scenes. Omit drawings, and photos of a single object in front of a plain background."""
     files = [*folder.glob("*.jpg"), *folder.glob("*.png")]
     return sorted(path for path in files if not path.name.startswith(tuple(UNSUITABLE.split())))
 
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """A displacement of the camera: shifts in widths of the frame, rotation in degrees, and zoom."""
+    """Displacement of the camera: shifts in multiples of the frame width, rotation in degrees, and zoom."""
 
     x: float = 0.0
     y: float = 0.0
@@ -55,7 +55,7 @@ class Pose:
     zoom: float = 1.0
 
     def similarity(self, width: int, height: int) -> Similarity:
-        """Return the matrix (2, 3) that maps points of the frame to the displaced frame."""
+        """Return the matrix (2, 3) that maps points of the original frame to the displaced frame."""
         angle = math.radians(self.rotation_deg)
         turn = self.zoom * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         center = np.array([width, height]) / 2
@@ -63,7 +63,7 @@ class Pose:
 
 
 class Scene:
-    """A photo whose middle is the view of the camera."""
+    """Photo whose middle part is the view of the camera."""
 
     def __init__(self, path: Path) -> None:
         pixels = cv2.imread(str(path))
@@ -98,7 +98,7 @@ def rain(frame: Pixels, rng: np.random.Generator, drops: int) -> Pixels:
 
 
 def crowd(frame: Pixels, rng: np.random.Generator, cover: float) -> Pixels:
-    """Paint people that cover about the fraction `cover` of the frame."""
+    """Paint people that cover approximately the fraction `cover` of the frame."""
     crowded: Pixels = frame.copy()
     area = 0.0
     while area < cover * WIDTH * HEIGHT:
@@ -114,7 +114,7 @@ def crowd(frame: Pixels, rng: np.random.Generator, cover: float) -> Pixels:
 
 
 class Camera:
-    """A `ViewTracker` that receives a frame every `INTERVAL_S`, and the CPU time that it needs."""
+    """`ViewTracker` that receives a frame every `INTERVAL_S` seconds, and the CPU time that it uses."""
 
     def __init__(self) -> None:
         self.tracker = ViewTracker()
@@ -132,8 +132,8 @@ class Camera:
 def displaced(scene: Scene, rng: np.random.Generator) -> str:
     """Move the camera once. Return the state of the view.
 
-    The result is ``realigned`` if the view is correct, ``silent`` if it is wrong although the state is ``aligned``, and
-    otherwise the state.
+    The result is ``realigned`` if the view is correct, and ``silent`` if the view is wrong although the state is
+    ``aligned``. Otherwise, the result is the state.
     """
     kind, camera = rng.integers(0, 3), Camera()
     pose = Pose(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08), rng.uniform(-5, 5), rng.uniform(0.9, 1.1))

@@ -1,7 +1,8 @@
-"""Cost of capture workers, compared with camera threads in one process, and the time until a killed worker is replaced.
+"""Cost of capture workers compared with camera threads in one process, and time until a killed worker is replaced.
 
-The cameras are synthetic and small, so that the measurement shows the cost of passing frames and not of decoding. The
-arrangements take turns, and each value is the best of all rounds, because other programs only make values worse.
+The cameras are synthetic and have small frames, so the measurement shows the cost of passing frames, not of decoding.
+The program measures the arrangements alternately. Each value is the best of all rounds, because other programs can only
+make a value worse.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ARRANGEMENTS = {"threads": 0, "one_worker": 1, "two_workers": 2}
 
 
 class NullDetector(FakeDetector):
-    """A detector that finds nothing, and takes 1 ms for a batch."""
+    """Detector that finds no objects, and takes 1 ms per batch."""
 
     def __init__(self) -> None:
         super().__init__(max_batch=32, batches_in_flight=4, service_ns=1_000_000)
@@ -44,7 +45,7 @@ class NullDetector(FakeDetector):
 
 @dataclass
 class Arrivals:
-    """Sink that keeps the time from capture to batch, and the epochs of each camera."""
+    """Sink that records, for each camera, the time from capture to batch and the epochs."""
 
     waits_ms: list[float] = field(default_factory=list)
     epochs: dict[str, int] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Arrivals:
         self.epochs[result.meta.camera_id] = result.meta.epoch
 
     def report(self, report: Report) -> None:
-        """Do nothing."""
+        """Ignore the report."""
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def running(workers: int) -> Iterator[Arrivals]:
 
 
 def _cpu_s() -> tuple[float, float]:
-    """Return the CPU time of this process and of its children, in seconds."""
+    """Return the CPU time, in seconds, of this process and its children."""
     process = psutil.Process()
     own, children = process.cpu_times(), [child.cpu_times() for child in process.children()]
     return own.user + own.system, sum(times.user + times.system for times in children)
@@ -99,7 +100,7 @@ def _measure_one(workers: int, seconds: float) -> dict[str, float]:
 
 
 def _replacement_s(kills: int) -> list[float]:
-    """Kill a worker `kills` times. Return, for each kill, the time in seconds until all its cameras deliver again."""
+    """Kill a worker `kills` times. Return, for each kill, the seconds until all its cameras deliver frames again."""
     away = []
     with running(2) as arrivals:
         for kill in range(kills):

@@ -19,7 +19,7 @@ from tests.perf.results import save
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of a report: those of the whole run, the checks, and those of each kind of fault."""
+    """Return the figures of a report: for the whole run, for the checks, and for each kind of fault."""
     return {
         "arguments": report["arguments"],
         "faults": sum(not fault["left_out"] for fault in report["faults"]),

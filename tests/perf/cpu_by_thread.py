@@ -2,7 +2,8 @@
 
     python -m tests.perf.cpu_by_thread CAMERAS
 
-This command prints one line of JSON, in milliseconds. Threads that Python did not create are decoders of FFmpeg.
+The command prints one line of JSON, with times in ms. It counts threads that Python did not create as decoders of
+FFmpeg.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vision.stages.stage import Report
 
 
 def cpu_s_by_thread() -> dict[str, float]:
-    """Return the CPU time that each kind of thread of this process has used so far, in seconds."""
+    """Return the CPU time, in seconds, that each kind of thread of this process has used since its start."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     seconds: defaultdict[str, float] = defaultdict(float)
     for task in Path("/proc/self/task").iterdir():
@@ -40,7 +41,7 @@ def cpu_s_by_thread() -> dict[str, float]:
 
 
 def measure(cameras: int) -> Mapping[str, float]:
-    """Measure the CPU time per frame of each kind of thread in ms, while all cameras deliver frames."""
+    """Measure the CPU time per frame, in ms, of each kind of thread while all cameras deliver frames."""
     seen: list[tuple[int, dict[str, float]]] = []
 
     def note(report: Report) -> None:

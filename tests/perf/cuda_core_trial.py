@@ -1,4 +1,4 @@
-"""Comparison of the wrappers in `vision.gpu` with `cuda.core`, in one run on one GPU, without TensorRT.
+"""Comparison of `vision.gpu` with `cuda.core` in one run on one GPU, without TensorRT.
 
     python -m tests.perf.cuda_core_trial [--out trial.json] [--iterations 400] [--threads 32]
 
@@ -7,11 +7,11 @@ The command measures:
 * the phases of a start: import the package, open the device, create streams and events, compile and load a kernel, and
   capture a graph. Each start runs in its own process, and the implementations alternate;
 * the host time of a graph launch, and of a submit (eight copies from page-locked memory, an event, a wait of another
-  stream, a graph launch), with and without threads that compete for the interpreter lock. Here, too, the
-  implementations alternate.
+  stream, a graph launch), with and without threads that compete for the interpreter lock. The implementations also
+  alternate here.
 
-The command prints one JSON object. Each ratio is the time of `cuda.core` divided by that of `vision.gpu`: above 1,
-`vision.gpu` is faster. See docs/decisions/030-cuda-core.md.
+The command prints one JSON object. Each ratio is the time of `cuda.core` divided by the time of `vision.gpu`. If a
+ratio is above 1, `vision.gpu` is faster. See docs/decisions/030-cuda-core.md.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ SIDES: Final = ("vision.gpu", "cuda.core")
 
 
 class Side(Protocol):
-    """One of the two implementations, after its start."""
+    """One of the two implementations, after its start phase."""
 
     def copy(self, index: int) -> None:
         """Queue the copy of one frame on the copy stream."""
 
     def record(self) -> None:
-        """Record the event on the copy stream, after the copies."""
+        """Record the event on the copy stream after the copies."""
 
     def wait(self) -> None:
         """Make the work stream wait for the event."""
@@ -65,21 +65,21 @@ class Side(Protocol):
 
 
 class Timer:
-    """Timer of the phases of a start, in seconds."""
+    """Timer for the phases of a start, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._began = time.perf_counter()
 
     def phase(self, name: str) -> None:
-        """End a phase. It started when the previous phase ended."""
+        """End the phase `name`, which started when the previous phase ended."""
         now = time.perf_counter()
         self.seconds[name] = now - self._began
         self._began = now
 
 
 class OurSide:
-    """The implementation with `vision.gpu`."""
+    """Implementation with `vision.gpu`."""
 
     def __init__(self, resources: ExitStack, timer: Timer) -> None:
         from vision.gpu import cuda, memory, nvrtc
@@ -131,7 +131,7 @@ class OurSide:
 
 
 class CoreSide:
-    """The implementation with `cuda.core`, used as in its documentation."""
+    """Implementation with `cuda.core`, used as its documentation describes."""
 
     def __init__(self, resources: ExitStack, timer: Timer) -> None:
         from cuda import core
@@ -196,7 +196,7 @@ MAKE: Final[Mapping[str, Callable[[ExitStack, Timer], Side]]] = {"vision.gpu": O
 
 
 def time_start(side: str) -> dict[str, float]:
-    """Start one implementation in a new process. Return the duration of each phase in seconds."""
+    """Start one implementation in a new process. Return the duration of each phase, in seconds."""
     command = [sys.executable, "-m", "tests.perf.cuda_core_trial", "--start", side]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if done.returncode:
@@ -206,7 +206,7 @@ def time_start(side: str) -> dict[str, float]:
 
 
 def start_once(side: str) -> None:
-    """Start one implementation in this process. Print the duration of each phase in seconds, as JSON."""
+    """Start one implementation in this process. Print the durations of the phases, in seconds, as JSON."""
     with ExitStack() as resources:
         timer = Timer()
         made = MAKE[side](resources, timer)
@@ -217,7 +217,7 @@ def start_once(side: str) -> None:
 
 
 def start_times(repeats: int) -> dict[str, Any]:
-    """Start both implementations several times. Return the median duration of each phase in ms, and the ratios."""
+    """Start both implementations `repeats` times. Return the median duration of each phase, in ms, and the ratios."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     for _ in range(repeats):
         for side in SIDES:
@@ -237,7 +237,7 @@ def start_times(repeats: int) -> dict[str, Any]:
 
 @contextmanager
 def competing(threads: int, busy_us: float, period_s: float) -> Iterator[None]:
-    """Run threads inside a `with` block that alternately compute in Python for `busy_us` and sleep for `period_s`."""
+    """Run threads inside a `with` block. They alternately compute for `busy_us` and sleep for `period_s`."""
     stop = threading.Event()
 
     def work(first_s: float) -> None:
@@ -260,12 +260,12 @@ def competing(threads: int, busy_us: float, period_s: float) -> Iterator[None]:
 
 
 def launch_once(side: Side) -> None:
-    """Launch the graph."""
+    """Launch the graph once."""
     side.launch()
 
 
 def submit_once(side: Side) -> None:
-    """Submit a batch with the same calls as `vision.detect.tensorrt.slot.Slot.submit`."""
+    """Submit a batch with the calls that `vision.detect.tensorrt.slot.Slot.submit` makes."""
     for index in range(FRAMES):
         side.copy(index)
     side.record()
@@ -274,7 +274,7 @@ def submit_once(side: Side) -> None:
 
 
 def host_times(sides: Mapping[str, Side], operation: Callable[[Side], None], iterations: int) -> dict[str, Any]:
-    """Measure the host time of an operation. Return percentiles in us for each implementation, and their ratios."""
+    """Measure the host time of an operation. Return percentiles, in us, for each implementation, and their ratios."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
     for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""Write configurations for benchmarks, and run `vision run` on them in a separate process."""
+"""Configurations for benchmarks, and functions that run `vision run` on them in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = ROOT / "models" / "nanodet-g-416" / "nanodet-g-416.onnx"
 
 
 def write_config(path: Path, sources: list[str], *, port: int = 0, reader: str = "auto", **top: Any) -> Path:
-    """Write a camera.yaml with one camera per source, as JSON, which is valid YAML. Return its path."""
+    """Write a camera.yaml with one camera per source, and return its path. The content is JSON, which is valid YAML."""
     cameras = [
         {"id": f"camera-{number}", "source": source, "reader": reader}
         | ({"loop": True} if not source.startswith("synthetic:") else {})
@@ -42,7 +42,7 @@ def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def offline_results(sources: list[str], **top: Any) -> list[dict[str, Any]]:
-    """Run `vision run --offline` on these sources. Return the recorded results."""
+    """Run `vision run --offline` on these sources. Return the recorded results of all frames."""
     with tempfile.TemporaryDirectory() as folder:
         config = write_config(Path(folder) / "camera.yaml", sources, **top)
         record = Path(folder) / "results.jsonl"

@@ -1,12 +1,13 @@
-"""CPU time of one frame in the stages of the pipeline `count`, on one core: each stage alone, and all together.
+"""CPU time per frame of the stages of the pipeline `count` on one core: each stage alone, and all stages together.
 
 python -m tests.perf.frame_cost [--base FOLDER] [--rounds 20] [--objects 1,6,20,50] [--json FILE]
 
-Each camera has a line, a zone, and two rules. A subscriber in another process receives the messages. Frames of one
-camera are processed one by one, and frames of eight cameras as one batch. With --base, a second checkout, for example
-of commit 8efa608, takes turns with this tree. Other programs on the machine can only make a frame slower, so the value
-of a frame is its minimum over all rounds. A result is the mean over all frames, because events make some frames more
-expensive. The ratio is the time of the base divided by the time of this tree.
+Each camera has a line, a zone, and two rules. A subscriber in another process receives the messages. With one camera,
+the stages process one frame at a time. With eight cameras, they process one frame of each camera as a batch. With
+--base, the program alternates between this tree and a second checkout, for example of commit 8efa608. Other programs on
+the machine can only make a frame slower, so the value of a frame is the minimum of its times over all rounds. A result
+is the mean of the values of all frames, because events make some frames slower. The ratio is the time of the second
+checkout divided by the time of this tree.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _WORKER: Final = OWN_TESTS + "from tests.perf.frame_cost import work; work()"
 def make_crowd(objects: int, frames: int, seed: int = 0, size: tuple[int, int] = (_WIDTH, _HEIGHT)) -> list[Any]:
     """Return the detections of each frame: people who turn at the border, and half as many boxes with low scores.
 
-    The boxes are scaled to frames of the size `size` (width, height).
+    The function scales the boxes to frames of the size `size` (width, height).
     """
     scale = np.tile(np.array(size) / (_WIDTH, _HEIGHT), 2)
     detections = find_any("vision.types:Detections")
@@ -91,7 +92,7 @@ def make_crowd(objects: int, frames: int, seed: int = 0, size: tuple[int, int] =
 
 
 def make_batches(objects: int, cameras: int) -> list[list[Any]]:
-    """Return one batch for each time. A batch contains the detector's result for one frame of each camera."""
+    """Return one batch for each frame time. A batch contains the detections of one frame of each camera."""
     meta, result, timing = (find_any(f"vision.types:{name}") for name in ("FrameMeta", "Result", "Timing"))
     now_ns, now_utc_ns = time.monotonic_ns(), time.time_ns()
     crowds = [make_crowd(objects, _FRAMES, camera) for camera in range(cameras)]
@@ -124,7 +125,7 @@ def _one_by_one(stage: Callable[[Any], Any]) -> Callable[[Sequence[Any]], list[A
 
 
 class Costs:
-    """The minimum time of each batch over all rounds, in ns, for the stages alone and together."""
+    """Minimum time, in ns, of each batch over all rounds, for each stage alone and for all stages together."""
 
     def __init__(self, objects: int, cameras: int, publish: Callable[[Any], None]) -> None:
         self._batches = make_batches(objects, cameras)
@@ -151,7 +152,7 @@ class Costs:
             together[at] = min(together[at], clock() - begin_ns)
 
     def us(self) -> dict[str, float]:
-        """Return the time per frame in us, as the mean over all frames."""
+        """Return the mean time per frame in us, over all frames."""
         per_us = 1e3 * self._cameras
         return {name: round(float(least[_WARM_UP:].mean()) / per_us, 1) for name, least in self._least.items()}
 
@@ -180,7 +181,7 @@ def publishing() -> Iterator[Callable[[Any], None]]:
 
 
 def work() -> None:
-    """Run a round for each line "OBJECTS CAMERAS" of standard input. Print the minima so far after each round."""
+    """Run a round for each line "OBJECTS CAMERAS" of standard input. After each round, print the minima so far."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
     costs: dict[str, Costs] = {}
     with publishing() as publish:
@@ -242,7 +243,7 @@ def _turns(workers: Mapping[str, Round], objects: int, cameras: int, rounds: flo
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
-    """Measure this tree without a base, for `python -m tests.perf`."""
+    """Measure this tree without comparison, for `python -m tests.perf`."""
     return compare(None, OBJECTS, 2 if quick else 20)
 
 

@@ -1,4 +1,4 @@
-"""Figures from the messages and the memory of a run of `tests.perf.language_model`."""
+"""Figures computed from the messages and the memory of a run of `tests.perf.language_model`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DRAWS: Final = 1_000_000  # of Student's t distribution
 
 @dataclass
 class Observed:
-    """The messages that a subscriber received from one run."""
+    """Messages that a subscriber received from one run."""
 
     latency_ms: list[float] = field(default_factory=list)  # from capture to publication, of each frame
     events: list[tuple[EventMessage, int]] = field(default_factory=list)  # with the time of arrival in ns
@@ -37,12 +37,12 @@ class Observed:
 
 
 def _first_events(observed: Observed) -> list[tuple[EventMessage, int]]:
-    """Return the events, without amendments, that happened after the subscriber had joined."""
+    """Return the events that happened after the subscriber connected, without amendments."""
     return [(e, at) for e, at in observed.events if e.at_monotonic_ns > observed.since_ns and e.amends is None]
 
 
 def plain_ms(observed: Observed) -> list[float]:
-    """Return the time in ms from capture to arrival of each event about which the server is not asked."""
+    """Return the time, in ms, from capture to arrival, for each event that causes no question to the server."""
     return [(at - e.at_monotonic_ns) / 1e6 for e, at in _first_events(observed) if e.kind == "zone_entered"]
 
 
@@ -86,12 +86,12 @@ def quantile(values: list[float], percent: float) -> float:
 
 
 def ratio(with_: Sequence[float], without: Sequence[float]) -> dict[str, float]:
-    """Return the geometric mean of the ratios of paired values, and its 95 % interval from Student's t distribution."""
+    """Return the geometric mean of the ratios of paired values, and its 95 % interval from Student's t-distribution."""
     return {name: round(float(np.exp(each)), 3) for name, each in _mean(np.log(np.divide(with_, without))).items()}
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
-    """Return the mean of values and its 95 % confidence interval. A single value has no interval."""
+    """Return the mean of values and its 95 % confidence interval. For a single value, omit the interval."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return {"mean": mean}
@@ -101,9 +101,9 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
 
 
 def growth(observed: Observed) -> dict[str, float]:
-    """Return the growth of the memory in MiB, and the slope of a line through the samples after the first third.
+    """Return the growth of the memory in MiB, and the slope of a line fitted to the samples after the first third.
 
-    There is no slope if the samples cover too short a time, or if the process was killed.
+    Omit the slope if the samples cover too short a time, or if the process was killed.
     """
     found = {}
     for name, samples in observed.resident_mib.items():
@@ -118,7 +118,7 @@ def growth(observed: Observed) -> dict[str, float]:
 
 
 def goals(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Summarize the measured parts: one value for each goal, with the limit in its name."""
+    """Summarize the measurements: one value for each goal, with the limit in the name of the value."""
     found: dict[str, Any] = {}
     if "faults" in measured:
         pairs = measured["faults"]["pairs"]

@@ -4,18 +4,18 @@
     python -m tests.perf.language_model --rounds 3 --seconds 10 --outage 5 5 --rest 5 --json FILE      # about 8 minutes
     python -m tests.perf.language_model --rounds 8 --together --seconds 10 --outage 5 5 --rest 5     # about 6 minutes
 
-The machine must be idle. `--json` writes the figures after each part and each pair, so a run that is cut off leaves
-what it has measured. The measurement needs the packages that `vision run` imports, and those of the extras `language`
+The machine must be idle. `--json` writes the figures after each part and each pair, so an aborted run keeps its
+measurements so far. The measurement needs the packages that `vision run` imports, and those of the extras `language`
 and `opencv`.
 
 The server is a separate process. The measurement has three parts, and its figures begin with a summary (`goals`):
 
-* `verdicts` runs 40 cameras with a server that takes 0.6 s for an answer, with the default number of requests at the
-  same time, and with 4, 8, and 32.
+* `verdicts` runs 40 cameras with a server that takes 0.6 s for an answer. The number of simultaneous requests is the
+  default, 4, 8, and 32.
 * `faults` runs 32 stand-in cameras in pairs, without and with `verify`, in alternating order. In the runs with
   `verify`, it applies seeded faults to the server and to the process that sends the questions. Then it kills the
-  server, starts it again after an outage, and waits for the program's next question to the server. It compares the
-  frames and events of the runs of a pair. With `--together`, the runs of a pair share the time, but no CPU core.
+  server, restarts the server after an outage, and waits for the program's next question. It compares the frames and
+  events of both runs. With `--together`, both runs execute at the same time on separate CPU cores.
 * `soak` applies faults and outages of the server for a long time, and measures how fast the memory grows.
 """
 
@@ -90,7 +90,7 @@ def _config(
 
 @contextmanager
 def _running(config: dict[str, Any], folder: Path) -> Iterator[tuple[Observed, psutil.Process]]:
-    """Run `vision run`, and receive its messages until the end of the block. Do not count the first seconds."""
+    """Run `vision run`, and receive its messages until the end of the `with` block. Do not count the first seconds."""
     path = folder / "camera.yaml"
     path.write_text(json.dumps(config))
     command = [sys.executable, "-m", "vision.cli.main", "--log-level", "error", "run", str(path)]
@@ -153,7 +153,7 @@ def _apply(fault: str, server: ServerProcess, program: psutil.Process, chance: r
 def _apply_all(
     faults: Sequence[str], server: ServerProcess, program: psutil.Process, observed: Observed, chance: random.Random
 ) -> None:
-    """Apply each fault for a second, and let the server work for half a second between two faults."""
+    """Apply each fault for one second, and let the server work normally for half a second between faults."""
     for fault in (part for each in faults for part in (each, WORKS)):
         _apply(fault, server, program, chance)
         time.sleep(_WORKING_S if fault == WORKS else _FAULT_S)
@@ -161,10 +161,10 @@ def _apply_all(
 
 
 def _outage(server: ServerProcess, seconds: float, longest_s: float) -> float | None:
-    """Kill the server, and start it again after `seconds`.
+    """Kill the server, and restart it after `seconds`.
 
-    Return the time in seconds from the new start until the program asks the server a question, or None if this takes
-    longer than `longest_s`.
+    Return the time, in seconds, from the restart until the program asks the server a question. Return None if this
+    takes longer than `longest_s`.
     """
     server.kill()
     time.sleep(seconds)
@@ -180,7 +180,7 @@ def _outage(server: ServerProcess, seconds: float, longest_s: float) -> float | 
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """The settings of `faults`."""
+    """Settings of the measurement `faults`."""
 
     rounds: int  # number of pairs
     number: int  # faults in all rounds
@@ -191,7 +191,7 @@ class FaultPlan:
 
 @dataclass
 class _Round:
-    """A run with `verify`, faults, and an outage."""
+    """One run with `verify`, faults, and an outage."""
 
     observed: Observed
     met: Counter[str]  # requests by the behavior of the server
@@ -227,7 +227,7 @@ def _without(seconds: float) -> Observed:
 
 
 def faults(plan: FaultPlan, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Run the cameras in pairs of runs, without and with questions. Pass the figures to `keep` after each pair."""
+    """Run the cameras in pairs of runs, without and with questions. After each pair, pass the figures to `keep`."""
     chance = random.Random(7)
     kinds = sorted([*FAULTS, "killed", "stopped"])
     chosen = [chance.choice(kinds) for _ in range(plan.number)]
@@ -261,9 +261,10 @@ def faults(plan: FaultPlan, keep: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _both(runs: Sequence[Callable[[], Any]], turn: int, *, together: bool) -> list[Any]:
-    """Call both functions, one after the other or, if `together`, at the same time on separate CPU cores.
+    """Call both functions, and return their results.
 
-    The order and the cores of the functions change with each `turn`.
+    If `together` is True, the functions run at the same time on separate CPU cores. Otherwise, they run one after the
+    other. The order and the cores of the functions change with each `turn`.
     """
     if not together:
         order = (0, 1) if turn % 2 == 0 else (1, 0)
@@ -299,7 +300,7 @@ def _pair(without: Observed, asked: _Round) -> dict[str, Any]:
 
 
 def soak(minutes: float, outage_s: Sequence[float], rest_s: float) -> dict[str, Any]:
-    """Apply faults and outages of the server for some minutes. Return the growth of memory, and the events."""
+    """Apply faults and outages of the server for `minutes`. Return figures of the memory growth and the events."""
     chance, end_s, outages = random.Random(11), time.monotonic() + minutes * 60, 0
     with tempfile.TemporaryDirectory() as name, ServerProcess() as server:
         folder = Path(name)
@@ -358,13 +359,13 @@ def verdicts(seconds: float, parallel: str) -> dict[str, Any]:
 
 @dataclass
 class _Report:
-    """The figures so far, which are also in a file."""
+    """Figures so far, which are also stored in a file."""
 
     path: Path | None
     measured: dict[str, Any] = field(default_factory=dict)
 
     def keep(self, part: str, figures: Any) -> None:
-        """Store the figures of a part, which can be incomplete, and replace the file."""
+        """Store the figures of a part, which may be incomplete, and rewrite the file."""
         self.measured[part] = figures
         if self.path is not None:
             beside = self.path.with_suffix(".part")

@@ -1,4 +1,4 @@
-"""A scripted server of a language model in its own process. It can misbehave, and can be killed and started again.
+"""A scripted server of a language model in its own process. The server can misbehave, and can be killed and restarted.
 
 `ServerProcess` starts and controls the process `python -m tests.perf.language_server PORT`. The process reads the name
 of its next behavior from each line of standard input. For each request, it prints the name of its current behavior.
@@ -62,10 +62,10 @@ FAULTS: Final[Mapping[str, Callable[[Handler], None]]] = {
 
 
 class ServerProcess:
-    """The server, and the requests that it has received."""
+    """Server process, and the requests that the server has received."""
 
     def __init__(self, behavior: str = WORKS) -> None:
-        """Start the server with a behavior: `WORKS`, the name of a fault, or a result of `answers_after`."""
+        """Start the server. `behavior` is `WORKS`, the name of a fault, or a result of `answers_after`."""
         self.met: Counter[str] = Counter()
         """Number of received requests for each behavior of the server."""
         self._port = 0
@@ -76,7 +76,7 @@ class ServerProcess:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def start(self, behavior: str = WORKS) -> None:
-        """Start the process, on the same port as before, and wait until it answers."""
+        """Start the process on the same port as before, and wait until it responds."""
         command = [sys.executable, "-m", "tests.perf.language_server", str(self._port)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
@@ -87,13 +87,13 @@ class ServerProcess:
         httpx.get(f"{self.url}/models", timeout=_START_S).raise_for_status()
 
     def behave(self, behavior: str) -> None:
-        """Change the behavior of the server from the next request on."""
+        """Change the behavior of the server for all following requests."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{behavior}\n")
         self._process.stdin.flush()
 
     def kill(self) -> None:
-        """Kill the process, so that the machine refuses connections to its port. `start` starts it again."""
+        """Kill the process, so that the machine refuses connections to its port. `start` restarts the process."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -111,7 +111,7 @@ class ServerProcess:
 
 
 def answers_after(seconds: float) -> str:
-    """Return the behavior of a server that works, and takes this time for each answer."""
+    """Return the behavior of a server that works normally and needs `seconds` for each answer."""
     return f"{_AFTER}{seconds}"
 
 

@@ -1,4 +1,4 @@
-"""Latency from capture to subscriber, with one camera and with four cameras that together overload the machine."""
+"""Latency from capture to subscriber, with one camera and with four cameras whose total frame rate is too high."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WARM_S = 3.0
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Measure latencies in ms. `age_when_bound` is the age of a frame when it enters a batch."""
+    """Measure latencies in ms. `age_when_bound` is the age of a frame when the frame enters a batch."""
     seconds = 8.0 if quick else 60.0
     return {
         "one camera, 10 frames/s": _one_camera(seconds),

@@ -4,8 +4,8 @@
 
 The command prints the numbers of counted, invented, and missed crossings of both according to
 `tests.soak.hostile_tracks`, and their times in seconds. If `supervision` is not installed, only this project is
-measured. `LineZone` is measured with two settings: an object has crossed when all four corners of its box have crossed
-(the default), or when the bottom center has crossed.
+measured. The measurement uses `LineZone` with two settings. An object has crossed when all four corners of its box have
+crossed (the default), or when the bottom center of the box has crossed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m tests.perf.live_view [--frames 10000] [--only exact,first,tiles,viewers]
 
-The measurement needs Chromium. `exact` compares the numbers that cameras of the zoo paint into their frames with the
-numbers in the overlay of the browser, also after losses, new connections, and changes of the frame size. `viewers`
-alternates between 0, 1, and 20 viewers, which discard the received data. The command writes
+The measurement needs Chromium. `exact` compares the numbers that simulated cameras paint into their frames with the
+numbers in the overlay of the browser. These cameras also lose packets, reconnect, and change the frame size. `viewers`
+alternates between 0, 1, and 20 viewers, which discard the data that they receive. The command writes
 results/MACHINE/live_view.json.
 """
 
@@ -66,7 +66,7 @@ def open_browser() -> Iterator[Browser]:
 
 
 def exact(browser: Browser, frames: int) -> dict[str, Any]:
-    """Show cameras with oddities and faults. For each, count the frames that have the overlay of a different frame."""
+    """Show cameras with unusual streams and faults. For each, count the frames with the overlay of another frame."""
     shown = {name: {"frames": 0, "without_result": 0, "wrong": 0, "images": 0} for name in EXACT}
     with ExitStack() as stack:
         zoo, site = stack.enter_context(running_zoo()), Site(stack)
@@ -94,7 +94,7 @@ def exact(browser: Browser, frames: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Video:
-    """A video of 8 s with moving noise."""
+    """Video of 8 s that shows moving noise."""
 
     width: int
     height: int
@@ -133,7 +133,7 @@ def site_of(folder: Path, cameras: int, video: Video) -> Program:
 
 
 def first(browser: Browser, folder: Path) -> dict[str, Any]:
-    """Measure the time from the start of a view to its first frame, with a key frame every second and every 8 s."""
+    """Measure the time from the start of a view to its first frame, with key frame intervals of 1 s and 8 s."""
     measured: dict[str, Any] = {}
     for key_every_s in (1, 8):
         with site_of(folder, 1, Video(640, 360, 25, key_every_s)) as program:

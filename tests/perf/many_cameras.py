@@ -2,9 +2,10 @@
 
     python -m tests.perf.many_cameras CAMERAS SECONDS [--fps 30] [--backend tensorrt] [--format nv12]
 
-This command prints one JSON object. It does not count the first 10 s, in which buffers are allocated and the first
-frames arrive together. It reads the memory every 5 s, starting at 30 s. GPU memory includes that of other programs.
-`pauses` lists the times at which this process, which only sleeps, woke up late, because the whole machine stalled.
+The command prints one JSON object. It ignores the first 10 s, in which the program allocates buffers and the first
+frames arrive together. It reads the memory every 5 s, starting at 30 s. GPU memory includes the memory of other
+programs. `pauses` lists the times at which a sleeping thread of this command woke up late, because the whole machine
+stalled.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _STAGES = ("wait", "submit", "infer", "publish", "total")
 
 
 def measure(cameras: int, seconds: float, fps: float, backend: str, pixel_format: str | None) -> dict[str, Any]:
-    """Run `vision run` on `cameras` synthetic cameras, 768x576 at `fps` frames/s. Return the measurements."""
+    """Run `vision run` on `cameras` synthetic cameras of 768x576 pixels and `fps` frames/s. Return the measurements."""
     options = f"&format={pixel_format}" if pixel_format else ""
     sources = [f"synthetic:768x576@{fps:g}?seed={number}{options}" for number in range(cameras)]
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +116,7 @@ def _watch_memory(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def _device_mib() -> float | None:
-    """Return the GPU memory in use in MiB, or None if nvidia-smi is not installed."""
+    """Return the used GPU memory in MiB, or None if nvidia-smi is not installed."""
     if not (tool := shutil.which("nvidia-smi")):
         return None
     command = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
@@ -134,7 +135,7 @@ def _trend(times_s: NDArray[np.float64], sizes: NDArray[np.float64]) -> dict[str
 
 
 class _Result(msgspec.Struct):
-    """The fields of a recorded result that are needed. Other fields are not decoded, which saves time."""
+    """Fields of a recorded result that the measurement needs. Other fields are not decoded, which saves time."""
 
     captured_monotonic_ns: int
     dropped_before: dict[str, int]

@@ -1,4 +1,4 @@
-"""Measure the memory of the program over several minutes. Even slow growth fills a small machine within a month."""
+"""Memory of the program over several minutes. Even slow growth exhausts the memory of a small machine in a month."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Networks with the layers of published architectures and random weights, as ONNX files. They need no download.
 
-ResNet-50 is version 1.5 of He et al., 2015, whose stride is in the 3x3 convolution. YOLOv8 is that of Ultralytics 8.0
-in the sizes s and x, for 640x640 images and 80 classes. BERT-Base is the encoder of Devlin et al., 2018: 12 layers, 768
-channels, 12 heads. Batch normalization is folded into the convolutions, as exporters do.
+ResNet-50 (He et al., 2015) is version 1.5, which has the stride in the 3x3 convolution. YOLOv8 is the network of
+Ultralytics 8.0 in the sizes s and x, for 640x640 images and 80 classes. BERT-Base is the encoder of Devlin et al.,
+2018: 12 layers, 768 channels, 12 heads. Batch normalization is folded into the convolutions, as exporters do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MASKED: Final = float(np.finfo(np.float32).min)  # added to the scores of maske
 
 
 class _Builder:
-    """Builder of an ONNX graph. Each method adds a layer, and returns the name of its output."""
+    """Builder of an ONNX graph. A layer method adds a layer and returns the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -49,7 +49,7 @@ class _Builder:
         return self.add("Reshape", x, self.constant(shape, np.int64))
 
     def conv(self, x: str, ins: int, outs: int, size: int = 1, *, stride: int = 1, gain: float = 1.0) -> str:
-        """Add a convolution. `gain` keeps the variance of the activations near 1."""
+        """Add a convolution. `gain` scales the weights so that the variance of the activations stays near 1."""
         scale = gain / math.sqrt(ins * size * size)
         weights, bias = self.random(outs, ins, size, size, scale=scale), self.random(outs, scale=0.02)
         return self.add("Conv", x, weights, bias, pads=[size // 2] * 4, strides=[stride] * 2)
@@ -59,7 +59,7 @@ class _Builder:
         return self.add("Add", product, self.random(outs, scale=0.02))
 
     def model(self, inputs: Mapping[str, tuple[int, tuple[Any, ...]]], outputs: Mapping[str, tuple[Any, ...]]) -> bytes:
-        """Return the file. `inputs` has the type and the shape of each input, `outputs` the shape of each output."""
+        """Return the ONNX file. `inputs` has the type and shape of each input, and `outputs` the shapes of outputs."""
         ends = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
         results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
         graph = helper.make_graph(self.nodes, "network", ends, results, self.tensors)

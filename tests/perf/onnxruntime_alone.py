@@ -1,9 +1,9 @@
-"""Speed of ONNX Runtime alone, with prepared input and several numbers of sessions and threads.
+"""Speed of ONNX Runtime alone, with prepared input, for several numbers of sessions and threads.
 
     python -m tests.perf.onnxruntime_alone MODEL.onnx RUNS [VIDEO]
 
-This command prints one line of JSON: the runs per second of each arrangement. With VIDEO, another thread decodes one
-frame per run to BGR and drops it, because every program that reads video has to decode.
+The command prints one line of JSON: the runs per second of each arrangement. With VIDEO, another thread decodes one
+frame per run to BGR and discards the frame, because every program that reads video must decode it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _session(model: Path, threads: int) -> Any:
 
 
 def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
-    """Decode the next frame of a video for each True in `wanted`. Repeat the video at its end. Return after a False."""
+    """Decode the next frame for each True in the queue. Repeat the video at its end. Return after a False."""
     capture, frame = cv2.VideoCapture(str(video)), None
     while wanted.get():
         found, frame = capture.read(frame)
@@ -42,7 +42,7 @@ def _decode(video: Path, wanted: queue.SimpleQueue[bool]) -> None:
 def runs_per_s(model: Path, sessions: int, threads: int, runs: int, video: Path | None = None) -> float:
     """Measure the runs per second of `sessions` parallel sessions with `threads` threads each, at batch size 1.
 
-    Input and output are bound once, before the runs.
+    The function binds input and output once, before the runs.
     """
     start = threading.Barrier(sessions + 1)
     wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()

@@ -3,9 +3,9 @@
     python -m tests.perf.optimization VIDEO GT.txt
     python -m tests.perf.optimization VIDEO GT.txt MODELOPT_PYTHON
 
-All changes use only the first 100 frames of the video. The whole video is evaluated with ONNX Runtime. The result is
-written to `results/MACHINE/optimization.json`. The second command measures only NVIDIA ModelOpt, in the environment of
-the given interpreter, and writes `modelopt.json`.
+The optimizations use only the first 100 frames of the video. The evaluation uses the whole video and ONNX Runtime. The
+result is written to `results/MACHINE/optimization.json`. The second command measures only NVIDIA ModelOpt, which runs
+in the interpreter MODELOPT_PYTHON, and writes `modelopt.json`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TITLE = "AP@0.5 of persons on a labeled video, in int8, with frames from its fir
 
 
 def first_frames(video: str, spec: ModelSpec, folder: Path) -> Frames:
-    """Store the first 100 frames of a video in `folder`."""
+    """Store the first 100 frames of a video in `folder`. Return the stored frames."""
     with closing(read_frames(CameraConfig(id="video", source=video), offline=True)) as frames:
         return collected((frame.pixels for frame in islice(frames, FRAMES)), folder, spec.input, FRAMES)
 

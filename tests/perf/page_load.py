@@ -2,8 +2,8 @@
 
 python -m tests.perf.page_load [--cameras 64] [--repeats 10]
 
-The time starts with the navigation, and ends when the tiles of all cameras are in the document, with their states and
-values. Each repeat opens a new context, whose cache is empty. The server runs in the process of the measurement.
+The measured time begins with the navigation, and ends when the document contains the tiles of all cameras with their
+states and values. Each repeat opens a new context with an empty cache. The server runs in the measuring process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OBSERVE = """
 
 
 def measure(cameras: int, repeats: int) -> dict[str, float]:
-    """Return the shortest and the median time in milliseconds, and the bytes that one load requests."""
+    """Return the shortest and the median load time in ms, and the number of bytes that one load requests."""
     executable = chromium()
     assert executable is not None, "expected Chromium"
     state = busy_state(*(f"camera-{number:02}" for number in range(cameras)))

@@ -15,7 +15,7 @@ _WARM = 10  # number of first results to ignore, while files are opened and buff
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Measure the throughput in several rounds. Return the medians of the rates and of the ratios in each round."""
+    """Measure the throughput in several rounds. Return the medians of the rates and of their ratios."""
     beside = "onnxruntime with decoding beside it, best"
     rounds = [_round(40 if quick else 150) for _ in range(1 if quick else 5)]
     rates = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}

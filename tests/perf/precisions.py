@@ -3,10 +3,10 @@
     python -m tests.perf.precisions [--networks resnet50,yolov8s] [--seconds 1]
     python -m tests.perf.precisions --video vtest.avi --truth gt.txt
 
-The networks of `tests.perf.networks` have random weights and random inputs. `vision bench --precisions` measures them.
-The result is written to `results/MACHINE/precisions.json`.
+The networks of `tests.perf.networks` have random weights and random inputs. The program measures like `vision bench
+--precisions`, and writes the result to `results/MACHINE/precisions.json`.
 
-With a labeled video, the program instead measures the AP@0.5 of the shipped detector with ONNX Runtime, and with
+With a labeled video, the program instead measures the AP@0.5 of the shipped detector, with ONNX Runtime and with
 TensorRT in fp32, fp16, and bf16. It writes the result to `results/MACHINE/precision_accuracy.json`.
 """
 
@@ -45,7 +45,7 @@ _TITLE: Final = "Precisions of networks, measured by `vision bench --precisions`
 
 
 def measure(name: str, batch: int, seconds: float) -> PrecisionReport:
-    """Measure the shipped detector, or a network of `NETWORKS`."""
+    """Measure the shipped detector, or the network `name` of `NETWORKS`."""
     if name == _DETECTOR:
         folder, spec = find_model(name)
         settings = PrecisionSettings((*_PRECISIONS, "int8", "int8-sparse"), (batch,), seconds)
@@ -59,7 +59,7 @@ def measure(name: str, batch: int, seconds: float) -> PrecisionReport:
 
 
 def rows(report: PrecisionReport) -> Sequence[Mapping[str, Any]]:
-    """Return the figures of each row of a report, or the reason why the row has no figures."""
+    """Return the figures of each row of a report. For a row without figures, return the reason instead."""
     found: list[Mapping[str, Any]] = []
     for row in report.rows:
         if row.durations is None or row.difference is None:
@@ -84,7 +84,7 @@ def rows(report: PrecisionReport) -> Sequence[Mapping[str, Any]]:
 
 
 def accuracy(labels: Labels) -> Sequence[Mapping[str, Any]]:
-    """Return, for each precision, the AP@0.5 of the shipped detector on a labeled video, or why it is missing."""
+    """Return, for each precision, the AP@0.5 of the shipped detector on a labeled video, or the reason for no value."""
     folder, spec = find_model(_DETECTOR)
     reference = average_precision(folder / spec.file, spec, labels, _ignore)
     found: list[Mapping[str, Any]] = [{"backend": "onnxruntime", "precision": "fp32", "ap50": round(reference, 4)}]
@@ -101,11 +101,11 @@ def accuracy(labels: Labels) -> Sequence[Mapping[str, Any]]:
 
 
 def _ignore(_frames: int) -> None:
-    """Show no progress."""
+    """Do nothing with the progress."""
 
 
 def _on_gpu(found: PerfResult) -> PerfResult:
-    """Return the result with the GPU as its machine. If there is no GPU, return it unchanged."""
+    """Return the result with the GPU as its machine. If there is no GPU, return the result unchanged."""
     try:
         from vision.gpu.cuda import open_device
 

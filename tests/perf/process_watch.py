@@ -32,13 +32,13 @@ class _Processes:
         self.last_s.clear()
 
     def look(self) -> None:
-        """Record the CPU times of all processes, because the time of a process cannot be read after its end."""
+        """Record the CPU times of all processes, because the time of a process cannot be read after it ends."""
         for process in self._all():
             with suppress(psutil.Error):
                 self.last_s[process.pid] = _name(process), _cpu_s(process) - self.begin_s.get(process.pid, 0.0)
 
     def usage(self, seconds: float) -> tuple[dict[str, float], float]:
-        """Return the CPU cores that each process has used, by name, and the resident memory of all processes in MiB.
+        """Return the mean number of CPU cores that each process used, by name, and the total resident memory in MiB.
 
         `seconds` is the time since `reset`.
         """
@@ -55,8 +55,8 @@ class _Processes:
     def kill(self, name: str, turn: int) -> tuple[str, float]:
         """Kill one of the workers whose names contain `name`. Consecutive values of `turn` select different workers.
 
-        Return the name of the worker, and the time on the monotonic clock in seconds. The name is empty if there is no
-        worker.
+        Return the name of the worker, and the time of the kill on the monotonic clock, in seconds. If there is no
+        worker, the name is an empty string.
         """
         workers = sorted((own, child.pid) for child in self._all()[1:] if (own := _name(child)) and name in own)
         if not workers:
@@ -108,7 +108,7 @@ def _kill(name: str, turn: int) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class ProcessWatch:
-    """Observer of a program, which runs in a separate process. Only `usage` waits for this process."""
+    """Observer of a program. It runs in a separate process, for which only `usage` waits."""
 
     _executor: ProcessPoolExecutor
 
@@ -117,7 +117,7 @@ class ProcessWatch:
         self._executor.submit(_reset)
 
     def look(self) -> None:
-        """Record the CPU times of all processes. Call this every second: the times of ended processes are lost."""
+        """Record the CPU times of all processes. Call this every second, because times of ended processes are lost."""
         self._executor.submit(_look)
 
     def kill(self, name: str, turn: int) -> Future[tuple[str, float]]:
@@ -125,7 +125,7 @@ class ProcessWatch:
         return self._executor.submit(_kill, name, turn)
 
     def usage(self, seconds: float) -> tuple[dict[str, float], float]:
-        """Return the CPU cores used by each process since `reset`, `seconds` ago, and the memory of all in MiB."""
+        """Return the CPU cores that each process used since `reset`, `seconds` ago, and the total memory in MiB."""
         return self._executor.submit(_usage, seconds).result()
 
 

@@ -1,4 +1,4 @@
-"""Latency and loss of one publisher with many subscribers, and the effect of a stopped subscriber on the others.
+"""Latency and message loss of one publisher with many subscribers, and effect of a stopped subscriber on the others.
 
 To start a process with N subscribers, the measurement runs `python -m tests.perf.publishing ADDRESS N TOPIC`.
 """
@@ -36,7 +36,7 @@ _WARM, _PACED, _FLOOD = 0, 1, 2  # sent as the epoch of each message
 class Samples:
     """Measurements of several runs under the same conditions.
 
-    Percentiles are computed for each run. The summary contains their medians, so that one disturbed run has no effect.
+    The summary contains the medians of the percentiles of the runs, so that one disturbed run has no effect.
     """
 
     latencies_ms: list[list[float]] = field(default_factory=list)
@@ -68,11 +68,11 @@ def _quantile(runs: Sequence[Sequence[float]], q: float) -> float:
 
 
 def measure(quick: bool) -> Mapping[str, Any]:
-    """Measure the latency, the loss, and the memory of a publisher with 1, 10, and 100 subscribers.
+    """Measure the latency, the message loss, and the memory of a publisher with 1, 10, and 100 subscribers.
 
     "Paced" messages are sent at `RATE_HZ`. A "flood" is sent as fast as `publish` returns, even if messages are lost.
-    The results are those of the subscribers that run. `stopped_costs` is their p99 with an additional, stopped
-    subscriber, divided by their p99 without it.
+    The results apply to the running subscribers. `stopped_costs` is the p99 latency of these subscribers with an
+    additional, stopped subscriber, divided by the p99 latency without the stopped subscriber.
     """
     seconds, rounds = (1.0, 1) if quick else (2.0, 3)
     table: dict[str, Any] = {}
@@ -159,13 +159,13 @@ def _subscribers(address: str, n: int, topic: str) -> Iterator[subprocess.Popen[
 
 
 def _finish(process: subprocess.Popen[str]) -> Any:
-    """Let a process of subscribers receive the messages that are still queued. Return its report."""
+    """Let a process of subscribers receive the messages that are still in the queues. Return its report."""
     output, _ = process.communicate(timeout=60)
     return json.loads(output)
 
 
 def _subscribe(address: str, n: int, topic: str) -> None:
-    """Receive messages until standard input has ended and no more messages arrive. Print a report as JSON."""
+    """Receive messages until standard input ends and no more messages arrive. Print a report as JSON."""
     context = zmq.Context()
     poller = zmq.Poller()
     for _ in range(n):

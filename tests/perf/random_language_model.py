@@ -3,9 +3,9 @@
     python -m tests.perf.random_language_model FOLDER --device cuda
 
 The architecture is Qwen2-VL. With CUDA, the model has the published dimensions of Qwen2-VL-2B (2.2 billion parameters)
-in bfloat16, except that the tokenizer knows fewer tokens than the model. On a CPU, it is much smaller. Nothing is
-downloaded. This file imports nothing of the project, so that a Python with only `transformers` can run it. It prints
-one JSON object: the ids of the tokens of "yes" and "no", the number of parameters, and the versions.
+in bfloat16, but its tokenizer uses only a part of the vocabulary. On a CPU, the model is much smaller. The command
+downloads nothing. This file imports nothing from the project, so that a Python environment with only `transformers` can
+run it. The command prints one JSON object: the token ids of "yes" and "no", the number of parameters, and the versions.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _SMALL: Final[dict[str, dict[str, Any]]] = {
 
 
 def write(folder: Path, device: str) -> dict[str, Any]:
-    """Write the model into `folder`. Return the ids of the answers, the number of parameters, and the time."""
+    """Write the model into `folder`. Return the token ids of the answers, the number of parameters, and the time."""
     began_s = time.monotonic()
     tokenizer = _tokenizer()
     model = _model(tokenizer, device)
@@ -100,7 +100,7 @@ def write(folder: Path, device: str) -> dict[str, Any]:
 
 
 def _tokenizer() -> Any:
-    """Return a byte-level BPE tokenizer that has learned the documentation of the project."""
+    """Return a byte-level BPE tokenizer, trained on the documentation of the project."""
     learner = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(_PATTERN), behavior="isolated")
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -123,7 +123,7 @@ def _tokenizer() -> Any:
 
 
 def _only_token(tokenizer: Any, word: str) -> int:
-    """Return the id of the only token of a word. Raise `ValueError` if the word has several tokens."""
+    """Return the id of the only token of `word`. Raise `ValueError` if `word` has several tokens."""
     ids = tokenizer.encode(word, add_special_tokens=False)
     if len(ids) != 1 or tokenizer.decode(ids) != word:
         raise ValueError(f"{word!r} has {len(ids)} tokens; expected 1")

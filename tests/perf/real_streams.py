@@ -5,17 +5,17 @@
     python -m tests.perf.real_streams CLIP --cameras 8 --processes 4 --kill-s 5    # kill a worker every five seconds
     python -m tests.perf.real_streams CLIP --cameras 2 --reader ffmpeg --overload 3    # with a stand-in detector
 
-Each camera plays the clip at the rate of the clip, and has a line and a zone. The packets of the clip are repeated
-without encoding them again, so that no stream ends during the run unless `--reopen-s` is given. The first 6 s after the
-first message and the last second of the program are not measured.
+Each camera plays the clip at the clip's frame rate, and has a line and a zone. The streams repeat the packets of the
+clip without a new encoding, so that no stream ends during the run unless `--reopen-s` is given. The measurement
+excludes the first 6 s after the first message and the last second of the program.
 
 The command prints one line of JSON per number of cameras. Latencies are in ms, from the capture of a frame to the
 receipt of its message. `begin_s` is the start of the measurement on the monotonic clock. If `--top` contains `verify`,
 the line also contains the number of verdicts and their latencies.
 
-A stream counts as settled from 1 s after the first frame of its epoch, and of each repetition of its clip. With
-`--kill-s`, the line contains, for each killed worker, the longest time without a frame of its cameras, and the
-latencies of the other cameras.
+A stream counts as settled 1 s after the first frame of an epoch or of a repetition of the clip. With `--kill-s`, the
+line contains, for each killed worker, the longest time without a frame of its cameras, and the latencies of the other
+cameras.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _ANALYTICS: Final = {
 
 @dataclass(slots=True)
 class _Kill:
-    """The messages that arrived between the kill of one worker and the kill of the next worker."""
+    """Messages that arrived between the kill of one worker and the kill of the next worker."""
 
     worker: str
     at_s: float
@@ -162,7 +162,7 @@ class _Received:
         }
 
     def _language(self) -> dict[str, Any]:
-        """Return the figures of `verify`, and the counters since the start, or an empty dict if no model is asked."""
+        """Return the figures of `verify`, and the counters since the start, or an empty dict without `verify`."""
         counters = {} if self.node is None else self.node.counters
         asked = {name: count for name, count in counters.items() if name.startswith("language.")}
         if not asked:
@@ -184,7 +184,7 @@ def _percentiles(latencies_ms: Sequence[float]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Options of a run, except the number of cameras."""
+    """Options of a run, except for the number of cameras."""
 
     seconds: float
     reader: str
@@ -199,7 +199,7 @@ class Run:
 
 
 def measure(clips: Sequence[Path], cameras: int, run: Run) -> dict[str, Any]:
-    """Run `vision run` on `cameras` cameras, and return the measurements. The cameras get the clips in rotation."""
+    """Run `vision run` on `cameras` cameras, to which the clips are assigned in rotation. Return the measurements."""
     top = dict(run.top) if run.processes is None else run.top | {"processes": _number(run.processes)}
     asked_per_s = round(sum(_length(clips[number % len(clips)])[1] for number in range(cameras)), 1)
     service_ms = run.service_ms
@@ -239,7 +239,7 @@ def _started(path: Path, service_ms: float | None, objects: int) -> Iterator[sub
 
 
 def _items(subscription: Subscription, process: subprocess.Popen[bytes]) -> Iterator[Item]:
-    """Yield received messages. Raise `RuntimeError` if the program ends, or sends no detections for `_START_S`."""
+    """Yield received messages. Raise `RuntimeError` if the program ends, or if no detections arrive for `_START_S`."""
     last_s = time.monotonic()
     while process.poll() is None and time.monotonic() - last_s < _START_S:
         if (item := subscription.receive(1.0)) is not None:
@@ -285,7 +285,7 @@ class _Killing:
     pending: Future[tuple[str, float]] | None = None
 
     def continue_at(self, since_s: float, begin_s: float, kills: list[_Kill]) -> None:
-        """Request the next kill when it is due. Add each kill to `kills` after it has happened."""
+        """Request the next kill when it is due. Add each finished kill to `kills`."""
         if self.pending is None and since_s >= (self.turn + 1) * self.every_s:
             self.pending = self.watch.kill(self.name, self.turn)
         if self.pending is not None and self.pending.done():
@@ -300,7 +300,7 @@ def _number(text: str) -> int | str:
 
 
 def _length(clip: Path) -> tuple[int, float]:
-    """Return the number of frames of a clip, and its rate in frames/s."""
+    """Return the number of frames of a clip, and its frame rate in frames/s."""
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         assert stream.average_rate is not None
@@ -312,8 +312,8 @@ def prepare(clip: Path, folder: Path, run_s: float, reopen_s: float | None) -> l
 
     Args:
         run_s: time in seconds for which a stream must last.
-        reopen_s: mean length of the clips in seconds. The lengths differ by up to 15 %, so that streams end at
-            different times. None means that no stream ends during the run.
+        reopen_s: mean length of the clips in seconds, or None if no stream may end during the run. The lengths differ
+            by up to 15 %, so that streams end at different times.
     """
     if reopen_s is None:
         return [_repeat(clip, folder / "long.mp4", run_s)]
@@ -322,7 +322,7 @@ def prepare(clip: Path, folder: Path, run_s: float, reopen_s: float | None) -> l
 
 
 def _repeat(clip: Path, path: Path, seconds: float) -> Path:
-    """Copy a clip to `path` without encoding it again. Repeat or cut the clip, so that it lasts `seconds`."""
+    """Copy a clip to `path` without a new encoding. Repeat or cut the clip so that the copy lasts `seconds`."""
     rate = Fraction(_length(clip)[1]).limit_denominator(1001)
     with av.open(str(path), "w") as out:
         stream = None

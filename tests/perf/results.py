@@ -39,7 +39,7 @@ def snake_case(label: str) -> str:
 
 
 def snake_case_keys(value: Any, key: str = "") -> Any:
-    """Return a copy of nested data with all keys in snake case, except the names of packages."""
+    """Return a copy of nested data with all keys in snake case, except for the names of packages."""
     if isinstance(value, Mapping):
         return {
             name if key == PACKAGE_NAMES else snake_case(name): snake_case_keys(v, name) for name, v in value.items()
@@ -48,7 +48,7 @@ def snake_case_keys(value: Any, key: str = "") -> Any:
 
 
 def save(result: PerfResult) -> Path:
-    """Write a result to ``results/MACHINE/NAME.json``. Return the path."""
+    """Write a result to ``results/MACHINE/NAME.json``. Return the path of the file."""
     path = FOLDER / result.machine / f"{result.name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
@@ -65,7 +65,7 @@ def load(path: Path) -> PerfResult:
 
 
 def keys(value: Any, key: str = "") -> Iterator[str]:
-    """Yield every key in nested data that has to be in snake case."""
+    """Yield every key in nested data that must be in snake case."""
     if isinstance(value, dict):
         for name, item in value.items():
             if key != PACKAGE_NAMES:

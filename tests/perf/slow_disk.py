@@ -1,12 +1,12 @@
-"""Measure the latency of messages while each fsync takes 2 s longer, and the time that stops take under full load.
+"""Measure the latency of messages while each fsync is delayed by 2 s, and the time of a program stop under full load.
 
     python -m tests.perf.slow_disk [--periods 4] [--period-s 6] [--stops 10] [--slow-stops 2]
                                  [--save]
 
 The first program stores events and counters of four synthetic cameras. Its disk is slow in every second period. The
-second program detects with the shipped model in four cameras at 30 frames/s, which is more than two cores can process.
-A few further stops follow while each fsync takes 2 s longer. Both programs are `vision run`. On an idle machine, the
-measurement takes about two minutes.
+second program runs the shipped model on four cameras at 30 frames/s, which is more than two cores can process. The
+measurement also includes a few stops while each fsync is delayed by 2 s. Both programs are `vision run`. On an idle
+machine, the measurement takes about two minutes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def site(folder: Path, **more: Any) -> Path:
 
 @contextmanager
 def running(path: Path, disk: Disk) -> Iterator[tuple[subprocess.Popen[bytes], Subscription]]:
-    """Run the program. Yield it, and a subscription that has received its first detections."""
+    """Run the program. Yield the program, and a subscription that has already received detections."""
     command = [sys.executable, "-m", "vision", "--log-level", "error", "run", str(path)]
     program = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | disk.environment, stderr=subprocess.DEVNULL)
     try:
@@ -75,7 +75,7 @@ def running(path: Path, disk: Disk) -> Iterator[tuple[subprocess.Popen[bytes], S
 
 
 def latencies_ms(messages: Subscription, seconds: float) -> tuple[list[float], int]:
-    """Return the latency of each detections message of the next `seconds`, and the number of events."""
+    """Return the latencies of the detections messages of the next `seconds`, in ms, and the number of events."""
     found, events, end_s = list[float](), 0, time.monotonic() + seconds
     while (left_s := end_s - time.monotonic()) > 0:
         item = messages.receive(left_s)
@@ -86,7 +86,7 @@ def latencies_ms(messages: Subscription, seconds: float) -> tuple[list[float], i
 
 
 def slow_disk(path: Path, disk: Disk, periods: int, period_s: float) -> dict[str, Any]:
-    """Measure the latency with a normal and with a slow disk, in alternating periods. Return percentiles in ms."""
+    """Measure the latency in alternating periods with a normal and a slow disk. Return percentiles in ms."""
     found: dict[bool, list[float]] = {False: [], True: []}
     events = 0
     with running(path, disk) as (_, messages):
@@ -113,7 +113,7 @@ def slow_disk(path: Path, disk: Disk, periods: int, period_s: float) -> dict[str
 
 
 def stops(path: Path, disk: Disk, count: int, *, slow: bool) -> dict[str, Any]:
-    """Stop a program under full load `count` times. Return the time of each stop, and the exit codes."""
+    """Stop a program under full load `count` times. Return the duration of each stop in seconds, and the exit codes."""
     seconds, codes = list[float](), list[int]()
     for _ in range(count):
         with running(path, disk) as (program, messages):
@@ -129,7 +129,7 @@ def stops(path: Path, disk: Disk, count: int, *, slow: bool) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> Mapping[str, Any]:
-    """Measure the latency with a slow disk, and the time of stops, in a temporary folder."""
+    """Measure the latency with a slow disk, and the duration of stops, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="slow-", dir="/tmp") as name:
         folder = Path(name)
         (folder / "data").mkdir()

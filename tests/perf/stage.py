@@ -1,8 +1,8 @@
 """Speed of the detection stage, compared with its limit, on the GPU of this machine.
 
 The stage turns frames in host memory into boxes in host memory. Two of its parts can run at the same time: the network
-(graph replays on two streams that never wait for the host) and the copies of the frames. The slower part is the limit.
-All parts are measured in one run, so that their ratios are comparable.
+(graph replays on two streams that never wait for the host) and the copies of the frames. The slower part limits the
+speed. One run measures all parts, so that their times are comparable.
 
     python -m tests.perf.stage --out stage.json [--seconds 0.8] [--batches 1,4,8,16,32] [--limit 185]
 """
@@ -54,7 +54,7 @@ BYTES_OF_A_PIXEL: Mapping[PixelFormat, float] = {"bgr": 3, "bgrx": 4, "nv12": 1.
 
 
 class Report:
-    """Measurements so far. The file is written after every part. Parts after the time limit are skipped."""
+    """Measurements so far. After each part, they are written to a file. Parts after the time limit are skipped."""
 
     def __init__(self, out: Path, limit_s: float, about: Mapping[str, Any]) -> None:
         self.values: dict[str, Any] = dict(about)
@@ -86,7 +86,7 @@ class Report:
 
 
 def measure(report: Report, batches: Sequence[int], seconds: float) -> None:
-    """Measure all parts, the most important ones first."""
+    """Measure all parts in descending order of importance."""
     top = max(batches)
     detect = DetectConfig(score_threshold=0.35, max_batch=top, batches_in_flight=MOST_SLOTS)
     with opened(detect) as target:
@@ -137,7 +137,7 @@ def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -
 
 
 def _large_frames(report: Report, target: Opened, batch: int, seconds: float) -> None:
-    """Measure frames of 1920x1080. They have about five times as many bytes, so the bus is the limit."""
+    """Measure frames of 1920x1080 pixels. They have about five times as many bytes, so the bus is the limit."""
     slots = range(2, 5)
     for pixel_format in ("bgr", "nv12"):
         name = f"{batch} {pixel_format} {LARGE[0]}x{LARGE[1]}"
@@ -183,10 +183,10 @@ def variants(report: Report, batch: int, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> Iterator[Opened | None]:
-    """Open an engine for the batch size `batch`. Yield None if this fails, or if the time limit has passed.
+    """Open an engine for the batch size `batch`. Yield None if an error occurs, or if the time limit has passed.
 
-    Unless the plan has fixed batches, the engine also accepts batches down to half of this size. This small range makes
-    the start faster.
+    Unless the plan has fixed batch sizes, the engine also accepts smaller batches, down to half of this size. The small
+    range shortens the start.
     """
     if report.late():
         report.part(name, lambda: None)
@@ -216,7 +216,7 @@ def _opened_variant(report: Report, name: str, plan: BuildPlan, batch: int) -> I
 
 
 def start() -> dict[str, float]:
-    """Measure each phase of the start of a detector in seconds. A second start finds the engine in the cache."""
+    """Measure each phase of the start of a detector, in seconds. In a second start, the cache contains the engine."""
     folder = folder_of_model(MODEL, shipped_models())
     detector = open_tensorrt_detector(folder, load_model_spec(folder), DetectConfig())
     try:
@@ -288,7 +288,7 @@ def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
 
 
 def _limit(report: Mapping[str, Any], batch: int, copy: str = "") -> float:
-    """Return the time per batch in ms of the network alone or of the copies alone, whichever is longer."""
+    """Return the longer of two times per batch in ms: that of the network alone, and that of the copies alone."""
     return max(float(report[f"engine {batch}"]), float(report[copy or f"copy {batch} bgr"]))
 
 

@@ -1,4 +1,4 @@
-"""Functions that measure the parts of `tests.perf.stage`: network, copies, stage, its steps, and a simple loop."""
+"""Functions that measure the parts of `tests.perf.stage`: the network, copies, the stage, its steps, and a loop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MOST_SLOTS = 6
 
 @dataclass
 class Opened:
-    """An open detector with its model, its slots, and the durations of its start."""
+    """Open detector with its model, its slots, and the durations of the phases of its start."""
 
     detector: TensorRTDetector
     model: LoadedEngine
@@ -86,7 +86,7 @@ def opened(
 
 
 def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: float, least: int = 20) -> float:
-    """Measure the time per `step` in ms: the median of three runs, each of which ends with a call of `finish`."""
+    """Measure the time per `step` in ms. Return the median of three runs, each of which ends with one `finish`."""
 
     def run(count: int) -> float:
         begin = time.perf_counter()
@@ -101,7 +101,7 @@ def repeat(step: Callable[[], object], finish: Callable[[], object], seconds: fl
 
 
 def engine_alone(slots: Sequence[Slot], batch: int, seconds: float) -> float:
-    """Measure the time in ms per batch of the network alone. The graphs run on one stream per slot, without waits."""
+    """Measure the time per batch, in ms, of the network alone. The graphs run on one stream per slot, without waits."""
     with contextlib.ExitStack() as resources:
         graphs = [(resources.enter_context(engine_graph(slot, batch)), slot.stream) for slot in slots]
         turn = 0
@@ -125,9 +125,9 @@ def engine_graph(slot: Slot, batch: int) -> Graph:
 
 
 def graph_and_eager(target: Opened, batch: int, seconds: float) -> dict[str, float]:
-    """Measure the network alone and the whole chain on one stream, as separate launches and as a CUDA graph, in ms.
+    """Measure the network alone and the whole chain on one stream, in ms, as separate launches and as a CUDA graph.
 
-    The host waits for each batch before it starts the next one.
+    The host waits for the result of each batch before it starts the next batch.
     """
     slot = target.slots[0]
     chain, stream = slot.graphs[batch], slot.stream
@@ -157,7 +157,7 @@ def graph_and_eager(target: Opened, batch: int, seconds: float) -> dict[str, flo
 
 
 def copy_alone(nbytes: int, batch: int, seconds: float) -> float:
-    """Measure the time in ms to copy `batch` page-locked frames to the GPU on one stream, with one copy per frame."""
+    """Measure the time, in ms, to copy `batch` page-locked frames to the GPU on one stream, with one copy per frame."""
     with contextlib.ExitStack() as resources:
         stream = resources.enter_context(Stream())
         hosts = [resources.enter_context(HostBuffer(nbytes, "frame")).address for _ in range(batch)]
@@ -195,7 +195,7 @@ def frames_for(
     on_gpu: bool = False,
     size: tuple[int, int] = CLIP_SIZE,
 ) -> list[list[Frame]]:
-    """Return a batch of frames for each slot, in buffers of the detector or, if `on_gpu` is true, in GPU memory."""
+    """Return a batch of frames for each slot. The frames are in detector buffers or, if `on_gpu`, in GPU memory."""
     clip = images(min(64, slots * batch), pixel_format, size)
     frames: list[Frame] = []
     for index in range(slots * batch):
@@ -210,7 +210,7 @@ def frames_for(
 
 
 def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBuffer:
-    """Copy a frame of 768x576 to GPU memory. Return its buffer."""
+    """Copy a frame of 768x576 pixels to GPU memory. Return the buffer of the copy."""
     buffer = device_frame_buffer(576, 768, pixel_format)
     with Stream() as stream:
         copy_to_device(buffer.device_address, image.ctypes.data, image.nbytes, stream)
@@ -221,7 +221,7 @@ def device_image(image: NDArray[np.uint8], pixel_format: PixelFormat) -> FrameBu
 def stage(
     detector: TensorRTDetector, batches: Sequence[Sequence[Frame]], slots: int, seconds: float
 ) -> dict[str, float]:
-    """Measure the loop of the program: wait for the oldest batch, then submit the next one.
+    """Measure the loop of the program, which waits for the oldest batch, and then submits the next batch.
 
     Return the time per batch in ms, the throughput, and the fraction of the time in which the thread was busy.
     """
@@ -253,7 +253,7 @@ def stage(
 
 
 def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) -> dict[str, float]:
-    """Measure the latency of a batch in ms, with a blocking `wait` (`asleep_ms`) and with polling (`awake_ms`)."""
+    """Measure the latency of a batch in ms, both with a blocking `wait` (`asleep_ms`) and with polling (`awake_ms`)."""
     slot: Any = detector._slots[0]
 
     def asleep() -> None:
@@ -279,7 +279,7 @@ def latency(detector: TensorRTDetector, batch: Sequence[Frame], seconds: float) 
 
 
 def steps(slot: Slot, batch: int) -> dict[str, float]:
-    """Measure the time of each step of a chain alone with CUDA events, in microseconds."""
+    """Measure the time, in microseconds, of each step of a single chain, with CUDA events."""
     chain, stream = slot.graphs[batch], slot.stream
     parts: dict[str, Callable[[], object]] = {**dict(chain.steps), "chain as graph": chain.run}
     took = {}
@@ -348,9 +348,9 @@ def clip_detections(detector: TensorRTDetector, count: int) -> list[Detections]:
 
 
 def agreement(found: Sequence[Detections], wanted: Sequence[Detections], least: float = 0.3) -> dict[str, float]:
-    """Return the fraction of boxes in `wanted` that `found` contains, too, and the largest difference of scores.
+    """Return the fraction of boxes in `wanted` that match a box in `found`, and the largest difference of their scores.
 
-    Boxes match at an IoU threshold of 0.98. Only boxes with a score of at least `least` count.
+    Boxes match if their IoU is at least 0.98. Only boxes with a score of at least `least` count.
     """
     total = matched = 0
     difference = 0.0

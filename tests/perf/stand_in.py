@@ -2,7 +2,7 @@
 
     python -m tests.perf.stand_in camera.yaml --service-ms 5 --objects 6
 
-The other parts of the program are the real ones. Use this to measure them on a machine without a GPU.
+All other parts of the program are real. Use this module to measure them on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ class StandInDetector:
     """Detector whose batches take `service_s` seconds each, one after another.
 
     The detector does not read the frames. It reports the same `objects` objects for every camera. The objects move
-    horizontally from frame to frame, and turn at the borders of the frame. Together, they fill the whole width of the
-    frame.
+    horizontally, and turn at the borders of the frame. Their paths together cover the whole width of the frame.
     """
 
     def __init__(self, class_names: Sequence[str], *, service_s: float, objects: int, max_batch: int) -> None:
@@ -82,7 +81,7 @@ class StandInDetector:
 
 
 def _scene(objects: int, width_px: int, height_px: int) -> list[Detections]:
-    """Return the detections of every frame of a cycle. All objects are of class 0."""
+    """Return the detections of every frame of a cycle. All objects have class 0."""
     number = np.arange(objects)
     height, width = 0.3 * height_px, 0.6 * width_px / max(1, objects)
     top = (0.1 + 0.05 * (number % 8)) * height_px

@@ -2,7 +2,7 @@
 
     python -m tests.perf.straightforward_loop MODEL.onnx VIDEO
 
-This command prints one line of JSON: the number of frames and the duration in seconds, both without the first five
+The command prints one line of JSON: the number of frames and the duration in seconds, both without the first five
 frames. It supports only NanoDet (models/nanodet-g-416).
 """
 

@@ -2,8 +2,8 @@
 
 python -m tests.perf.tables [--check]
 
-This command replaces the text between ``<!-- perf: NAME -->`` and ``<!-- perf: end -->``. With --check, it changes no
-file, and exits with code 1 if a page is out of date.
+The command replaces the text between ``<!-- perf: NAME -->`` and ``<!-- perf: end -->``. With --check, the command
+changes no file, and exits with code 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _result(machine: str, name: str) -> results.PerfResult:
 
 
 def fill(template: str, machine: str) -> tuple[str, list[str]]:
-    """Insert the values into a template. Return the text, and the names of the files that the values come from."""
+    """Insert values into a template. Return the text, and the names of the files that contain the values."""
     files: dict[str, None] = {}
 
     def value(match: re.Match[str]) -> str:

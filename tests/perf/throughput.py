@@ -3,12 +3,12 @@
 python -m tests.perf.throughput [--base FOLDER] [--cameras 64] [--fps 30] [--seconds 8] [--rounds 3] [--json FILE]
 
 The detector takes a fixed time per batch, and reports moving objects. The cameras paint small frames. All other parts
-are real: threads or processes, batches, tracker, a line, a zone, and a rule per camera, the publisher, and a subscriber
-in a separate process. The cameras send more frames than the program can process.
+are real: threads or processes, batches, the tracker, the publisher, a subscriber in a separate process, and a line, a
+zone, and a rule per camera. The cameras send more frames than the program can process.
 
-With --base, a second checkout, for example of commit 8efa608, takes turns with this tree. The ratio is the number of
-frames of this tree divided by that of the base. An age is the time from the capture of a frame to the receipt of its
-message.
+With --base, the program alternates between this tree and a second checkout, for example of commit 8efa608. The ratio is
+the number of frames of this tree divided by the number of frames of the second checkout. The age of a frame is the time
+from its capture to the receipt of its message.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ _WORKER: Final = OWN_TESTS + "from tests.perf.throughput import work; work(sys.a
 
 
 def work(config: str) -> None:
-    """Run the program with the stand-in detector until SIGTERM. This function runs in each of the trees."""
+    """Run the program with the stand-in detector until SIGTERM. Each of the compared trees executes this function."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
     fake = find_any("vision.detect.fake:FakeDetector")
     scenes = [make_crowd(_OBJECTS, _CYCLE, seed, size=(64, 48)) for seed in range(8)]
 
     class StandIn(fake):  # type: ignore[misc,valid-type] # a class of the tree that is measured
-        """Detector that reports the objects of a scene. It does not read the frames."""
+        """Detector that reports the objects of a scene without reading the frames."""
 
         def _detect(self, frame: Any) -> Any:
             scene = scenes[hash(frame.meta.camera_id) % len(scenes)]
@@ -76,7 +76,7 @@ def work(config: str) -> None:
 
 
 class _Message(msgspec.Struct):
-    """The fields of a detections message that are measured."""
+    """Fields of a detections message that the measurement uses."""
 
     captured_monotonic_ns: int
     dropped_before: dict[str, int]
@@ -108,7 +108,7 @@ def _program(tree: Path, config: Mapping[str, Any]) -> Any:
 
 
 def measure_once(tree: Path, cameras: int, fps: float, seconds: float, processes: int | None) -> dict[str, float]:
-    """Run the program once, and receive its messages in this process. Return rates, ages, and CPU times."""
+    """Run the program once, and receive its messages in this process. Return frame rates, ages, and CPU times."""
     with tempfile.TemporaryDirectory() as folder, zmq.Context() as context, context.socket(zmq.SUB) as socket:
         socket.setsockopt(zmq.RCVHWM, 100_000)
         socket.setsockopt(zmq.LINGER, 0)
@@ -151,7 +151,7 @@ def _cpu_s(pid: int) -> float:
 def compare(
     base: Path | None, *, cameras: int, fps: float, seconds: float, rounds: int, processes: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure this tree with each number of processes, and `base`, alternately. Return the medians of all rounds."""
+    """Measure this tree with each number of processes, and `base`, alternately. Return medians over all rounds."""
     cases: dict[str, tuple[Path, int | None]] = {} if base is None else {"base": (base, None)}
     cases |= {f"processes_{number}": (ROOT, number) for number in processes}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
@@ -170,7 +170,7 @@ def compare(
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
-    """Measure this tree without a base, for `python -m tests.perf`."""
+    """Measure this tree without comparison, for `python -m tests.perf`."""
     return compare(None, cameras=64, fps=30.0, seconds=2 if quick else 8, rounds=1 if quick else 3, processes=(1, 2))
 
 

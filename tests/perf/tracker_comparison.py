@@ -3,9 +3,9 @@
     python -m tests.perf.tracker_comparison [--fps 2,5,10,15,30] [--detector good,poor] [--scene NAME,NAME] [--seeds 1]
         [--jobs 1]
 
-All trackers receive the same detections with their capture times, and the tracks of each pass through the same
-analytics. The other trackers have their default parameters, except that the scores of strong detections and of new
-tracks, and the time until a track ends, are those of camera.yaml. The command writes
+All trackers receive the same detections and capture times. The tracks of each tracker pass through the same analytics.
+The other trackers use their default parameters, with three exceptions: the minimum score of a strong detection, the
+minimum score of a new track, and the time until a track ends are those of camera.yaml. The command writes
 results/MACHINE/tracker_comparison.json.
 
 `trackers`, `supervision`, and TrackEval must be installed. Install `trackers` with `--no-deps`, because it depends on
@@ -63,7 +63,7 @@ OTHERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Scenes of one type at one frame rate, with the detections of each of the detectors."""
+    """Scenes of one type at one frame rate, with the detections of each detector."""
 
     scene: str
     frames_per_s: float
@@ -75,9 +75,9 @@ _PACKAGES: Final = ("trackers", "supervision", "trackeval", "scipy")
 
 
 class OtherTracker:
-    """A tracker of the package `trackers`, with one instance for each group of classes.
+    """Tracker of the package `trackers`, with one instance for each group of classes.
 
-    The trackers of this package ignore classes: without groups, a person could continue the track of a car.
+    These trackers ignore classes. Without groups, a person could continue the track of a car.
     """
 
     def __init__(self, open_one: Callable[[], Any]) -> None:
@@ -136,7 +136,7 @@ def competitors(frames_per_s: float) -> dict[str, OpenTracker]:
 
 
 def compare(prepared: PreparedScene, detector: str) -> dict[str, SceneScores]:
-    """Run every tracker on the same detections of one scene. Return the scores by tracker."""
+    """Run every tracker on the same detections of one scene. Return the scores by name of the tracker."""
     trackers = competitors(prepared.frames_per_s)
     return {
         name: score_scene(prepared, run_scene(prepared, DETECTORS[detector], follower))
@@ -157,7 +157,10 @@ def values(scores: Sequence[SceneScores]) -> dict[str, Any]:
 
 
 def behind(figures: Mapping[str, Any]) -> list[str]:
-    """Return a text for each scene and rate, and for each scene over all rates, where another tracker counts better."""
+    """Return a text for each scene and rate in which another tracker makes fewer counting errors.
+
+    The function also compares the sums over all rates of each scene.
+    """
     found = []
     for detector, scenes in figures.items():
         for scene, rates in scenes.items():
@@ -170,7 +173,7 @@ def behind(figures: Mapping[str, Any]) -> list[str]:
 
 
 def measure(case: Case) -> dict[str, dict[str, list[SceneScores]]]:
-    """Run every tracker in the scenes of one type, at one frame rate. Return the scores by detector and tracker."""
+    """Run every tracker in the scenes of one type at one frame rate. Return the scores by detector and tracker."""
     prepared = [prepare(case.scene, seed, case.frames_per_s) for seed in range(case.seeds)]
     found = {}
     for detector in case.detectors:

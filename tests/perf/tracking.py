@@ -1,8 +1,8 @@
-"""Time of tracking and analytics on one core, compared with ByteTrack of the package `trackers`.
+"""CPU time of tracking and analytics on one core, compared with ByteTrack of the package `trackers`.
 
-The objects are synthetic. The detector finds them 95 % of the time, their boxes jitter like those of a real detector,
-and there are boxes with low scores all over the frame. The trackers take turns on the same frames, so that other
-programs on the machine slow down both equally.
+The objects are synthetic. The detector misses 5 % of them, their boxes jitter like the boxes of a real detector, and
+boxes with low scores cover the whole frame. The trackers process the same frames alternately, so that other programs on
+the machine slow down both trackers equally.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TURN = 50  # frames that a tracker processes before the other tracker continues
 
 
 def measure(quick: bool = False) -> Mapping[str, Any]:
-    """Measure the time per frame in us: the median and the 99th percentile of each case."""
+    """Measure the time per frame. Return the median and the 99th percentile, in us, of each case."""
     frames = 100 if quick else 600
     results: dict[str, Any] = {"adding 100 numbers (ns)": _pace_ns()}  # cost of a small NumPy call
     for objects, unsure in ((6, 10), (10, 10), (100, 0), (100, 50)):
@@ -135,7 +135,7 @@ def make_polygons(number: int, seed: int = 1) -> list[list[tuple[float, float]]]
 
 
 def _analytics_cost(objects: int, speed_px_s: float, shapes: tuple[int, int], frames: int) -> Mapping[str, float]:
-    """Measure the time per frame of the analytics of one camera. `shapes` is (number of zones, number of lines)."""
+    """Measure the time per frame of one camera's analytics. `shapes` is (number of zones, number of lines)."""
     zones, lines = shapes
     config = CameraAnalytics(
         lines=tuple(

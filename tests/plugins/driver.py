@@ -1,4 +1,4 @@
-"""Calls of a plugin in Python through the C++ interface of TensorRT. See ``drive.cpp``."""
+"""Calls of a Python plugin through the C++ interface of TensorRT. See ``drive.cpp``."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def drive(
     """Call all methods of a plugin, from its creation to a run. Return a report of their results.
 
     Args:
-        attributes: attributes of the node. Numbers of the type float become float32.
-        dims: shape of the input, which is float32.
-        memory: addresses of the input, the outputs, and the workspace, and the stream. If it is None, nothing runs.
+        attributes: attributes of the network node. Python floats become float32.
+        dims: shape of the float32 input.
+        memory: addresses of the input, the outputs, the workspace, and the stream. If None, the plugin does not run.
     """
     # The first value of an object of pybind11, after its head of 16 bytes, is the address of the C++ object.
     pointer = ctypes.c_void_p.from_address(id(creator) + 16)

@@ -1,7 +1,7 @@
-"""The results of the whole program for the shipped clip equal the stored results.
+"""Test that the results of the whole program for the shipped clip equal the stored results.
 
-`pytest tests/replay --update-golden` writes the golden file again. Times, names, and numbers of the run are not
-compared. Boxes and scores are compared with the tolerance that other processors and versions of ONNX Runtime need.
+`pytest tests/replay --update-golden` rewrites the golden file. The test ignores the times, the names, and the numbers
+of the run. For boxes and scores, it allows the differences between processors and between versions of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_replay_of_the_clip_matches_the_golden_file(tmp_path: Path, request: pyt
 
 
 def compare_objects(objects: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
-    """Check that each object is also in the other list, unless its score is too low for a reliable detection."""
+    """Check that each object is also in the list `before`, unless its score is too low for a reliable detection."""
     for some, others in ((before, objects), (objects, before)):
         for one in some:
             if one["score"] > 0.37:

@@ -22,7 +22,7 @@ def needs_server() -> None:
 
 @pytest.fixture(scope="session")
 def server(needs_server: None) -> Iterator[Server]:
-    """Run one server for all tests that do not change the server."""
+    """Run one server for all tests that do not change the state of the server."""
     with Server() as running:
         yield running
 

@@ -1,24 +1,20 @@
 #!/usr/bin/python3
 """RTSP server of GStreamer for the tests. It plays a clip in an endless loop, at a constant frame rate.
 
-The system's Python, which has ``gi``, runs the server in a separate process. Tests can therefore kill and freeze it, as
-happens to cameras. Each line on stdout is an event for which tests wait::
+The system's Python, which has ``gi``, runs the server in a separate process. Tests can therefore kill or suspend the
+server, because real cameras can also fail and freeze. Each line on stdout is an event for which tests wait::
 
     ready 8554
     play /clip tcp          a client started to play, over this transport
 
 Mounts:
 
-=========  ==========================================================================
-/clip      the clip as it is, H.264, not encoded again: decoded frames are comparable
-/other     the same scene in 384x288, with sound
-/switch    changes between both sizes every ``--switch-s`` seconds
-/lossy     the clip, with one RTP packet missing in frame 25, 65, 105, ... and in the key frames 120, 240, ...
-/private   the clip, for ``--user`` and ``--password`` only
-/unset     the clip, from a camera whose clock was never set: its sender reports say 1900
-/h265      384x288, H.265
-/mjpeg     384x288, motion JPEG
-=========  ==========================================================================
+=========  ========================================================================== /clip      the clip as it is,
+H.264, not encoded again: decoded frames are comparable /other     the same scene in 384x288, with sound /switch
+changes between both sizes every ``--switch-s`` seconds /lossy     the clip, with one RTP packet missing in frame 25,
+65, 105, ... and in the key frames 120, 240, ... /private   the clip, for ``--user`` and ``--password`` only /unset
+the clip, from a camera whose clock was never set: its sender reports say 1900 /h265      384x288, H.265 /mjpeg
+384x288, motion JPEG =========  ==========================================================================
 """
 
 from __future__ import annotations
@@ -50,7 +46,7 @@ PACKAGES = {
 
 
 def absent(*names: str) -> NoReturn:
-    """Print the names of missing Debian packages, and exit."""
+    """Print the names of the missing Debian packages, and exit."""
     sys.exit(f"missing Debian packages: {' '.join(sorted({PACKAGES[name] for name in names}))}")
 
 
@@ -86,7 +82,7 @@ GOP = 20  # frames from key frame to key frame, in the clip and in the streams t
 
 @dataclass(frozen=True)
 class PacketInfo:
-    """Coded frames of one stream. Key frames contain their parameter sets."""
+    """Coded frames of one stream. Each key frame contains its parameter sets."""
 
     codec: str
     frames: tuple[bytes, ...]
@@ -117,7 +113,7 @@ def whole(clip: Path) -> PacketInfo:
 
 @cache
 def small(clip: Path, codec: str) -> PacketInfo:
-    """Return the first 4 s of the clip in 384x288, encoded on the first request."""
+    """Return the first 4 s of the clip in 384x288. The function encodes them on the first request."""
     return PacketInfo(
         codec,
         coded_frames(
@@ -128,7 +124,7 @@ def small(clip: Path, codec: str) -> PacketInfo:
 
 
 class Feeder:
-    """Timer that feeds one frame to an appsrc every 1/FPS s, with continuous timestamps, until the media is removed."""
+    """Timer that feeds a frame to an appsrc every 1/FPS s, with continuous timestamps, until the media is removed."""
 
     def __init__(self, appsrc: Any, frame: Callable[[int], bytes]) -> None:
         self._appsrc = appsrc
@@ -164,7 +160,7 @@ class Loss:
 
 
 class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
-    """One stream that all its clients share, as with a camera."""
+    """One stream that all its clients share, as with a real camera."""
 
     def __init__(self, codec: str, frame: Callable[[int], bytes], **oddities: bool) -> None:
         super().__init__()
@@ -211,7 +207,7 @@ class Mount(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc]
 
 
 def mounts(clip: Path, switch_s: int) -> dict[str, Mount]:
-    """Return the streams by path. Nothing is read or encoded before the first request."""
+    """Return the streams by path. Streams are read and encoded only on request."""
 
     def clip_frame(index: int) -> bytes:
         frames = whole(clip).frames
@@ -237,7 +233,7 @@ def mounts(clip: Path, switch_s: int) -> dict[str, Mount]:
 
 
 def protect(server: Any, private: Mount, everybody: list[Mount], *, user: str, password: str, scheme: str) -> None:
-    """Require a user name and a password for `private` only."""
+    """Require a user name and a password for `private`, but not for the other mounts."""
     auth = GstRtspServer.RTSPAuth()
     known, anonymous = GstRtspServer.RTSPToken(), GstRtspServer.RTSPToken()
     known.set_string(GstRtspServer.RTSP_TOKEN_MEDIA_FACTORY_ROLE, "known")
@@ -265,7 +261,7 @@ def say(line: str) -> None:
 
 
 def report_play(_client: Any, context: Any) -> None:
-    """Print the transport that a client uses, as the server sees it."""
+    """Print the transport that a client uses, as determined by the server."""
     transport = context.sessmedia.get_transport(0).get_transport().lower_transport
     say(f"play {context.uri.abspath} {'tcp' if transport & GstRtsp.RTSPLowerTrans.TCP else 'udp'}")
 

@@ -1,4 +1,4 @@
-"""A real RTSP server in a separate process, and cameras under supervision as in the program."""
+"""Real RTSP server in a separate process, and supervised cameras, as in the program."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def missing() -> str | None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
-    """Wait until the condition holds, checking every 10 ms."""
+    """Wait until the condition holds. Check every 10 ms, and fail with the text `what` after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}"
@@ -51,7 +51,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATI
 
 
 class Server:
-    """A running ``server.py``. `lines` contains its output, which reports the clients."""
+    """Running ``server.py``. `lines` contains its output, which reports its clients."""
 
     def __init__(self, *options: str, port: int = 0) -> None:
         self._process = subprocess.Popen(
@@ -87,7 +87,7 @@ class Server:
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill the server. It sends its clients no message, but the kernel closes the connections."""
+        """Kill the server. The server sends no message to its clients, but the kernel closes the connections."""
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -137,7 +137,7 @@ def refusing_port() -> Iterator[int]:
 
 
 def frame(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, int]:
-    """Return the last grabbed frame, with its height and width."""
+    """Return the most recently grabbed frame, with the height and width of `info`."""
     height, width = info.height_px, info.width_px
     out = FrameBuffer.allocate(height, width, info.pixel_format)
     try:
@@ -150,7 +150,7 @@ def frame(source: Source, info: StreamInfo) -> tuple[NDArray[np.uint8], int, int
 
 
 def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int16]:
-    """Return the brightness of 1/16 of the pixels of a frame."""
+    """Return the brightness of every fourth pixel in both directions of a frame."""
     if pixel_format == "bgr":
         pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2YUV_I420), np.uint8)
     return pixels[: pixels.shape[0] * 2 // 3 : 4, ::4].astype(np.int16)
@@ -158,9 +158,9 @@ def luma(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> NDArray[np.int
 
 @cache
 def clip_luma() -> NDArray[np.int16]:
-    """Return the brightness of every frame of the clip (N, H/4, W/4), as GStreamer decodes the file.
+    """Return the brightness of every frame of the clip (N, H/4, W/4), as decoded by GStreamer from the file.
 
-    The frames that arrive over RTSP must be equal.
+    Frames that arrive over RTSP must have the same values.
     """
     gst = library().Gst
     pipeline = gst.parse_launch(f'filesrc location="{CLIP}" ! qtdemux ! h264parse ! avdec_h264 ! appsink name=sink')
@@ -178,16 +178,16 @@ def clip_luma() -> NDArray[np.int16]:
 
 
 def place_in_clip(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[int, float]:
-    """Return the index of the most similar frame of the clip, and the mean difference of its pixels.
+    """Return the index of the most similar frame of the clip, and the mean difference between their pixels.
 
-    The difference is 0 if the colors of the frame were not converted.
+    The difference is 0 if no color conversion changed the frame.
     """
     errors = np.abs(clip_luma() - luma(pixels, pixel_format)).mean(axis=(1, 2))
     return int(errors.argmin()), float(errors.min())
 
 
 class Recorder:
-    """A `FrameSink` that records the metadata of every frame, and the pixels of the last frame."""
+    """`FrameSink` that records the metadata of every frame, and the pixels of the most recent frame."""
 
     def __init__(self) -> None:
         self.metas: list[FrameMeta] = []
@@ -218,7 +218,7 @@ class Recorder:
 
 
 class Watched:
-    """A camera under its supervisor, in a thread, as in the program. Its states and errors are recorded."""
+    """Supervised camera in a thread, as in the program. The object records its states and errors."""
 
     def __init__(self, config: CameraConfig) -> None:
         self.recorder = Recorder()
@@ -243,15 +243,15 @@ class Watched:
         return self._supervisor.status()
 
     def wait_state(self, state: str) -> None:
-        """Wait until the camera is or has been in this state."""
+        """Wait until the camera is, or has been, in the state `state`."""
         wait_until(lambda: state in self.states, f"{state!r} after {self.states}")
 
     def wait_loss(self) -> None:
-        """Wait until the supervisor has noticed the loss, and backs off."""
+        """Wait until the supervisor has noticed the loss of the connection, and backs off."""
         wait_until(lambda: self.states[-1] == "backing-off", f"the loss to be noticed after {self.states}")
 
     def wait_grabbed(self, count: int) -> None:
-        """Wait for `count` frames in total, delivered or dropped."""
+        """Wait until `count` frames in total have been delivered or dropped."""
         wait_until(lambda: self.status.grabbed >= count, f"{count} frames, {self.states}, {self.errors}")
 
     def wait_frames(self, count: int) -> None:
@@ -286,6 +286,6 @@ def open_files() -> set[str]:
 
 
 def codes_of_wrong_path() -> tuple[str, ...]:
-    """Return the error codes for a path without a stream. GStreamer 1.20 reports such a path like a wrong password."""
+    """Return the error codes for a path without a stream. GStreamer 1.20 reports it like a wrong password."""
     old = library().Gst.version()[:2] < (1, 22)
     return ("no-stream", "unauthorized") if old else ("no-stream",)

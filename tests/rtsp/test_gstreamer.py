@@ -58,7 +58,7 @@ def test_gstreamer_is_available() -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_first_frame_of_a_connection_is_a_key_frame(server: Server, transport: str) -> None:
-    """The client connects in the middle of a group of frames."""
+    """The client connects in the middle of a group of frames, that is, between two key frames."""
     with opened(camera(server.url("/clip"), "gstreamer")) as (before, info):
         for _ in range(2 * GOP):
             assert before.grab(PATIENCE_S) is not None
@@ -77,7 +77,7 @@ def test_first_frame_of_a_connection_is_a_key_frame(server: Server, transport: s
 
 
 def test_unset_camera_clock_is_not_trusted(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """The times of the camera are not used, and one warning is logged."""
+    """The source ignores the times of the camera, and logs one warning."""
     with (
         caplog.at_level(logging.WARNING),
         opened(camera(server.url("/unset"), "gstreamer")) as (source, _),
@@ -109,7 +109,7 @@ def test_other_codecs_are_played_without_sound(server: Server, path: str, decode
 
 @pytest.mark.parametrize("formats", [("bgr",), ("bgrx", "bgr"), ("nv12",), ("bgr", "i420")])
 def test_delivered_pixel_format_follows_the_detector(server: Server, formats: tuple[PixelFormat, ...]) -> None:
-    """The decoder's own I420 is delivered if the detector accepts it, otherwise the detector's first format."""
+    """The source delivers the decoder's own I420 if the detector accepts it, or else the detector's first format."""
     source = GStreamerSource(camera(server.url("/clip"), "gstreamer"), formats)
     try:
         info = source.open()
@@ -125,7 +125,7 @@ def test_delivered_pixel_format_follows_the_detector(server: Server, formats: tu
 
 
 def test_frames_with_equal_or_earlier_times_are_counted_in_order() -> None:
-    """The times decrease after frame 4, and the decoder repeats the latest time. It never outputs frames 8 and 9."""
+    """The times decrease after frame 4, so the decoder repeats the latest time. It never outputs frames 8 and 9."""
     gst, skipped = library().Gst, SkippedFrames()
     decoded = DecodedFrames(skipped)
     monitor = PacketMonitor(decoded.skip)
@@ -189,7 +189,7 @@ def test_frames_with_odd_sides_are_converted(width: int, expected: str) -> None:
 
 
 class FilePlayer(Player):
-    """A pipeline that reads coded frames from a file, and decodes them in the same way as frames of a camera."""
+    """Pipeline that reads coded frames from a file, and decodes them in the same way as frames of a camera."""
 
     path: Path
 
@@ -200,7 +200,7 @@ class FilePlayer(Player):
 
 
 class Recorded(GStreamerSource):
-    """A camera whose coded frames come from a file."""
+    """Camera whose coded frames come from a file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(camera("rtsp://127.0.0.1/recorded", "gstreamer"), ("i420",))
@@ -242,7 +242,7 @@ def test_grab_has_the_encoding_of_the_frame(parts: tuple[tuple[int, str, YuvEnco
 
 
 def test_buffer_is_mapped_in_place_or_by_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways are tested, because the version of PyGObject decides which one is used."""
+    """The test covers both ways, because the version of PyGObject determines which of them is used."""
     expected = bytes(range(200))
     buffer = library().Gst.Buffer.new_wrapped(expected)
     assert library().hash_is_address
@@ -255,7 +255,7 @@ def test_buffer_is_mapped_in_place_or_by_copy(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("blank", "quote"), [("%20", "%22"), ("%20", ""), ("", "")])
 def test_url_cannot_inject_pipeline_elements(server: Server, tmp_path: Path, blank: str, quote: str) -> None:
-    """The URL is sent to the camera unchanged, and has no stream there. (camera.yaml refuses blanks and quotes.)"""
+    """The URL reaches the camera unchanged, and has no stream there. (camera.yaml rejects blanks and quotes.)"""
     owned = tmp_path / "owned"
     location = f"location={quote}{owned}{quote}"
     hostile = blank.join([server.url("/clip") + quote, "!", "filesink", location, "!", "rtspsrc", f"location={quote}x"])
@@ -270,7 +270,7 @@ def test_url_cannot_inject_pipeline_elements(server: Server, tmp_path: Path, bla
 
 
 def test_connections_leave_no_resources(server: Server) -> None:
-    """Open 50 connections: some deliver frames, most are interrupted before the first frame."""
+    """Open 50 connections. Some connections deliver frames, and most are interrupted before the first frame."""
 
     def once(cycle: int) -> None:
         source = source_of(camera(server.url("/clip"), "gstreamer", transport=("tcp", "udp")[cycle % 2]))

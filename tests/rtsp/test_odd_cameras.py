@@ -1,4 +1,4 @@
-"""Tests of all reader libraries with RTSP cameras that send wrong times, or that use certificates."""
+"""Tests of all reader libraries with RTSP cameras that send wrong times or use certificates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ TIMES: dict[str, Callable[[int], float]] = {
 def watched() -> dict[tuple[str, str], tuple[int, int, Counter[str], list[str]]]:
     """Watch all cameras with all libraries at the same time.
 
-    Return, for each camera and library, the numbers of sent and committed frames, the drops, and the states.
+    Return, for each camera and library, the number of sent frames, the number of committed frames, the drops, and the
+    states.
     """
     results: dict[tuple[str, str], tuple[int, int, Counter[str], list[str]]] = {}
 
@@ -120,7 +121,7 @@ ORIENTATIONS = [f"rotate={angle}{flip}" for angle in (0, 90, 180, 270) for flip 
 
 
 def oriented(orientation: str) -> tuple[bytes, ...]:
-    """Return coded frames with a message that specifies their orientation."""
+    """Return coded frames that are preceded by a message with their orientation."""
     scene = np.zeros((96, 128, 3), np.uint8)
     scene[:24, :64], scene[72:, :32] = 255, 128
     encoder = av.CodecContext.create("libx264", "w")

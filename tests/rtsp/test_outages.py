@@ -23,7 +23,7 @@ def watch_all(stack: ExitStack, url: str) -> dict[str, Watched]:
 
 @pytest.fixture(scope="module")
 def outage() -> Iterator[dict[str, Watched]]:
-    """Start cameras without a server, then start the server, kill it, and restart it after 5 s."""
+    """Start cameras without a server. Then start the server, kill it, and restart it after 5 s."""
     with ExitStack() as stack:
         with refusing_port() as port:
             cameras = watch_all(stack, f"rtsp://127.0.0.1:{port}/clip")
@@ -71,7 +71,7 @@ def test_each_connection_starts_an_epoch(outage: dict[str, Watched], reader: str
 
 @pytest.fixture(scope="module")
 def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
-    """Start four cameras for each library: one refuses, one hangs, one freezes later, and one works."""
+    """Start four cameras per library: one refuses, one hangs, one freezes after 12 frames, and one works."""
     with ExitStack() as stack:
         freezing = stack.enter_context(Server())
         refusing, silent = stack.enter_context(refusing_port()), stack.enter_context(silent_port())
@@ -93,7 +93,7 @@ def company(server: Server) -> Iterator[dict[str, list[Watched]]]:
 
 
 def test_dead_camera_does_not_delay_another(company: dict[str, list[Watched]], reader: str) -> None:
-    """If the cameras shared a lock, the timeouts of the dead cameras (5 s) would delay the working camera."""
+    """With a shared lock, the timeouts of the dead cameras (5 s) would delay the working camera."""
     refusing, silent, _, works = company[reader]
     assert refusing.recorder.metas == silent.recorder.metas == []
     assert set(works.states) - {"connecting"} == {"streaming"}
@@ -120,7 +120,7 @@ def switching(server: Server) -> Iterator[dict[str, Watched]]:
 
 
 def test_size_change_starts_an_epoch(switching: dict[str, Watched], reader: str) -> None:
-    """Each size is a new epoch over the same connection."""
+    """Each change of the frame size starts a new epoch within the same connection."""
     watched = switching[reader]
     metas = watched.recorder.metas
     sizes = {m.epoch: {(n.width_px, n.height_px) for n in metas if n.epoch == m.epoch} for m in metas}

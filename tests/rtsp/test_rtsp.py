@@ -1,4 +1,4 @@
-"""Tests that every RTSP source must pass with a real server."""
+"""Tests of all RTSP sources with a real server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PASSWORD = "hunter2"
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_stream_plays_over_the_configured_transport(server: Server, reader: str, transport: str) -> None:
-    """Every frame is a later frame of the clip, and the server reports the configured transport."""
+    """The frames are frames of the clip in ascending order, and the server reports the configured transport."""
     clip_luma()  # takes time, during which frames would be missed
     played = server.lines.count(f"play /clip {transport}")
     with opened(camera(server.url("/clip"), reader, transport=transport)) as (source, info):
@@ -146,7 +146,7 @@ def assert_ends_soon(thread: threading.Thread, interrupt: Callable[[], None]) ->
 
 
 def test_frames_after_a_loss_are_marked_until_a_key_frame(server: Server, reader: str) -> None:
-    """The server damages frame 25; the next key frame is frame 40. Frames that are not marked are intact."""
+    """The server damages frame 25. The next key frame is frame 40. All frames without a mark must be intact."""
     marked: dict[str, set[int]] = {"tcp": set(), "udp": set()}
     clean: dict[str, set[int]] = {"tcp": set(), "udp": set()}
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Real brokers and servers for the tests of sinks: they can be killed and started again at the same address."""
+"""Real brokers and servers for tests of sinks. Tests can kill them and restart them at the same address."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A server process on a fixed port on this machine. Its data in `folder` persists over restarts."""
+    """Server process on a fixed port of this machine. Its data in `folder` persists across restarts."""
 
     def __init__(self, folder: Path, command: Callable[[int, Path], Sequence[str | Path]]) -> None:
         self.port = free_port()
@@ -107,7 +107,7 @@ class Server:
 
 
 def program(name: str) -> str:
-    """Return the path of an installed program, or skip the test."""
+    """Return the path of an installed program. Skip the test if the program is not installed."""
     found = shutil.which(name) or shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin")
     if found is None:
         pytest.skip(f"{name} is not installed")
@@ -146,7 +146,7 @@ def nats_server(folder: Path, *options: str | Path) -> Server:
 
 
 def webhook_server(folder: Path, *certificate: Path) -> Server:
-    """Return an HTTP server that stores each accepted request in a file. With a certificate and its key, use TLS."""
+    """Return an HTTP server that stores each accepted request in a file. It uses TLS if it has a certificate."""
     return Server(
         folder,
         lambda port, where: [
@@ -162,7 +162,7 @@ def webhook_server(folder: Path, *certificate: Path) -> Server:
 
 
 def answer_with(server: Server, status: int, location: str = "") -> None:
-    """Make a webhook server answer each request with a status code."""
+    """Make a webhook server respond to each request with the HTTP status `status`."""
     (server.folder / "mode").write_text(json.dumps([status, location]))
 
 
@@ -176,7 +176,7 @@ def requests_of(server: Server) -> list[tuple[dict[str, str], str]]:
 
 
 class KafkaCluster:
-    """The Kafka broker that librdkafka contains for tests, in a separate process. It stores messages in memory."""
+    """The Kafka test broker of librdkafka, in a separate process. It stores messages in memory."""
 
     def __enter__(self) -> KafkaCluster:
         command = [sys.executable, "-c", _KAFKA]

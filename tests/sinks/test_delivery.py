@@ -1,4 +1,4 @@
-"""Delivery to real brokers and servers: all messages arrive in order, even if a server is killed."""
+"""Tests of delivery to real brokers and servers: all messages arrive in order, even if a server is killed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def deliver(folder: Path, chosen: SinkSettings, steps: Callable[[Sender, Spool], Any]) -> Sender:
-    """Run a sender while `steps` adds messages and kills servers, until the spool is empty."""
+    """Run a sender until the spool is empty. At the same time, `steps` adds messages and kills servers."""
 
     async def run() -> Sender:
         queue = spool(folder)
@@ -84,7 +84,7 @@ def add(sender: Sender, queue: Spool, numbers: Sequence[int]) -> None:
 
 
 def killing(server: Server) -> Callable[[Sender, Spool], Any]:
-    """Return a function that adds messages 0 to 59. The server is stopped while messages 20 to 39 are added."""
+    """Return a function that adds messages 0 to 59. It kills the server while it adds messages 20 to 39."""
 
     async def steps(sender: Sender, queue: Spool) -> None:
         add(sender, queue, range(20))
@@ -115,7 +115,7 @@ def without_repetitions(numbers: Sequence[int]) -> list[int]:
 
 
 def mqtt_reader(port: int, received: list[paho.MQTTMessage]) -> paho.Client:
-    """Subscribe to all topics. The broker keeps the messages while the subscriber is not connected."""
+    """Subscribe to all topics. The broker keeps the messages while the subscriber is disconnected."""
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id="reader", clean_session=False)
     client.on_message = lambda _client, _data, each: received.append(each)
     client.on_connect = lambda each, *_: each.subscribe("#", 1)
@@ -294,7 +294,7 @@ def test_wrong_password_is_reported_without_showing_it(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a certificate of this machine that no authority has signed. Its key is in ``key.pem``."""
+    """Return the path of a self-signed certificate for this machine. Its key is in ``key.pem``."""
     path = tmp_path_factory.mktemp("tls") / "server.pem"
     made_for = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1", "-nodes"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-keyout", path.with_name("key.pem"), "-out", path]

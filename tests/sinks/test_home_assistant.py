@@ -1,7 +1,7 @@
-"""Announcements for Home Assistant have the documented keys, and their templates return the correct values.
+"""Tests that announcements for Home Assistant have the documented keys, and that their templates are correct.
 
-The tables contain the keys of the page of each component in Home Assistant's documentation. The schemas of Home
-Assistant 2024.3.3 (`homeassistant.components.mqtt`) accept these announcements too.
+The tables contain the keys that the documentation of Home Assistant lists for each component. The schemas of Home
+Assistant 2024.3.3 (`homeassistant.components.mqtt`) also accept the announcements.
 """
 
 from __future__ import annotations

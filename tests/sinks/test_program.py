@@ -39,7 +39,7 @@ _DEADLINE_S = 60.0
 
 
 def site(folder: Path, *sinks: dict[str, Any], **top: Any) -> Path:
-    """Write a camera.yaml with a synthetic camera, a line, and a zone. Return its path."""
+    """Write a camera.yaml with a synthetic camera, a line, and a zone. Return the path of the file."""
     content = {
         "node": "station",
         "detect": {"backend": "fake"},
@@ -72,7 +72,7 @@ def running(path: Path) -> Iterator[Program]:
 
 
 def status_of(path: Path, wanted: Callable[[dict[str, SinkStatus]], bool]) -> dict[str, SinkStatus]:
-    """Return the first status of the sinks for which `wanted` is true."""
+    """Return the first statuses of the sinks for which `wanted` is true."""
     address = yaml.safe_load(path.read_text())["publish"]["bind"]
     for item in subscribe(address, kinds=["status"], timeout_s=_DEADLINE_S):
         if isinstance(item, NodeStatusMessage) and item.sinks and wanted(item.sinks):
@@ -81,7 +81,7 @@ def status_of(path: Path, wanted: Callable[[dict[str, SinkStatus]], bool]) -> di
 
 
 def numbers(port: int) -> list[int]:
-    """Return the journal numbers of the events in Redis, without repetitions."""
+    """Return the unique journal numbers of the events in Redis."""
     with redis.Redis(port=port) as client:
         found = [json.loads(fields[b"payload"]) for _, fields in client.xrange("vision:station:events")]
     return list(dict.fromkeys(each["number"] for each in found))
@@ -126,7 +126,7 @@ def test_killed_sink_process_and_a_restart_lose_no_event(tmp_path: Path) -> None
 
 
 def documented() -> list[dict[str, Any]]:
-    """Return the sinks of the examples in docs/sinks.md."""
+    """Return the sink configurations of the examples in docs/sinks.md."""
     blocks = re.findall(r"<!-- example -->\n```yaml\n(.*?)```", (ROOT / "docs" / "sinks.md").read_text(), re.DOTALL)
     return [sink for block in blocks for sink in yaml.safe_load(block)["sinks"]]
 

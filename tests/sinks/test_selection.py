@@ -1,4 +1,4 @@
-"""Choice of the messages of a sink: rate limits, keys, positions, and losses."""
+"""Tests of the messages that a sink selects: rate limits, keys, positions, and losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clock:
 
 
 class Source:
-    """Source of messages like those of the publisher of one program."""
+    """Source of messages that are like those of one program's publisher."""
 
     def __init__(self, instance: str = "i1") -> None:
         self._numbering = Numbering("station", instance)

@@ -1,4 +1,4 @@
-"""Tests of the spool: its order, its limits, replaced states, its position, and kills of its process."""
+"""Tests of the spool: its order, its limits, replaced states, its position, and the kill of its process."""
 
 from __future__ import annotations
 

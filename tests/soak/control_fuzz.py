@@ -51,7 +51,7 @@ status: {interval_s: 0.2}
 
 
 def value(choice: random.Random, depth: int = 0) -> Any:
-    """Return a random JSON value, often with keys of a configuration."""
+    """Return a random JSON value, often with configuration keys."""
     kind = choice.randrange(8 if depth < 4 else 5)
     if kind < 2:
         return choice.choice(_WORDS)
@@ -63,7 +63,7 @@ def value(choice: random.Random, depth: int = 0) -> Any:
 
 
 def payload(choice: random.Random) -> bytes:
-    """Return random data for one connection: random bytes, or a request with random values."""
+    """Return random data for one connection: random bytes, or a request with random field values."""
     if choice.random() < 0.2:
         return choice.randbytes(choice.randrange(300))
     request = {"request": choice.choice(_KINDS)}
@@ -79,7 +79,7 @@ def payload(choice: random.Random) -> bytes:
 
 
 def send(path: Path, data: bytes) -> str:
-    """Send bytes. Return the kind of the reply, or the reason why there is no reply."""
+    """Send bytes. Return the kind of the reply, or the reason for the missing reply."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))
         sock.settimeout(60)
