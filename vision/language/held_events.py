@@ -32,7 +32,10 @@ _State: TypeAlias = tuple[str, str, str, int | None]
 
 @dataclass(slots=True)
 class _Held:
-    """An event that waits for its verdict, and the event that ends its state, if that event has already arrived."""
+    """An event that waits for its verdict.
+
+    If the end of its state has already arrived, also the event about this end.
+    """
 
     event: EventMessage
     entry: VerifyConfig

@@ -1,4 +1,4 @@
-"""Commands that start a server of a vision-language model that fits in the memory that `vision` leaves free.
+"""Commands that start a server of a vision-language model in the memory that `vision` leaves free.
 
 The options are from the documentation of the servers: TensorRT Edge-LLM 0.11, vLLM 0.20, and llama.cpp. The container
 for JetPack 6 is from NVIDIA's instructions for Jetson Orin.

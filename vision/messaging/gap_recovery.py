@@ -81,7 +81,7 @@ class GapRecovery:
     def __init__(self, since: int, journal: str | None = None, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Start after the event with the number `since` in `journal`. If `since` is 0, request all stored events.
 
-        `journal` is None if the subscriber does not know the journal.
+        `journal` is None if the journal is unknown.
         """
         self._last = since
         self._journal = journal

@@ -1,4 +1,4 @@
-"""`OpenStates`, which stores the states whose start was reported, and ends the states that nothing else can end.
+"""`OpenStates`, which stores the states whose start was reported, and ends a state if no other part can end it.
 
 The part that reported the start of a state normally reports its end. This is not possible if a result worker ended
 unexpectedly, if the program was killed, or if the camera was removed.

@@ -266,7 +266,10 @@ def _open_metadata(
     keys: KeyFolder | None,
     resources: ExitStack,
 ) -> None:
-    """Start the process that serves ONVIF metadata. An offline run does not serve it, because no frames are live."""
+    """Start the process that serves ONVIF metadata.
+
+    An offline run serves no metadata, because its frames are not live.
+    """
     if options.offline:
         log.info("ONVIF metadata is not served, because the run is offline")
         return

@@ -432,7 +432,7 @@ class ResultProcesses:
         self._ending.set()
 
     def run(self) -> None:
-        """Receive answers until all results are answered after `end`, or until `abort`. Then stop the workers.
+        """Receive answers. After `end` and the answers to all results, or after `abort`, stop the workers, and return.
 
         Raises:
             VisionError: a worker ended during an offline run, or cannot be used on this machine.

@@ -28,12 +28,12 @@ def event_checksum(number: int, payload: bytes) -> int:
 
 
 def state_statements(starts: Mapping[StateKey, bytes | None]) -> list[Statement]:
-    """Return the statements that store the start events in `starts`, and that delete states whose value is None."""
+    """Return the statements that store the start events in `starts`, or delete a state if its value is None."""
     return _statements("states", {_state_text(state): payload for state, payload in starts.items()})
 
 
 def held_statements(held: Mapping[str, bytes | None]) -> list[Statement]:
-    """Return the statements that store the events in `held` by id, and that delete events whose value is None."""
+    """Return the statements that store the events in `held` by id, or delete an event if its value is None."""
     return _statements("held", held)
 
 

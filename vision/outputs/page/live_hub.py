@@ -1,4 +1,4 @@
-"""`LiveHub` receives packets, images, and messages for all viewers, but only of cameras that somebody watches.
+"""`LiveHub` receives packets, images, and messages for all viewers, but only of cameras that are being watched.
 
 One thread receives packets, images, and messages, and combines them for each camera. A second thread hides parts of
 images, for cameras with masks or hidden classes.
@@ -251,7 +251,10 @@ class LiveHub:
 
 
 class _Messages:
-    """The messages of the cameras that somebody watches. Lost messages do not matter, because newer messages follow."""
+    """The messages of the cameras that are being watched.
+
+    Lost messages do not matter, because newer messages follow.
+    """
 
     def __init__(self, address: str, keys: KeyPair | None) -> None:
         self._context = zmq.Context()
