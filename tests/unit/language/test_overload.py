@@ -17,6 +17,7 @@ from tests.chat_server import Handler, chat_server, json_answer
 from tests.messages.processes import wait_until
 from tests.unit.language.test_end_to_end import Published
 from vision.config import AppConfig
+from vision.language.parallel_limit import MOST
 from vision.language.process import LanguageProcess
 from vision.stages.inquiries import InquiryStage
 from vision.types import Detections, Event, Frame, FrameMeta, Result, Timing
@@ -104,7 +105,8 @@ def test_no_camera_starves_if_the_server_can_answer_a_third(parallel: int | None
     share = total / len(CAMERAS)
     assert sum(overload.answered.values()) >= total
     shares = [overload.answered[camera] for camera in CAMERAS]
-    assert min(shares) >= share - 3, shares
-    assert max(shares) <= share + 3, shares
+    first = 0 if parallel else MOST  # questions that can be sent before the other cameras have events
+    assert min(shares) >= share - 3 - first / len(CAMERAS), shares
+    assert max(shares) <= share + 3 + first, shares
     if parallel == 1:
         assert all(overload.newest[1:])  # the first question is sent before the other events of the first round
