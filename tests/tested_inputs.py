@@ -1,6 +1,6 @@
-"""Lists of the model outputs and of the video files that the tests read, for docs/models.md and docs/cameras.md.
+"""Lists of the model outputs and video files that the tests read, for docs/models.md and docs/cameras.md.
 
-python -m tests.tested_inputs    updates the lists on the pages
+python -m tests.tested_inputs    updates the lists in both documents
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _COLUMNS: Final = 120
 
 
 def on_page(text: str) -> str:
-    """Return the generated part of a page."""
+    """Return the generated part of a document."""
     match = _LISTED.search(text)
     assert match is not None, "the page has no marks for the generated part"
     return match[0]
 
 
 def _head(head: Mapping[str, Any]) -> str:
-    """Return a head as it is written in model.yaml."""
+    """Return a head in the form that it has in model.yaml."""
     values = {key: f"[{', '.join(value)}]" if isinstance(value, list) else value for key, value in head.items()}
     return "`{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}`"
 
 
 def _outputs(outputs: Mapping[str, NDArray[Any]], batch: str) -> str:
-    """Return the names and shapes of outputs. `batch` is the text for the batch axis, or ""."""
+    """Return the names and shapes of outputs. `batch` is the text for the batch axis, or an empty string."""
     if len(outputs) > _SHOWN:
         return f"{len(outputs)} outputs"
     shapes = {name: ", ".join(filter(None, (batch, *map(str, value.shape)))) for name, value in outputs.items()}
@@ -76,7 +76,7 @@ def _items(lists: Mapping[str, Iterable[str]]) -> Iterator[str]:
 
 
 def write() -> None:
-    """Update both pages."""
+    """Update both documents."""
     for page, expected in ((MODELS, layouts_expected()), (CAMERAS, files_expected())):
         text = page.read_text(encoding="utf-8")
         page.write_text(_LISTED.sub(lambda _, new=expected: new, text), encoding="utf-8")  # type: ignore[misc]

@@ -33,7 +33,7 @@ def save_constant_model(
 ) -> None:
     """Save a network that returns `outputs` (given without a batch axis) for every frame.
 
-    `sides` are the height and width of its input.
+    `sides` are the height and width of the network's input.
     """
     nodes = [_node("ReduceMean", ["images"], "mean", axes=[1, 2, 3], keepdims=0)]
     nodes.append(_node("Mul", ["mean", "none"], "nothing"))
@@ -58,14 +58,14 @@ def save_typed_model(
 ) -> None:
     """Save a network that returns `outputs` (given without a batch axis, in their own types) for every frame.
 
-    The output `boxes`, if there is one, is multiplied by each constant input, whose two values are the factors of x and
-    y.
+    The network multiplies the output `boxes`, if it exists, by each constant input. A constant input contains two
+    values: the factors for x and y.
 
     Args:
         sides: height and width of the input for frames.
-        dtype: type of this input.
+        dtype: type of the input for frames.
         channels_last: if True, the input is (batch, height, width, 3).
-        constants: type and shape of each further input, by name.
+        constants: type and shape of each additional input, by name.
     """
     shape = [batch, *sides, 3] if channels_last else [batch, 3, *sides]
     inputs = {name: (kind, list(axes)) for name, (kind, axes) in (constants or {}).items()}
@@ -106,9 +106,9 @@ def save_typed_model(
 
 
 def save_colour_model(path: Path, *, slow: bool = False, fragile: bool = False, batch: int | str = "batch") -> None:
-    """Save a network that finds one box in each frame, which covers the whole 32x32 canvas.
+    """Save a network that finds one box in each frame. The box covers the whole canvas of 32x32 pixels.
 
-    The scores of the three classes are the channels of the pixel in the middle. `slow` adds some 10^10 operations.
+    The scores of the three classes are the channel values of the center pixel. `slow` adds about 10^10 operations.
     `fragile` makes the network fail when the first channel is over 0.9.
     """
     middle = ["images", "low", "high", "axes"]
@@ -164,7 +164,7 @@ def save_classifier(
     axes: Sequence[int] = (2, 3),
     fragile: bool = False,
 ) -> None:
-    """Save a network whose scores are `gain` times the means of its three channels.
+    """Save a network whose scores are `gain` times the means of the three input channels.
 
     Args:
         sides: height and width of the input.

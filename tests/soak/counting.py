@@ -1,4 +1,4 @@
-"""Pass one day of traffic through the tracker and the analytics. Counts are exact, ids unique, and memory constant.
+"""Simulate one day of traffic with tracker and analytics. Counts must be exact, ids unique, and memory constant.
 
 python -m tests.soak.counting [--hours 24] [--fps 5]
 """
@@ -26,7 +26,7 @@ from vision.state.database import StateDatabase
 
 @dataclass
 class Counted:
-    """The results of one run, and its traffic."""
+    """Results of one run, and the traffic of the run."""
 
     traffic: Traffic
     frames: int = 0
@@ -75,7 +75,7 @@ def _resident_mib() -> float:
 
 
 def differences(counted: Counted) -> list[str]:
-    """Return a text for each count that differs from the truth."""
+    """Return a text for each count that differs from the true count."""
     truth = counted.traffic.truth
     expected: dict[str, Counter[str]] = {"west": Counter(), "east": Counter(), "middle": Counter()}
     for (line, direction, class_name), number in truth.crossings.items():

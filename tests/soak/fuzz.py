@@ -1,9 +1,10 @@
-"""Pass mutated input to the readers of files, messages, and requests. They must refuse it with a `VisionError`.
+"""Pass mutated input to the readers of files, messages, and requests, which must reject it with a `VisionError`.
 
 python -m tests.soak.fuzz {config,wire,http,truth} [--seconds 600] [--seed 1]
 
-Valid input from the repository and from a running program is changed at random. An input counts as a bug if it causes
-an exception other than `VisionError`, takes longer than 10 s, or makes a server fail. The program prints these inputs.
+The program changes valid input at random. The input comes from the repository and from a running `vision run`. An input
+counts as a bug if it causes an exception other than `VisionError`, takes longer than 10 s, or makes a server fail. The
+program prints these inputs.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ _WORDS: Final = (
 
 
 class TooSlow(BaseException):
-    """Raised if an input takes longer than `LONGEST_S`. Handlers of `Exception` do not catch it."""
+    """An input took longer than `LONGEST_S`. Handlers of `Exception` do not catch this error."""
 
 
 def _alarm(_number: int, _frame: FrameType | None) -> None:
@@ -82,14 +83,14 @@ def _alarm(_number: int, _frame: FrameType | None) -> None:
 
 
 class Mutator:
-    """Mutator that changes valid inputs at random."""
+    """Generator of inputs, which changes valid inputs at random."""
 
     def __init__(self, inputs: Sequence[bytes], seed: int) -> None:
         self._inputs = inputs
         self._choice = random.Random(seed)
 
     def next(self) -> bytes:
-        """Return a random input with one or several random changes."""
+        """Return a valid input with one or several random changes."""
         data = self._choice.choice(self._inputs)
         for _ in range(self._choice.choice((1, 1, 1, 2, 3, 8))):
             data = self._changed(data)[:_LONGEST_INPUT]
@@ -117,7 +118,7 @@ class Mutator:
         return data[:start] if way == 4 else data[:start] + choice.choice(inserted) + data[end:]
 
     def _values(self, data: bytes, start: int) -> bytes:
-        """Replace a number, text, or name after `start`."""
+        """Replace a random number, string, or name after the offset `start`."""
         found = list(re.finditer(rb"-?\d[\d.]*|\"[^\"]*\"|[A-Za-z_]+", data[start : start + 2000]))
         if not found:
             return data
@@ -125,7 +126,7 @@ class Mutator:
         return data[: start + value.start()] + self._choice.choice(_WORDS) + data[start + value.end() :]
 
     def _lines(self, data: bytes) -> bytes:
-        """Remove, repeat, move, or indent a line."""
+        """Remove, repeat, move, or indent a random line."""
         choice, lines = self._choice, data.split(b"\n")
         at = choice.randrange(len(lines))
         line = lines.pop(at)
@@ -142,7 +143,7 @@ class Mutator:
 
 
 class Bugs:
-    """The inputs that caused bugs, one for each place in the code, and the number of all inputs."""
+    """Inputs that caused bugs, one for each place in the code, and the number of all inputs."""
 
     def __init__(self) -> None:
         self.inputs = 0
@@ -151,7 +152,7 @@ class Bugs:
 
     @contextmanager
     def watching(self, data: bytes) -> Iterator[None]:
-        """Run the code of one input. Record an exception other than `VisionError`, or a timeout, as a bug."""
+        """Run the code for one input. Record an exception other than `VisionError`, or a timeout, as a bug."""
         self.inputs += 1
         signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
         try:
@@ -208,7 +209,7 @@ def _yaml_blocks(page: Path) -> list[str]:
 
 
 def fuzz_truth(end_s: float, seed: int) -> Bugs:
-    """Read changed ground-truth files, and compute the metrics of `vision eval` for those that are accepted."""
+    """Read changed ground-truth files, and compute the metrics of `vision eval` for the accepted files."""
     rows = [
         f"{frame},{track},{frame * 3},{track * 9},20,40,1,-1,-1,-1" for frame in range(1, 40) for track in (1, 2, 3)
     ]
@@ -240,7 +241,7 @@ def fuzz_truth(end_s: float, seed: int) -> Bugs:
 
 
 def _published(folder: Path) -> list[list[bytes]]:
-    """Return the parts of messages of all kinds, in both encodings."""
+    """Return the parts of published messages of all kinds, in both encodings."""
     found = []
     encodings: tuple[Encoding, ...] = ("json", "msgpack")
     for encoding in encodings:
@@ -290,7 +291,7 @@ def fuzz_wire(end_s: float, seed: int) -> Bugs:
 
 
 def _subscribe(bugs: Bugs, folder: Path, sockets: Any, inputs: Any, choice: random.Random) -> None:
-    """Send changed messages to a new subscriber. Only `MessageError` may end it."""
+    """Send changed messages to a new subscriber. Only a `MessageError` may end the subscription."""
     (out, replay), (topics, payloads, replies, events) = sockets, inputs
     subscription = Subscription(
         f"ipc://{folder}/out",
@@ -356,7 +357,7 @@ def _requests() -> list[bytes]:
 
 
 def _send(port: int, data: bytes) -> bytes:
-    """Send bytes, and return the first part of the response, or empty bytes if there is no response."""
+    """Send bytes. Return the first part of the response, or empty bytes if there is no response."""
     with socket.create_connection(("127.0.0.1", port), timeout=LONGEST_S) as sock:
         try:
             sock.sendall(data)
@@ -376,7 +377,7 @@ def _is_ready(port: int, path: str) -> bool:
 
 
 def fuzz_http(end_s: float, seed: int) -> Bugs:
-    """Send changed requests to the HTTP server and the page of a running program. None of its processes may end."""
+    """Send changed requests to the HTTP server and the page of a running program. No process of the program may end."""
     bugs, mutator = Bugs(), Mutator(_requests(), seed)
     ports = (_free_port(), _free_port())
     with ExitStack() as stack:

@@ -1,18 +1,20 @@
-"""Apply the counter of crossings to hostile tracks, and check it with an oracle that knows the true paths.
+"""Apply the crossing counter to hostile tracks, and check the counts with an oracle that knows the true paths.
 
     python -m tests.soak.hostile_tracks [--tracks 10000000] [--seed 0] [--seconds SECONDS]
 
-Objects stand at lines, turn back, jump, grow, flicker, hide for seconds, and reach the edge of the frame. Their boxes
-are wrong by up to the limit that docs/analytics.md states. Frame rates are 2 to 60 frames/s. The clock jumps, and the
-camera pauses.
+Objects stand at lines, turn back, jump, grow, flicker, disappear for seconds, and reach the edge of the frame. The
+errors of their boxes reach the limit that docs/analytics.md states. Frame rates are 2 to 60 frames/s. The clock jumps,
+and the camera pauses.
 
-The oracle does not imitate the counter. It computes two bounds from the true paths, per object, line, and direction:
+The oracle does not imitate the counter. For each object, line, and direction, it computes two bounds from the true
+path:
 
-* the number of times that the object truly changes sides; further crossings are invented
-* the number of changes between visits that must establish a side, whatever the errors of the boxes; if fewer crossings
-  are counted, some are missed
+* the number of times that the object truly changes sides. Additional crossings are invented.
+* the number of changes between visits that must establish a side, regardless of the errors of the boxes. If the counter
+  counts fewer crossings, it has missed some.
 
-The command prints the number of tracks and of each fault as JSON. The exit code is 1 if there is a fault.
+The command prints the number of tracks, and the number of each kind of fault, as JSON. The exit code is 1 if there is a
+fault.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ LINES: Final = {line.name: number for number, line in enumerate(CONFIG.lines)}
 
 @dataclass(frozen=True)
 class Batch:
-    """N tracks over T frames."""
+    """Batch of N tracks over T frames."""
 
     times_s: Floats  # (T,) as an observer of the intervals sees them: they never go back
     captured_ns: NDArray[np.int64]  # (T,) as the camera reports them
@@ -72,7 +74,7 @@ class Batch:
 
 
 def make_batch(rng: np.random.Generator) -> Batch:
-    """Return a batch of tracks at a random frame rate."""
+    """Return a batch of random tracks at a random frame rate."""
     fps = float(rng.choice([2.0, 3.0, 5.0, 8.0, 12.5, 25.0, 30.0, 60.0]))
     frames = int(np.clip(5.0 * fps, 20, 75))
     times_s, captured_ns = _clock(rng, frames, fps)
@@ -95,7 +97,7 @@ def make_batch(rng: np.random.Generator) -> Batch:
 
 
 def _clock(rng: np.random.Generator, frames: int, fps: float) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the true times of the frames, and the times that a camera with a jumping clock reports."""
+    """Return the true times of the frames, and the times reported by a camera whose clock jumps."""
     steps_s = np.full(frames, 1.0 / fps) * rng.uniform(0.8, 1.2, frames)
     pauses = rng.random(frames) < 0.02
     steps_s[pauses] += rng.choice([0.4, 1.4, 3.0, 20.0, 200.0], int(pauses.sum()))
@@ -127,7 +129,7 @@ def _feet(rng: np.random.Generator, frames: int, sizes: Floats) -> tuple[Floats,
 
 
 def _path(rng: np.random.Generator, frames: int) -> Floats:
-    """Return the distances (T, N) of objects from a line, in object sizes, on paths with legs, rests, and jumps."""
+    """Return the distances (T, N) of objects from a line, in object sizes. The paths have legs, rests, and jumps."""
     near = rng.uniform(-0.35, 0.35, (_CORNERS, TRACKS)) * rng.choice([0.3, 1.0], TRACKS)
     corners = np.where(rng.random((_CORNERS, TRACKS)) < 0.5, near, rng.uniform(-1.6, 1.6, (_CORNERS, TRACKS)))
     for at in range(1, _CORNERS):
@@ -144,7 +146,7 @@ def _path(rng: np.random.Generator, frames: int) -> Floats:
 
 
 def _errors(rng: np.random.Generator, frames: int) -> Floats:
-    """Return errors (T, N, 2) of anchors in object sizes: none, white, alternating between extremes, or sticky."""
+    """Return the errors (T, N, 2) of anchors in object sizes: none, white, alternating between extremes, or sticky."""
     kind = rng.integers(0, 4, TRACKS)[:, None]
     white = rng.uniform(-1, 1, (frames, TRACKS, 2))
     alternating = np.where(np.arange(frames) % 2, 1.0, -1.0)[:, None, None]
@@ -156,7 +158,7 @@ def _errors(rng: np.random.Generator, frames: int) -> Floats:
 
 
 def _seen(rng: np.random.Generator, frames: int) -> Bools:
-    """Return a mask (T, N) of detected objects. Tracks start and end at random times, flicker, and are hidden."""
+    """Return a mask (T, N) of detected objects. Tracks start and end at random times, flicker, and have gaps."""
     number = np.arange(frames)[:, None]
     start = np.where(rng.random(TRACKS) < 0.5, 0, rng.integers(0, frames, TRACKS))
     end = np.where(rng.random(TRACKS) < 0.5, frames, rng.integers(0, frames + 1, TRACKS))
@@ -168,7 +170,7 @@ def _seen(rng: np.random.Generator, frames: int) -> Bools:
 
 
 def _boxes(feet: Floats, sides: Floats) -> Floats:
-    """Return boxes (T, N, 4) with the sides `sides` above points on the ground (T, N, 2), clipped to the frame."""
+    """Return boxes (T, N, 4) with the sizes `sides`, above points on the ground (T, N, 2), clipped to the frame."""
     left, right = feet[..., 0] - sides[..., 0] / 2, feet[..., 0] + sides[..., 0] / 2
     boxes = np.stack([left, feet[..., 1] - sides[..., 1], right, feet[..., 1]], axis=-1)
     return np.clip(boxes, 0.0, (WIDTH_PX, HEIGHT_PX) * 2)
@@ -180,7 +182,7 @@ def _longer_side(boxes: Floats) -> Floats:
 
 
 def _distances(boxes: Floats) -> Floats:
-    """Return the distances (T, N, L) in pixels of the bottom centers from each line, positive on its right."""
+    """Return the distances (T, N, L), in pixels, of the bottom centers from each line, positive on its right."""
     x, y = (boxes[..., 0] + boxes[..., 2]) / 2, boxes[..., 3]
     return np.stack([640 - x, 690 - y, 300 - x], axis=-1)
 
@@ -190,7 +192,7 @@ def _distances(boxes: Floats) -> Floats:
 
 @dataclass
 class Bounds:
-    """Lower and upper bounds (N, L, 2) of the numbers of crossings: to the right (in), and to the left (out)."""
+    """Lower and upper bounds (N, L, 2) of the number of crossings to the right (in) and to the left (out)."""
 
     least: NDArray[np.int64]
     most: NDArray[np.int64]
@@ -248,7 +250,7 @@ def _settle(sure: NDArray[np.int64], visit: NDArray[np.int64], settles: Bools, l
 
 @dataclass
 class Faults:
-    """Numbers of tracks and crossings of a run, and the errors in them."""
+    """Numbers of tracks and crossings of a run, and numbers of faults."""
 
     tracks: int = 0
     detections: int = 0
@@ -265,7 +267,7 @@ class Faults:
 
 
 def run_batch(batch: Batch, faults: Faults) -> None:
-    """Run the counter on a batch, and add its faults to `faults`."""
+    """Run the counter on a batch. Add the faults of the counter to `faults`."""
     stage = Analytics(CONFIG, "soak", ("person",), WIDTH_PX, HEIGHT_PX, forget_s=LOST_S)
     counted = np.zeros((TRACKS, len(LINES), 2), np.int64)
     for captured_ns, seen, boxes in zip(batch.captured_ns.tolist(), batch.seen, batch.boxes_xyxy, strict=True):
@@ -296,7 +298,7 @@ def _count(events: tuple[Event, ...], counted: NDArray[np.int64]) -> None:
 
 
 def run(tracks: int, seed: int = 0, seconds: float = float("inf")) -> Faults:
-    """Run at least this number of tracks, or as many as fit into `seconds`. Return the faults."""
+    """Run at least `tracks` tracks, or as many as `seconds` permit. Return the faults."""
     rng, faults, end_s = np.random.default_rng(seed), Faults(), time.monotonic() + seconds
     while faults.tracks < tracks and time.monotonic() < end_s:
         run_batch(make_batch(rng), faults)

@@ -1,4 +1,4 @@
-"""Kill the program with SIGKILL at random moments. No acknowledged event is lost, and counters equal events.
+"""Kill the program with SIGKILL at random moments. No acknowledged event may be lost, and counters must match events.
 
 python -m tests.soak.kills [--kills 100] [--processes 1] [--seed 1]
 """
@@ -40,7 +40,7 @@ publish: {bind: "ipc://FOLDER/out", replay: "ipc://FOLDER/again", max_events: 10
 
 
 class Received:
-    """The events that a subscriber has received, over all starts of the program."""
+    """Events that a subscriber has received over all starts of the program."""
 
     def __init__(self, folder: Path) -> None:
         self.numbers: list[int] = []
@@ -65,7 +65,7 @@ class Received:
                 self.problems.append(str(item))
 
     def wait_for_more(self, program: Program) -> None:
-        """Receive events until an object crosses the line. Raise `AssertionError` if no object does within a minute.
+        """Receive events until an object crosses the line. Raise `AssertionError` if none crosses within a minute.
 
         Other events do not count, because the program can report them before its workers have started.
         """
@@ -77,7 +77,7 @@ class Received:
 
 
 def run(kills: int, processes: int, seed: int) -> dict[str, Any]:
-    """Start the program, and kill it `kills` times. Return the counts and all problems."""
+    """Start the program and kill it, `kills` times. Return the counts and all problems."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

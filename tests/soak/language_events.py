@@ -1,10 +1,10 @@
-"""Pass the events of hours through the real program while its language model server fails. Its memory must not grow.
+"""Pass hours of events through the real program while the server of its language model fails. Memory must not grow.
 
 python -m tests.soak.language_events [--minutes 25] [--without-questions] [--save]
 
-32 stand-in cameras with small frames and a fast frame rate report many more events than the cameras of
-`tests.perf.language_model --only soak`, so that the events of hours pass within minutes. The server changes its
-behavior every second: it works, or has a random fault. From time to time, it is killed and started again.
+32 stand-in cameras have small frames and a high frame rate. They report many more events than the cameras of
+`tests.perf.language_model --only soak`, so that hours of events pass within minutes. The server changes its behavior
+every second: it works normally, or has a random fault. At intervals, the program kills and restarts the server.
 
 Memory is the memory that a process does not share (`program`: the process that receives frames and publishes events;
 `language`: the process that asks the server). The slope is in MiB per 11,440 events, the number of events that the
@@ -51,7 +51,7 @@ _ZONE: Final = {"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]],
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Events so far, and the unshared memory of one process in MiB."""
+    """Number of events so far, and the unshared memory of one process in MiB."""
 
     at_s: float
     events: int
@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass
 class Seen:
-    """The received messages, and the memory of the processes by name."""
+    """Received messages, and the memory of the processes by name."""
 
     kinds: Counter[str] = field(default_factory=Counter)  # with `amended` for second messages
     counters: dict[str, int] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Seen:
 
 
 def configuration(folder: Path, url: str | None) -> dict[str, Any]:
-    """Return the configuration of the measured program. Without `url`, it asks no questions."""
+    """Return the configuration of the measured program. If `url` is None, the program asks no questions."""
     names = [f"c{number}" for number in range(_CAMERAS)]
     config: dict[str, Any] = {
         "pipeline": "count",
@@ -119,7 +119,7 @@ def _sample(seen: Seen, program: Program) -> None:
 
 
 def _disturb(server: ServerProcess, seconds: float, program: Program, seen: Seen) -> Counter[str]:
-    """Change the behavior of the server until the time has passed. Return the number of each fault."""
+    """Change the behavior of the server until `seconds` have passed. Return the number of occurrences of each fault."""
     chance, faults = random.Random(11), Counter[str]()
     end_s = time.monotonic() + seconds
     sample_s = 0.0
@@ -142,7 +142,7 @@ def _disturb(server: ServerProcess, seconds: float, program: Program, seen: Seen
 
 
 def run(minutes: float, *, asks: bool) -> dict[str, Any]:
-    """Run the program for some minutes. Return the figures and all problems."""
+    """Run the program for `minutes`. Return the figures and all problems."""
     seen, done = Seen(), threading.Event()
     with tempfile.TemporaryDirectory() as name, ServerProcess() as server:
         folder = Path(name)
@@ -187,9 +187,9 @@ def _figures(seen: Seen, faults: Counter[str], *, asks: bool) -> dict[str, Any]:
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:
-    """Return the memory of a process after the first quarter of its events and at the end, and the slope between.
+    """Return the memory of a process after the first quarter of its events and at the end, and the slope in between.
 
-    If the process was replaced, only the samples of the last one count.
+    If the process was replaced, only the samples of the latest process count.
     """
     own = [each for each in samples if each.pid == samples[-1].pid]
     warm = [each for each in own if each.events >= own[-1].events * _WARM_PART] or own

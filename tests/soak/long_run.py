@@ -1,11 +1,11 @@
-"""Pass the frames of eight hours through the real program. Its memory, descriptors, and threads must stay constant.
+"""Pass eight hours of frames through the real program, whose memory, descriptors, and threads must stay constant.
 
 python -m tests.soak.long_run [--hours 8] [--processes 1] [--save]
 
 Four synthetic cameras send far more than 10 frames/s, so an hour of four cameras at 10 frames/s passes within minutes.
 The program tracks, counts, evaluates a rule, stores events and the archive, and publishes to a subscriber in another
-process, which also requests the metrics. Memory is the sum of the memory that the processes of the program do not
-share. The slope is in MiB per hour of four cameras at 10 frames/s, after the first eighth of the frames.
+process, which also requests the metrics. Memory is the sum of the unshared memory of the program's processes. The slope
+is in MiB per hour of four cameras at 10 frames/s, after the first eighth of the frames.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _SHAPES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Published frames and resources of the program at one moment."""
+    """Published frames and resources of the program at one point in time."""
 
     frames: int  # published by all cameras since the start
     mib: float
@@ -78,7 +78,7 @@ def configuration(folder: Path, processes: str) -> str:
 
 
 def take_sample(program: psutil.Process, frames: int) -> Sample:
-    """Return the resources that the program and the processes that it has started currently use."""
+    """Return the current resource usage of the program and its child processes, after `frames` published frames."""
     bytes_, descriptors, threads = 0, 0, 0
     for process in [program, *program.children(recursive=True)]:
         with suppress(psutil.Error):
@@ -109,7 +109,7 @@ def samples(program: Program, folder: Path, frames: int, problems: list[str]) ->
 
 
 def run(hours: float, processes: str) -> dict[str, Any]:
-    """Process as many frames as four cameras send in `hours` at 10 frames/s. Return the figures and all problems.
+    """Process the frames that four cameras send in `hours` at 10 frames/s. Return the figures and all problems.
 
     `processes` is the value of the key `processes` in camera.yaml.
     """
@@ -145,7 +145,7 @@ def run(hours: float, processes: str) -> dict[str, Any]:
 
 
 def _after_start(program: Program, folder: Path, frames: int, problems: list[str]) -> list[Sample]:
-    """Wait until the metrics can be requested. Return all samples from this time on."""
+    """Wait until the program serves its metrics. Return all subsequent samples."""
     deadline_s = time.monotonic() + 60.0
     while time.monotonic() < deadline_s:
         with suppress(OSError), urllib.request.urlopen(f"http://{_HTTP}/livez"):

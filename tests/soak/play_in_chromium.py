@@ -89,7 +89,7 @@ def play(path: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Play all files, and print one line for each. Return 1 if one did not play to its end."""
+    """Play all files, and print one line for each. Return 1 if a file did not play to its end."""
     failed = False
     for name in sys.argv[1:]:
         with av.open(name) as container:

@@ -1,9 +1,9 @@
-"""Kill a process that records, many times, and check the index after each kill.
+"""Repeatedly kill a process that records, and check the index after each kill.
 
     python -m tests.soak.recording_kills 1000 [--save]
 
-After each kill, the index must be readable, and its repair must leave nothing to correct: every listed file can be
-played, and no file is unlisted. Otherwise, the command fails. With `--save`, it writes the result to the folder of
+After each kill, the index must be readable. After a repair of the index, every listed file must be playable, and no
+file may be unlisted. Otherwise, the command fails. With `--save`, the command writes the result to the folder of
 results.
 """
 
@@ -32,7 +32,7 @@ _SHORTEST_S, _LONGEST_S = 0.005, 0.4
 
 
 def kill_once(folder: Path, delay_s: float) -> Counter[str]:
-    """Record in a child process, kill it, and repair the index. Return the number of differences by kind."""
+    """Record in a child process, kill this process, and repair the index. Return the number of differences by kind."""
     child = os.fork()
     if not child:
         record_forever(folder)

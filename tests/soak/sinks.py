@@ -1,10 +1,9 @@
-"""Kill the brokers of sinks repeatedly. No event is lost, the order is kept, and other messages are not delayed.
+"""Kill the brokers of sinks repeatedly. No event may be lost, out of order, or delay other messages.
 
 python -m tests.soak.sinks [--minutes 10] [--kills 20]
 
-The program has four synthetic cameras and four sinks, whose brokers are killed together. The latency of the messages
-over ZeroMQ is measured in alternating periods with and without the brokers. The latencies of both kinds of periods are
-compared.
+The program has four synthetic cameras and four sinks, whose brokers are killed together. Periods with and without the
+brokers alternate. The measurement compares the latency of the messages over ZeroMQ in both kinds of periods.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _SCHEMES = {"mqtt": "mqtt", "redis": "redis", "nats": "nats", "webhook": "http"}
 
 
 class Observer:
-    """Observer that collects the latency of each message over ZeroMQ, and the last status of the sinks."""
+    """Collector of the latency of each message over ZeroMQ, and of the latest status of the sinks."""
 
     def __init__(self, address: str) -> None:
         self.away = False  # True while the brokers are away
@@ -62,7 +61,7 @@ class Observer:
 
 
 def run(folder: Path, minutes: float, kills: int) -> bool:
-    """Run the program and kill the brokers. Print the results. Return True if nothing was lost."""
+    """Run the program, kill the brokers, and print the results. Return True if no event was lost."""
     servers = {
         "mqtt": mosquitto(folder / "mqtt"),
         "redis": redis_server(folder / "redis"),
@@ -167,7 +166,7 @@ async def _nats(port: int) -> list[dict[str, Any]]:
 
 
 def _report(observer: Observer, arrived: dict[str, list[dict[str, Any]]], sinks: dict[str, SinkStatus]) -> bool:
-    """Print the events that each sink received, and the latencies. Return True if nothing was lost."""
+    """Print the events that each sink received, and the latencies. Return True if no event was lost."""
     fine = True
     for name, messages in arrived.items():
         events = [each["number"] for each in messages if each["schema"] == "vision.events/1"]
@@ -193,7 +192,7 @@ def _report(observer: Observer, arrived: dict[str, list[dict[str, Any]]], sinks:
 
 
 def main() -> None:
-    """Run the program that the module describes. Exit with 1 if a message was lost."""
+    """Run the program that the module docstring describes. Exit with code 1 if a message was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--kills", type=int, default=20)

@@ -3,14 +3,14 @@
 python -m tests.soak.subscribers [--seconds 30] [--processes 1] [--only many_connections,...] [--save]
 
 The program `vision run` has two synthetic cameras and at most 1024 descriptors per process. Each attack of `ATTACKS`
-lasts `--seconds`, or longer if its work is not done by then. An undisturbed period of `--seconds` precedes each attack.
-These values are measured, and printed as JSON:
+lasts `--seconds`, or longer if its work needs more time. An undisturbed period of `--seconds` precedes each attack. The
+command measures these values, and prints them as JSON:
 
 * at a good subscriber, which is a separate process: the longest time between two messages of a camera, less the
   interval of the camera, and the latency from capture to receipt, in each period and in the 10 s after the attack
 * the resident memory of all processes of the program before the attack, at its peak, and 10 s after the attack
 * the open descriptors of these processes before the attack and 10 s after it
-* with the attack `mixed_subscribers`: the latency at 150 further good subscribers in each period
+* with the attack `mixed_subscribers`: the latency at 150 additional good subscribers in each period
 
 The exit code is 1 if a goal is missed. `--save` writes the result to tests/perf/results.
 """
@@ -95,14 +95,14 @@ class Received:
         self._last_ns: dict[str, int] = {}
 
     def add(self, camera: str, captured_ns: int) -> None:
-        """Add a message that was received now."""
+        """Record a message that was received at the current time."""
         now_ns = time.monotonic_ns()
         self._latency_ms.append((now_ns - captured_ns) / 1e6)
         self._add_gap(camera, now_ns)
         self._last_ns[camera] = now_ns
 
     def take(self) -> dict[str, Any]:
-        """Return the latencies in ms, the longest gap up to now in ms, the lost messages, and the counters."""
+        """Return the latencies in ms, the longest gap so far in ms, the number of lost messages, and the counters."""
         for camera in self._last_ns:
             self._add_gap(camera, time.monotonic_ns())
         taken = {"latency_ms": self._latency_ms, "gap_ms": self._gap_ms, "lost": self.lost, "counters": self.counters}
@@ -132,7 +132,7 @@ def receive_as_client(pipe: Connection, address: str) -> None:
 
 
 def receive_with_many(pipe: Connection, address: str) -> None:
-    """Receive with some of the 150 good subscribers. Answer questions as `receive_as_client` does."""
+    """Receive with some of the 150 good subscribers. Respond to requests as `receive_as_client` does."""
     received, poller, context = Received(), zmq.Poller(), zmq.Context()
     for _ in range(GOOD // GOOD_PROCESSES):
         sock = context.socket(zmq.SUB)
@@ -154,7 +154,7 @@ def receive_with_many(pipe: Connection, address: str) -> None:
 
 @contextmanager
 def receiving(receive: Callable[[Connection, str], None], address: str, processes: int) -> Iterator[list[Connection]]:
-    """Run `receive` in separate processes until the end of the block. Yield a pipe for questions to each process."""
+    """Run `receive` in separate processes until the end of the `with` block. Yield a pipe to each process."""
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         pipes = []
@@ -171,7 +171,7 @@ def receiving(receive: Callable[[Connection, str], None], address: str, processe
 
 
 def take(pipes: list[Connection]) -> dict[str, Any]:
-    """Ask all processes about the messages since the previous question. Return the combined figures."""
+    """Request figures of the messages since the previous request from all processes. Return the combined figures."""
     for pipe in pipes:
         pipe.send(None)
     parts = [pipe.recv() for pipe in pipes]
@@ -193,7 +193,7 @@ def take(pipes: list[Connection]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Target:
-    """The addresses of the program, and the time on the monotonic clock before which an attack must not end."""
+    """Addresses of the program, and the time on the monotonic clock before which an attack must not end."""
 
     publish: str
     replay: str
@@ -215,7 +215,7 @@ def in_threads(count: int, work: Callable[[int, Counter[str]], None]) -> dict[st
 
 
 def many_connections(target: Target) -> dict[str, int]:
-    """Hold 1000 TCP connections: half of them subscribe to everything and read nothing, the others send nothing."""
+    """Hold 1000 TCP connections. Half of them subscribe to all topics and read nothing, and the others send nothing."""
     host, _, port = target.publish.removeprefix("tcp://").rpartition(":")
     counts: Counter[str] = Counter(connections=1000)
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
@@ -237,7 +237,7 @@ def many_connections(target: Target) -> dict[str, int]:
 
 
 def many_subscriptions(target: Target) -> dict[str, int]:
-    """Send 22 million subscriptions, over each connection as many as the program and the kernel accept."""
+    """Send 22 million subscriptions. Over each connection, send as many as the program and the kernel accept."""
     size, space = len(frame(b"\x01" + bytes(4))), 1_000_000
     data = memoryview(b"".join(frame(b"\x01" + number.to_bytes(4, "big")) for number in range(space)))
     numbers = itertools.count()
@@ -256,7 +256,7 @@ def many_subscriptions(target: Target) -> dict[str, int]:
 
 
 def endless_messages(target: Target) -> dict[str, int]:
-    """Send parts of a message that never ends, to both sockets, in large and in small frames."""
+    """Send parts of an endless message to both sockets, in large and in small frames."""
 
     def send(number: int, counts: Counter[str]) -> None:
         address, kind = [(target.publish, b"SUB"), (target.replay, b"DEALER")][number % 2]
@@ -338,7 +338,7 @@ ATTACKS: Final = {
 
 
 class ProcessTree:
-    """The processes of a program."""
+    """Processes of a program."""
 
     def __init__(self, pid: int) -> None:
         program = psutil.Process(pid)
@@ -354,7 +354,7 @@ class ProcessTree:
 
     @contextmanager
     def peak_mib(self) -> Iterator[list[float]]:
-        """Read the memory 10 times per second during the `with` block. Return a list whose only item is the peak."""
+        """Read the memory 10 times per second during the `with` block. Yield a list whose only item is the peak."""
         peak, ended = [self.memory_mib()], threading.Event()
 
         def watch() -> None:
@@ -371,7 +371,7 @@ class ProcessTree:
 def measure(
     tree: ProcessTree, attack: Callable[[Target], dict[str, int]], target: Callable[[], Target], good: list[Connection]
 ) -> dict[str, Any]:
-    """Measure an undisturbed period, the attack, and the time after it. `target` returns the target of an attack."""
+    """Measure an undisturbed period, the attack, and the period after it. `target` returns the target of the attack."""
     with ExitStack() as stack:
         address, many = target().publish, None
         if attack is mixed_subscribers:
@@ -407,7 +407,7 @@ def measure(
 
 
 def missed_goals(name: str, measured: Mapping[str, Any]) -> list[str]:
-    """Return a text for each goal that one attack has missed."""
+    """Return a text for each goal that one attack missed."""
     good, memory, descriptors = measured["good"], measured["memory_mib"], measured["descriptors"]
     missed = []
     for period in ("attacked", "after"):
@@ -429,7 +429,7 @@ def missed_goals(name: str, measured: Mapping[str, Any]) -> list[str]:
 
 
 def run(seconds: float, processes: int, names: list[str]) -> dict[str, Any]:
-    """Start the program, attack it, and stop it. Return the measurements and the goals that were missed."""
+    """Start the program, attack it, and stop it. Return the measurements and the missed goals."""
     publish, replay = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     attacks = {}
     with tempfile.TemporaryDirectory() as folder:

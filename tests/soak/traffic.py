@@ -1,10 +1,10 @@
-"""Simulated traffic with known counts: objects on scripted paths, and the crossings that follow from the script.
+"""Simulated traffic with known counts: objects on scripted paths, and the crossings that the script implies.
 
-The truth follows from the positions on the path of an object, compared on one axis, without code of the project. Paths
-include the difficult cases of a counter: an object that turns back on either side of a line, that stands on it while
-its box jitters, that stands at the border of a zone, or that jumps over a line between two frames.
+The true counts are computed from the positions of an object on one axis, without code of the project. Paths include
+cases that are difficult for a counter: an object turns back on either side of a line, stands on a line while its box
+jitters, stands at the border of a zone, or jumps over a line between two frames.
 
-Each object has a separate lane, so that a tracker cannot confuse two objects.
+Each object moves in a separate lane, so that a tracker cannot confuse two objects.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ANALYTICS: Final = CameraAnalytics(
 
 @dataclass
 class Truth:
-    """The true counts of all objects that have left."""
+    """True counts of all objects that have left the scene."""
 
     objects: int = 0
     crossings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # line, direction, class
@@ -62,7 +62,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Frame:
-    """One simulated frame."""
+    """One frame of the simulation."""
 
     captured_ns: int
     detections: Detections
@@ -71,7 +71,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class _Walk:
-    """The path of one object: linear between `times_s` and `places_x`."""
+    """Path of one object. Its position is linear between the points `times_s` and `places_x`."""
 
     times_s: np.ndarray[tuple[int], np.dtype[np.float64]]
     places_x: np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -86,12 +86,12 @@ class Traffic:
     """A stream of frames over `seconds` simulated seconds, and its true counts.
 
     Args:
-        seconds: duration of the traffic, without the time in which the last objects leave.
+        seconds: duration of the traffic, excluding the time that the last objects need to leave.
         fps: frames per simulated second.
         seed: seed of the traffic.
-        busy: approximate share of the lanes with an object.
-        missed: share of missed detections.
-        jitter: standard deviation of the corners of a box, relative to its height.
+        busy: approximate fraction of the lanes that contain an object.
+        missed: fraction of missed detections.
+        jitter: standard deviation of the corners of a box, relative to the height of the box.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Traffic:
         )
 
     def _script(self) -> tuple[list[float], list[float]]:
-        """Return the positions on the path of an object, and the seconds for which it stays at each."""
+        """Return the positions on the path of an object, and the time, in seconds, that it stays at each position."""
         here, there = (_LEFT, _RIGHT) if self._random.random() < 0.5 else (_RIGHT, _LEFT)
         line = float(self._random.choice(list(LINES_X.values())))
         beyond = line + (60.0 if there > here else -60.0)
@@ -209,7 +209,7 @@ class Traffic:
 
 
 def _stays_s(walk: _Walk) -> Iterator[float]:
-    """Yield the seconds of each stay in the zone. An object on the border keeps its previous state."""
+    """Yield the duration, in seconds, of each stay in the zone. An object on the border keeps its previous state."""
     entered_s = None
     for (t0, x0), (t1, x1) in _legs(walk):
         for border in sorted(ZONE_X, reverse=x1 < x0):

@@ -1,9 +1,9 @@
-"""Apply `vision whatif` to twenty recorded days. With the live configuration, all events are repeated, bit for bit.
+"""Apply `vision whatif` to twenty recorded days. With the live configuration, all events must be repeated bit for bit.
 
 python -m tests.soak.whatif_days [--days 20] [--recordings 3]
 
-Each day has several recordings of simulated scenes with vehicles and people. The rows pass through the encoder, the
-live database, and the Parquet files.
+Each day has several recordings of simulated scenes with vehicles and people. The rows of the archive pass through the
+encoder, the live database, and the Parquet files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DAY_S = 86_400.0
 
 
 def rules_of(section: CameraAnalytics) -> tuple[RuleConfig, ...]:
-    """Return a rule for the first line, and one for the first zone, of a camera."""
+    """Return a rule for the first line and a rule for the first zone of a camera."""
     lines = [RuleConfig(name="line", when=f"line_crossed {line.name}", cooldown="3s") for line in section.lines[:1]]
     zones = [RuleConfig(name="zone", when=f"dwelling {zone.name} for 6s") for zone in section.zones[:1]]
     return (*lines, *zones)

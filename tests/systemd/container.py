@@ -1,4 +1,4 @@
-"""A container in which systemd is PID 1, on a copy-on-write view of this machine's file system."""
+"""Container in which systemd is PID 1, on a copy-on-write view of this machine's file system."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SLOW_UNITS = ("systemd-networkd-wait-online", "NetworkManager-wait-online", "sy
 
 
 class Container:
-    """A running container. `run` executes a command in it as root."""
+    """Running container. `run` executes a command in the container as root."""
 
     def __init__(self, root: Path, leader: int) -> None:
         self.root = root
@@ -48,7 +48,7 @@ class Container:
         target.write_text(content)
 
     def properties(self, unit: str, *names: str) -> dict[str, str]:
-        """Return properties of a unit, as `systemctl show` prints them."""
+        """Return the values of properties of a unit, as `systemctl show` prints them."""
         lines = self.run("systemctl", "show", unit, f"--property={','.join(names)}").stdout.splitlines()
         return dict(line.split("=", 1) for line in lines)
 
@@ -56,7 +56,7 @@ class Container:
         return self.run("journalctl", "--no-pager", "--output=cat", "--unit", unit).stdout
 
     def wait_for(self, unit: str, name: str, value: str, timeout_s: float = 60.0) -> None:
-        """Wait until a property of a unit starts with a value."""
+        """Wait until the value of a property of a unit starts with `value`."""
         deadline_s = time.monotonic() + timeout_s
         while not (current := self.properties(unit, name)[name]).startswith(value):
             assert time.monotonic() < deadline_s, (
@@ -82,7 +82,7 @@ def missing() -> str:
 
 @contextmanager
 def booted(folder: Path) -> Iterator[Container]:
-    """Boot a container, and remove it at the end. Skip the test if this machine cannot start one."""
+    """Boot a container, and remove it at the end of the block. Skip the test if this machine cannot start one."""
     if reason := missing():
         pytest.skip(reason)
     tmpfs, root = folder / "tmpfs", folder / "tmpfs" / "root"
@@ -119,7 +119,7 @@ def booted(folder: Path) -> Iterator[Container]:
 
 
 def _end(process: subprocess.Popen[bytes], *, now: bool) -> None:
-    """Wait for systemd-nspawn to clean up and end. Kill it after 30 s or, if `now` is True, immediately."""
+    """Wait until systemd-nspawn cleans up and ends. Kill it after 30 s or, if `now` is True, immediately."""
     if not now:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=30)
@@ -128,7 +128,7 @@ def _end(process: subprocess.Popen[bytes], *, now: bool) -> None:
 
 
 def skip_or_fail(what: str, output: str) -> NoReturn:
-    """Skip the test if the output says that this machine does not permit something. Otherwise, fail the test."""
+    """Skip the test if `output` says that this machine does not permit an operation. Otherwise, fail the test."""
     if NOT_PERMITTED.search(output):
         pytest.skip(f"this machine does not permit {what}: {output.strip()}")
     raise AssertionError(f"{what} failed: {output.strip()}")
@@ -142,12 +142,12 @@ def _mount(*arguments: str | Path) -> None:
 
 
 def _programs() -> set[str]:
-    """Return folders that the container needs. They can be separate mounts, which the overlay of the root lacks."""
+    """Return the folders that the container needs and that may be separate mounts, which the root overlay lacks."""
     return {str(ROOT), sys.prefix, sys.base_prefix} - {"/", "/usr"}
 
 
 def _prepare(root: Path) -> None:
-    """Make the container boot only the units that the tests need, with its own machine id."""
+    """Make the container boot with a fixed machine id, and with only the units that the tests need."""
     units = root / "etc" / "systemd" / "system"
     for path in units.glob("*.wants"):
         shutil.rmtree(path)

@@ -63,7 +63,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
 
 
 def add_service(container: Container, name: str, config: str, drop_in: str = "") -> str:
-    """Add a configuration, and optional settings of its unit. Return the name of the unit."""
+    """Add a configuration, and an optional drop-in for its unit. Return the name of the unit."""
     container.write(f"/etc/vision/{name}.yaml", config.replace("shop", name))
     if drop_in:
         container.write(f"/etc/systemd/system/vision@{name}.service.d/own.conf", drop_in)

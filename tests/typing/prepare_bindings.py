@@ -4,8 +4,8 @@
     PYTHONPATH=build/tensorrt-rtx-1.4 pytest tests/unit -k engine
 
 Version 1.4 has the names of TensorRT 10. Versions 1.6 and 1.7 have the names of TensorRT 11. Version 1.6 is the last
-one that runs on compute capability 9.0. Version 1.7 is the first one that builds int8 convolutions for 8.6. One process
-can import only one version, so the tests run once with each version.
+version that runs on compute capability 9.0. Version 1.7 is the first version that builds int8 convolutions for compute
+capability 8.6. A process can import only one version, so the tests run separately with each version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REQUIREMENTS = {
 
 
 def prepare(version: str, target: Path) -> None:
-    """Download the wheels of one version, which have 200 MB each, and unpack them into `target`."""
+    """Download the wheels of one version (200 MB each), and unpack them into `target`."""
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, *REQUIREMENTS[version]]
         subprocess.run(command, check=True)

@@ -1,9 +1,9 @@
-"""Put the C++ headers of TensorRT and CUDA, and CUDA's compiler, into a folder, to compile plugins without a GPU.
+"""Put the headers of TensorRT and CUDA, and the CUDA compiler, into a folder, to compile plugins without a GPU.
 
     python tests/typing/prepare_cuda.py build/cuda
 
-NVIDIA's packages for Python contain no headers of TensorRT. The package `kernel-lens` contains those of 10.14, which
-NVIDIA publishes under Apache 2.0. Nothing else of this package is used.
+NVIDIA's Python packages contain no TensorRT headers. The package `kernel-lens` contains the headers of TensorRT 10.14,
+which NVIDIA publishes under Apache 2.0. This module uses no other part of the package.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def prepare(target: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``prepare_cuda.py FOLDER``. Return 0 if FOLDER contains headers and compiler."""
+    """Run ``prepare_cuda.py FOLDER``. Return 0 if FOLDER contains the headers and the compiler."""
     if len(arguments) != 1:
         print(__doc__)
         return 2

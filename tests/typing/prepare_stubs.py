@@ -1,4 +1,4 @@
-"""Put type stubs of TensorRT into a folder for MYPYPATH, and repair those that are not valid Python.
+"""Put type stubs of TensorRT into a folder for MYPYPATH, and repair the stubs that are not valid Python.
 
     python tests/typing/prepare_stubs.py build/stubs && MYPYPATH=build/stubs mypy vision/engine
 
@@ -22,10 +22,10 @@ _DEFAULT_BEFORE_NONE = "power: Weights = None, channel_axis: int)"
 
 
 def repair(text: str) -> str:
-    """Return the stub as valid Python: without parameters named `in`, and with defaults in the last parameters only.
+    """Return the stub as valid Python: no parameter is named `in`, and only the last parameters have defaults.
 
     Raises:
-        ValueError: the stub has other faults than those that are repaired here.
+        ValueError: the stub has faults that this function does not repair.
     """
     text, renamed = _KEYWORD_AS_NAME.subn("in_: ", text)
     if renamed != 4 or text.count(_DEFAULT_BEFORE_NONE) != 1:
@@ -35,7 +35,7 @@ def repair(text: str) -> str:
 
 
 def download(folder: Path) -> Path:
-    """Download the wheel without its dependencies (TensorRT itself, a gigabyte). Return its path."""
+    """Download the wheel without its dependencies (the TensorRT libraries, 1 GB). Return the path of the wheel."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), REQUIREMENT]
     subprocess.run(command, check=True)
     return next(folder.glob("tensorrt_stubs-*.whl"))

@@ -5,8 +5,8 @@
 
 Version 10.3 belongs to JetPack 6, 10.13 to JetPack 7.0 and 7.1, and 10.16 and 11.4 to JetPack 7.2. The bindings have
 the real names, signatures, and enumerations, and call methods of Python classes as on a Jetson. `shim.c` replaces the
-builder and the ONNX parser, which no package contains: they cannot be created. From 10.16 on, the runtime and the
-plugin registry are real, because the package of the lean runtime contains them.
+builder and the ONNX parser, which no package contains, so they cannot be created. From version 10.16 on, the runtime
+and the plugin registry are real, because the package of the lean runtime contains them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def unpack(packages: Sequence[str], target: Path) -> None:
 
 
 def link(release: Release, target: Path) -> None:
-    """Compile the libraries that the bindings need, into the folder where the bindings look for them first."""
+    """Compile the libraries that the bindings need into the folder that the bindings search first."""
     folder = target / "tensorrt_bindings"
     for library in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
         file = f"lib{library}.so.{release.major}"
@@ -78,7 +78,7 @@ def link(release: Release, target: Path) -> None:
 
 
 def prepare(version: str, target: Path) -> None:
-    """Put the bindings of one release, and the libraries that they need, into `target`."""
+    """Put the bindings of one version, and the libraries that the bindings need, into `target`."""
     release = RELEASES[version]
     unpack(release.packages, target)
     link(release, target)

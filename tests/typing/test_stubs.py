@@ -1,4 +1,4 @@
-"""mypy finds wrong calls of TensorRT if it uses the stubs of TensorRT.
+"""Tests that mypy finds incorrect calls of TensorRT if it uses the stubs of TensorRT.
 
 The tests need the repaired stubs: ``python tests/typing/prepare_stubs.py build/stubs``.
 """
@@ -57,7 +57,7 @@ def test_wheel_is_unpacked_where_mypy_looks(tmp_path: Path) -> None:
 
 
 def check(root: Path, *modules: str) -> subprocess.CompletedProcess[str]:
-    """Run mypy with the stubs on `modules`, in the folder `root`."""
+    """Run mypy with the stubs on `modules` in the folder `root`. Return its output."""
     return subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *modules],
         cwd=root,

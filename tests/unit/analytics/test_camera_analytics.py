@@ -32,7 +32,7 @@ Place = tuple[float, float]
 
 
 def tracks(*objects: tuple[int, Place] | tuple[int, Place, int], height: float = 100.0) -> Tracks:
-    """Return tracks of objects that are 40 px wide and `height` px high.
+    """Return tracks of objects with a width of 40 px and a height of `height` px.
 
     Each object is (id, foot point) or (id, foot point, class).
     """
@@ -206,7 +206,7 @@ def test_anchor_decides_on_a_crossing(anchor: str) -> None:
 def test_margin_of_a_line_grows_with_the_jitter_of_the_box(
     xs: Iterable[float], jitter: float, crossings: list[str]
 ) -> None:
-    """The jitter is at right angles to the motion, so it does not change the distances from the line."""
+    """The jitter is perpendicular to the motion, so it does not change the distances from the line."""
     stage = analytics(lines=[line()])
     path = [(float(x), 500.0 + (jitter if at // 2 % 2 else -jitter)) for at, x in enumerate(xs)]
     events = [*walk(stage, path), *play(stage, [tracks()] * 16)]
@@ -221,7 +221,7 @@ def test_margin_of_a_line_grows_with_the_jitter_of_the_box(
     ],
 )
 def test_a_turn_is_not_measured_as_jitter_at_any_frame_rate(fps: float, jitter: float, crossings: list[str]) -> None:
-    """The object turns by 153 degrees within 4 s, and is lost 6 px beyond the line. It jitters along the line."""
+    """The object turns by 153 degrees in 4 s, and is lost 6 px beyond the line. The jitter is parallel to the line."""
     stage = analytics(lines=[line()])
     angles = np.arange(round(4 * fps), -1, -1) / fps / 1.5
     places = np.column_stack([506 - 150 * np.sin(angles), 500 + 150 * (1 - np.cos(angles))])
@@ -265,7 +265,7 @@ def test_unnamed_classes_count_if_all_classes_do() -> None:
     ends=st.tuples(*[st.integers(0, 1000)] * 4).filter(lambda e: e[:2] != e[2:] and max(e) > 1),
 )
 def test_in_and_out_alternate_on_an_infinite_line(path: list[Place], ends: tuple[int, ...]) -> None:
-    """On any path across an infinite line, `in` and `out` alternate."""
+    """The events `in` and `out` alternate on any path across an infinite line."""
     x0, y0, x1, y1 = ends
     stage = analytics(lines=[line(((x0, y0), (x1, y1)))])
     length = math.hypot(x1 - x0, y1 - y0)
@@ -281,7 +281,7 @@ def test_in_and_out_alternate_on_an_infinite_line(path: list[Place], ends: tuple
 
 
 def test_object_lost_slightly_beyond_a_line_has_crossed_it() -> None:
-    """A camera often sees nothing behind a door, so it sees a person last slightly beyond the line."""
+    """A camera often sees nothing behind a door, so its last view of a person is slightly beyond the line."""
     stage = analytics(lines=[line()])
     assert walk(stage, [(300, 500), (490, 500), (511, 500)]) == []
     (event,) = play(stage, [tracks()] * 16)
@@ -358,7 +358,7 @@ def test_edge_of_the_frame_halves_the_margin(line_y: float, feet_y: Sequence[flo
 def test_no_crossing_is_invented_by_noise_below_the_margin(
     inside: list[float], noise: list[float], present: list[int]
 ) -> None:
-    """An object of 100 px stays on one side. Its anchor is wrong by less than 4 px, and it is often hidden."""
+    """An object of 100 px stays on one side. Its anchor is wrong by less than 4 px, and the object is often hidden."""
     stage = analytics(lines=[line()])
     places = [500 + offset + error for offset, error in zip(inside, noise, strict=False)]
     frames = [
@@ -378,7 +378,7 @@ def test_no_crossing_is_invented_by_noise_below_the_margin(
 )
 @settings(max_examples=80, deadline=None)
 def test_no_crossing_is_missed_of_an_object_that_stays_on_each_side(sides: list[tuple[float, ...]], step: int) -> None:
-    """Each visit to a side goes far beyond the line, or stays beyond the margin for half a second."""
+    """Each visit to a side reaches far beyond the line, or remains beyond the margin for half a second."""
     stage = analytics(lines=[line()])
     places = [
         (500 + (distance if at % 2 else -distance), 500.0) for at, visit in enumerate(sides) for distance in visit
@@ -476,7 +476,7 @@ def test_crowding_begins_above_and_ends_at_or_below() -> None:
 
 
 def test_crowding_lasts_crowded_for_s_without_a_break() -> None:
-    """One person leaves for a moment every second, so the zone is not crowded for 1.5 s. Then the person stays."""
+    """First, one person leaves briefly every second, so the zone is not crowded for 1.5 s. Then the person stays."""
     stage = analytics(zones=[zone(crowd_threshold=2, crowded_for_s=1.5)])
     inside = [(1, (300, 500)), (2, (400, 500))]
     out, back = tracks(*inside, (3, (100, 500))), tracks(*inside, (3, (500, 500)))
@@ -556,7 +556,7 @@ ROAD: dict[str, list[Place]] = {
 
 
 def on_frame(x_m: float, y_m: float) -> Place:
-    """Return the position in the frame of a point on the road. This is the inverse of the code under test."""
+    """Return the position in the frame of a point on the road. This function is the inverse of the code under test."""
     plane = GroundPlane([(0, 0), (8, 0), (8, 40), (0, 40)], [(100, 900), (900, 900), (600, 400), (400, 400)])
     return plane.to_meters(x_m, y_m)
 
@@ -674,7 +674,7 @@ def is_inside(point: Place, polygon: Sequence[Place]) -> bool:
 
 
 def from_border(point: Place, polygon: Sequence[Place]) -> float:
-    """Return the distance of a point from the nearest side of a polygon, computed for one side after another."""
+    """Return the distance from a point to the nearest side of a polygon, computed side by side."""
     nearest = math.inf
     for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
         share = ((point[0] - x0) * (x1 - x0) + (point[1] - y0) * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
@@ -685,7 +685,7 @@ def from_border(point: Place, polygon: Sequence[Place]) -> float:
 
 @st.composite
 def stars(draw: st.DrawFn) -> list[Place]:
-    """Draw a polygon with dents, around (50, 50)."""
+    """Draw a random polygon with dents around (50, 50)."""
     radii = draw(st.lists(st.floats(5, 45), min_size=3, max_size=12))
     turn = 2 * math.pi / len(radii)
     return [(50 + r * math.cos(k * turn + 0.1), 50 + r * math.sin(k * turn + 0.1)) for k, r in enumerate(radii)]

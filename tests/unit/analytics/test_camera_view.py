@@ -1,4 +1,4 @@
-"""A camera that was moved is realigned or reported as moved. Changes of light and objects do not count as movements."""
+"""Tests that a moved camera is realigned or reported as moved, and that changes of light and objects have no effect."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEARNING = 5
 
 @pytest.fixture(scope="module")
 def square() -> Pixels:
-    """Return the first frame of the demo's video, which is larger than the frames of the tests."""
+    """Return the first frame of the demo video, which is larger than the frames that the tests use."""
     capture = cv2.VideoCapture(str(ROOT / "configs" / "vtest.mp4"))
     frame = capture.read()[1]
     assert frame is not None
@@ -41,7 +41,7 @@ def square() -> Pixels:
 
 @pytest.fixture(scope="module")
 def video() -> list[Pixels]:
-    """Return frames of the demo's video, `INTERVAL_S` apart."""
+    """Return frames of the demo video at intervals of `INTERVAL_S`."""
     capture = cv2.VideoCapture(str(ROOT / "configs" / "vtest.mp4"))
     step = round(capture.get(cv2.CAP_PROP_FPS) * INTERVAL_S)
     frames: list[Pixels] = []
@@ -53,7 +53,7 @@ def video() -> list[Pixels]:
 
 
 def pose(x: float = 0.0, y: float = 0.0, rotation_deg: float = 0.0, zoom: float = 1.0) -> Similarity:
-    """Return the similarity (2, 3) of a shifted, rotated, and zoomed camera. Shifts are in widths of the frame."""
+    """Return the similarity (2, 3) of a shifted, rotated, and zoomed camera. Shifts are in frame widths."""
     angle = np.radians(rotation_deg)
     turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     center = np.array([WIDTH, HEIGHT]) / 2
@@ -79,7 +79,7 @@ class Camera:
 
 
 def expected(view: Similarity) -> Similarity:
-    """Convert a similarity between frames to a similarity between the smaller images that are compared."""
+    """Convert a similarity between frames to a similarity between the smaller images that the tracker compares."""
     return np.column_stack([view[:, :2], view[:, 2] * WIDTH_PX / WIDTH])
 
 
@@ -100,7 +100,7 @@ def test_moved_camera_is_realigned_within_ten_seconds(square: Pixels, seed: int)
 
 
 def test_one_displaced_image_changes_nothing(square: Pixels) -> None:
-    """For example, a truck that shakes the mast moves the camera only for a moment."""
+    """For example, a truck that shakes the mast moves the camera only briefly."""
     camera, frame = Camera(), seen(square, pose())
     camera.see(*[frame] * LEARNING)
     assert camera.see(seen(square, pose(0.05))) == "unsure"
@@ -168,7 +168,7 @@ def test_light_that_is_switched_off_is_no_cover(video: list[Pixels]) -> None:
 
 
 def test_background_is_not_learned_in_the_dark(video: list[Pixels]) -> None:
-    """A program that is started at night must find the scene when the light is switched on."""
+    """A program that starts at night must recognize the scene when the light is switched on."""
     rng, camera = np.random.default_rng(4), Camera()
     for frame in video:
         noisy = np.clip(frame * 0.03 + rng.normal(0, 8, frame.shape), 0, 255).astype(np.uint8)
@@ -178,7 +178,7 @@ def test_background_is_not_learned_in_the_dark(video: list[Pixels]) -> None:
 
 
 def occluded(frame: Pixels, part: float) -> Pixels:
-    """Return a frame whose left part is hidden by a parked vehicle."""
+    """Return a frame in which a parked vehicle hides the left part."""
     width = int(frame.shape[1] * part)
     vehicle = np.random.default_rng(5).uniform(30, 220, (20, 30)).astype(np.float32)
     hidden: Pixels = np.array(frame)
@@ -249,7 +249,7 @@ def test_covered_lens_differs_from_dusk(square: Pixels) -> None:
 
 
 def test_new_appearance_does_not_move_the_reference(square: Pixels) -> None:
-    """The appearances of day and night are stored, but movements are still measured relative to the first image."""
+    """The tracker stores the appearances of day and night, but still measures movements relative to the first image."""
     lights = np.random.default_rng(2).uniform(0, 255, (40, 60))
     bright = cv2.resize(lights, square.shape[::-1]).astype(np.uint8)
     night = cv2.addWeighted(square, 0.3, bright, 0.3, 0).astype(np.uint8)

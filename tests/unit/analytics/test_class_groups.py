@@ -1,4 +1,4 @@
-"""An object that is detected with several classes of one group has one track, with the most frequent class."""
+"""Tests that an object with several classes of one group has one track, whose class is the most frequent class."""
 
 from __future__ import annotations
 

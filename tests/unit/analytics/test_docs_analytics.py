@@ -1,4 +1,4 @@
-"""The configurations that docs/analytics.md shows are valid."""
+"""Test that the configurations in docs/analytics.md are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""If an obstacle hides the lower part of an object, its point on the ground does not move."""
+"""Tests that the ground point of an object does not move if an obstacle hides the lower part of the object."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Foot = Callable[[float], tuple[float, float]]
 def events_of(
     foot: Foot, visible: Callable[[float], float], fps: float, duration_s: float = 9.0, jitter: float = 0.0
 ) -> list[Event]:
-    """Return the events of a person whose upper part alone is detected.
+    """Return the events of a person of whom only the upper part is detected.
 
-    `visible` is the detected fraction of the height as a function of time.
+    `visible` returns the detected fraction of the height at a time in seconds.
     """
     rng = np.random.default_rng(1)
     section = CameraAnalytics.model_validate(
@@ -90,7 +90,7 @@ def test_lower_part_that_stays_hidden_is_forgotten_after_five_seconds() -> None:
 
 
 def test_person_who_crouches_keeps_the_feet() -> None:
-    """The top edge of the box moves down. Nothing is hidden, so the anchor does not move."""
+    """The top edge of the box moves down. Nothing is hidden, so the anchor must not move."""
     section = CameraAnalytics.model_validate({"lines": [{"name": "line", "points": [[0, LINE_Y], [WIDTH, LINE_Y]]}]})
     tracker, analytics = Tracker(None, (WIDTH, HEIGHT)), Analytics(section, "gate", ["person"], WIDTH, HEIGHT)
     events: list[Event] = []
@@ -105,7 +105,7 @@ def test_person_who_crouches_keeps_the_feet() -> None:
 
 @pytest.mark.parametrize("fps", [5.0, 10.0])
 def test_turning_car_has_no_hidden_part(fps: float) -> None:
-    """The box of the car becomes shorter, while its top edge and its width stay."""
+    """The height of the car's box decreases, while its top edge and its width remain the same."""
     tracker = Tracker(None, (WIDTH, HEIGHT))
     for number in range(round(3 * fps)):
         height = 200.0 - min(max(number / fps - 1.0, 0.0), 1.0) * 90.0

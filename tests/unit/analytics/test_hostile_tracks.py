@@ -1,4 +1,4 @@
-"""Tests with 100,000 hostile tracks, and with faults of a counter, which the oracle must find."""
+"""Tests with 100,000 hostile tracks, and with faulty counters, whose faults the oracle must find."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_oracle_finds_a_wrong_counter(
 
 
 def _until_fault() -> Faults:
-    """Run batches until there is a fault, but not more than 20,000 tracks."""
+    """Run batches until the oracle finds a fault, but run no more than 20,000 tracks."""
     rng, faults = np.random.default_rng(5), Faults()
     while not faults.any and faults.tracks < 20_000:
         hostile_tracks.run_batch(hostile_tracks.make_batch(rng), faults)

@@ -1,4 +1,4 @@
-"""`near_pairs` finds all pairs of a track and a detection that can match."""
+"""Tests that `near_pairs` finds all pairs of a track and a detection that can match."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def frame_of(rng: np.random.Generator, cameras: int, number: int = 90) -> FrameD
 
 
 def moving(rng: np.random.Generator, frame: FrameDetections) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Return the state of tracks that begin at the detections, and move."""
+    """Return the state of moving tracks that begin at the detections."""
     state = new_state(frame.at, frame.noise * np.ones((4, 1)), frame.scores, 0.0)
     size = np.maximum(state[2], state[3])
     state[4:6] = rng.normal(0.0, 1.0, (2, len(size))) * size

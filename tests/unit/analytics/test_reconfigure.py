@@ -1,4 +1,4 @@
-"""Lines and zones change while objects are tracked. A change of one line or zone has no effect on the others."""
+"""Tests of lines and zones that change while objects are tracked. A change of one must not affect the others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHERS: Sequence[dict[str, Any]] = (
 
 
 class Scene:
-    """The analytics of one camera, and its frames."""
+    """Analytics of one camera, and the frames of the camera."""
 
     def __init__(self, **config: Any) -> None:
         self.stage = analytics(**config)

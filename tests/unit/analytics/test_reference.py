@@ -34,7 +34,7 @@ def anchor_of(box: Box, name: str) -> Place:
 
 
 def right_of(point: Place, line: Sequence[Place]) -> float:
-    """Return the distance of a point from the infinite line, in pixels: positive on its right, negative on its left."""
+    """Return the distance in pixels from an infinite line. It is positive on the right, and negative on the left."""
     (x0, y0), (x1, y1) = line
     return ((x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0)) / math.hypot(x1 - x0, y1 - y0)
 
@@ -58,7 +58,7 @@ def from_border(point: Place, polygon: Sequence[Place]) -> float:
 
 @dataclass
 class OneLine:
-    """One line, and the side on which one object is."""
+    """State of one line and one object: the side on which the object is."""
 
     line: Sequence[Place]
     anchor: str
@@ -83,7 +83,7 @@ class OneLine:
         return crossed
 
     def is_outside(self, box: Box, distance: float) -> bool:
-        """Return True if the frame's edge cuts off the box so that the whole box would be farther from the line."""
+        """Return True if the frame's edge cuts off the box, and the whole box would be farther from the line."""
         cuts = (box[0] <= 1.5, box[1] <= 1.5, box[2] >= WIDTH - 1.5, box[3] >= HEIGHT - 1.5)
         moves = []
         for at, grow in enumerate((-100.0, -100.0, 100.0, 100.0)):
@@ -166,7 +166,7 @@ class Jitter:
 
 @dataclass
 class OneZone:
-    """The state of one object at one zone."""
+    """State of one object at one zone."""
 
     polygon: Sequence[Place]
     inside: bool | None = None
@@ -184,7 +184,7 @@ class OneZone:
 
 @dataclass
 class Slow:
-    """A slow but simple implementation of the lines and zones of one camera."""
+    """Slow but simple implementation of the lines and zones of one camera."""
 
     config: CameraAnalytics
     lines: dict[tuple[int, str], OneLine] = field(default_factory=dict)
@@ -233,7 +233,7 @@ class Slow:
 
 
 def as_reported(event: Event) -> tuple[object, ...]:
-    """Return an event in the form in which `Slow` reports it."""
+    """Return an event in the form in which `Slow` reports events."""
     if event.kind == "line_crossed":
         return event.track_id, event.name, event.data["direction"]
     how = event.data["how"]
@@ -245,7 +245,7 @@ def as_reported(event: Event) -> tuple[object, ...]:
 
 
 def some_config(rng: np.random.Generator) -> CameraAnalytics:
-    """Return random lines and zones with dents, each with its own anchor, direction, and classes."""
+    """Return random lines and zones with dents. Each of them has its own anchor, direction, and classes."""
     lines, zones = [], []
     anchors = list(ANCHORS) if rng.random() < 0.5 else [str(rng.choice(list(ANCHORS)))]
 

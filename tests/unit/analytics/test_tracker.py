@@ -1,4 +1,4 @@
-"""Tests of the tracker: which objects it follows, for how long, and how times and scores affect this."""
+"""Tests of the tracker: which objects it follows, for how long, and how times and scores affect the tracks."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_walker_behind_a_pillar_keeps_the_id(reactivation: str) -> None:
 
 @pytest.mark.parametrize(("reactivation", "exact"), [("observation", True), ("filter", False)])
 def test_observation_reactivation_takes_the_motion_from_two_positions(reactivation: str, exact: bool) -> None:
-    """A person walks to the right, is hidden for a second, and reappears ten pixels left of the last position."""
+    """A person walks to the right, is hidden for a second, and reappears 10 px to the left of the last position."""
     tracker = Tracker(TrackConfig.model_validate({"reactivation": reactivation}))
     seen = [detections((person(100 + 4 * at), 0.9)) for at in range(20)]
     results = follow(tracker, [*seen, *[detections()] * 9, detections((person(166), 0.9))])
@@ -184,7 +184,7 @@ def test_observation_reactivation_takes_the_motion_from_two_positions(reactivati
 @pytest.mark.parametrize("hidden", [0.3, 0.5])
 @pytest.mark.parametrize("fps", [10.0, 30.0])
 def test_suddenly_shorter_box_hardly_moves_the_feet(fps: float, hidden: float) -> None:
-    """Something covers the legs for 0.1 s: the detector's boxes end where the legs begin."""
+    """An obstacle covers the legs for 0.1 s, so the detector's boxes end where the legs begin."""
     x1, y1, x2, y2 = person(100)
     half: Box = (x1, y1, x2, y2 - hidden * (y2 - y1))
     seen = [detections((person(100), 0.8))] * round(2 * fps)
@@ -363,7 +363,7 @@ def test_new_object_can_be_missed_in_two_frames_at_any_rate(missed: int, fps: fl
 @pytest.mark.parametrize("fps", [5.0, 10.0])
 @pytest.mark.parametrize(("dx", "dy"), [(-30.0, 15.0), (30.0, 15.0), (-25.0, -25.0), (0.0, 45.0)])
 def test_person_who_appears_beside_a_weak_detection_does_not_get_its_track(dx: float, dy: float, fps: float) -> None:
-    """A person has weak detections for three frames. In these frames, a person who was hidden appears nearby."""
+    """A person has weak detections for three frames. During these frames, a previously hidden person appears nearby."""
     frames, weak = [], range(10, 13)
     for at in range(20):
         x = 100.0 + at * 60.0 / fps
@@ -401,7 +401,7 @@ def test_frames_without_detections_are_accepted() -> None:
 
 @pytest.mark.parametrize("scale", [0.25, 4.0])
 def test_tracking_does_not_depend_on_the_frame_size(scale: float) -> None:
-    """All distances are measured in the size of the object, so 4K and VGA cameras need no different settings."""
+    """All distances are relative to the size of the object, so 4K and VGA cameras need no different settings."""
     rng = np.random.default_rng(3)
     frames = []
     for at in range(60):

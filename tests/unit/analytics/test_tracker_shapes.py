@@ -1,4 +1,4 @@
-"""Each track has the shapes (mask, keypoints, rotated box) of the detection that it is matched with."""
+"""Tests that each track has the shapes (mask, keypoints, rotated box) of its matched detection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def marked(rows: list[tuple[float, float, int]], *, usable: bool = True) -> Dete
 
 
 def marks_of(shapes: Shapes | None) -> list[float]:
-    """Return the marks, which must be the same in all shapes."""
+    """Return the marks of the objects. All shapes of an object must contain the same mark."""
     assert shapes is not None
     assert shapes.keypoints is not None
     assert shapes.rotated_boxes is not None

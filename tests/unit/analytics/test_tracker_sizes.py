@@ -1,4 +1,4 @@
-"""Published boxes follow the detections if objects grow or turn, or if the edge of the frame cuts them off."""
+"""Tests that published boxes follow the detections if objects grow, turn, or are cut off by the edge of the frame."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clipped(box: Box) -> Box:
 
 
 def fits(boxes: Sequence[Box], results: Sequence[Tracks]) -> NDArray[np.float64]:
-    """Return the IoU of each published box with its detection, except in the first frame."""
+    """Return the IoU of each published box and its detection, except in the first frame."""
     pairs = list(zip(boxes, results, strict=True))[1:]
     assert all(len(tracks) == 1 for _, tracks in pairs)
     return np.array([overlaps(np.array([box]), tracks.boxes_xyxy.astype(np.float64))[0, 0] for box, tracks in pairs])
@@ -47,7 +47,7 @@ def vehicle(left: float, top: float, width: float, height: float) -> Box:
 @pytest.mark.parametrize("lengths_per_s", [0.3, 0.8, 1.5])
 @pytest.mark.parametrize("edge", ["left", "right", "top", "bottom"])
 def test_box_follows_an_object_that_enters_or_leaves_at_an_edge(edge: str, lengths_per_s: float, fps: float) -> None:
-    """An object of 300x120 or 120x300 px enters the frame at an edge, and leaves it again at the same edge."""
+    """An object of 300x120 px or 120x300 px enters the frame at an edge, and leaves the frame at the same edge."""
     along = edge in ("left", "right")
     way = np.arange(-280.0, 100.0, 300.0 * lengths_per_s / fps)
     way = np.concatenate([way, way[::-1]])

@@ -1,4 +1,4 @@
-"""Tracking the frames of several cameras together gives the same results as tracking them one after another."""
+"""Tests that tracking several cameras together gives the same results as tracking them one after another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIKELY = (0.5, 0.3, 0.1, 0.03, 0.03, 0.02, 0.02)
 
 
 def frames_of(seed: int, *, with_shapes: bool = False, number: int | None = None) -> Iterator[tuple[Detections, int]]:
-    """Yield the detections of a camera with objects that move, hide, grow, change their class, and disappear.
+    """Yield the detections of a camera. The objects move, hide, grow, change their class, and disappear.
 
     If `number` is None, the camera has up to 11 objects.
     """
@@ -97,7 +97,7 @@ def test_results_do_not_depend_on_the_other_cameras(
 
 
 def check_equal(one: Tracks, other: Tracks, ids: dict[int, int]) -> None:
-    """Compare the tracks of two results bit by bit. `ids` maps the ids in `one` to the ids in `other`."""
+    """Check that the tracks of two results are equal bit by bit. `ids` maps the ids in `one` to the ids in `other`."""
     for name in ("boxes_xyxy", "scores", "class_ids", "age_ms"):
         expected, found = getattr(one, name), getattr(other, name)
         assert expected.dtype == found.dtype
@@ -118,7 +118,7 @@ def check_equal(one: Tracks, other: Tracks, ids: dict[int, int]) -> None:
 
 
 def test_results_of_crowds_do_not_depend_on_the_other_cameras() -> None:
-    """The cameras have more pairs and more detections than the tracker processes at once."""
+    """The cameras have more pairs and more detections than the tracker processes at the same time."""
     numbers = (3, 90, 0, 400, 2, 5, 600, 60)
     alone, together = open_trackers([(800, 600)] * len(numbers)), open_trackers([(800, 600)] * len(numbers))
     cameras = [frames_of(seed, number=number) for seed, number in enumerate(numbers)]
@@ -146,7 +146,7 @@ def test_frames_of_one_camera_are_processed_in_order() -> None:
 
 
 def test_objects_of_different_cameras_at_one_place_are_different() -> None:
-    """If these boxes of a car and a truck were in the same frame, they would count as one object."""
+    """If the boxes of the car and the truck were in the same frame, they would count as one object."""
     box = np.array([[100, 100, 200, 200]], np.float32)
     car, truck = (Detections(box, np.array([0.9], np.float32), np.array([number], np.int32)) for number in (1, 2))
     trackers = open_trackers([(800, 600)] * 2)

@@ -1,4 +1,4 @@
-"""A comparison with another checkout applies the measurements of this tree to the `vision` of that checkout."""
+"""Tests that `--base` applies the measurements of this tree to the `vision` of another checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """Return a checkout whose own measurements cannot be used."""
+    """Return a checkout whose own measurement modules raise an error when they are imported."""
     folder = tmp_path / "base"
     (folder / "tests" / "perf").mkdir(parents=True)
     (folder / "vision").symlink_to(ROOT / "vision")

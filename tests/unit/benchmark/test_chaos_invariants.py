@@ -1,4 +1,4 @@
-"""Each check of `vision chaos` passes for the record of a good run, and fails if one value of the record is bad."""
+"""Tests that each check of `vision chaos` passes for a good record, and fails for a record with one bad value."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def injected(kind: Kind, start_s: float, end_s: float, camera: int | None = None
 
 
 def good() -> Record:
-    """Return the record of a run in which camera a was down once, and everything else was perfect."""
+    """Return the record of a run in which camera a was down once. Everything else in the run was perfect."""
     record = Record(CAMERAS, dict.fromkeys(CAMERAS, 0.5), start_s=1.5, ended_ns=SECONDS * S)
     for camera in CAMERAS:
         seq = 0

@@ -1,4 +1,4 @@
-"""Tests of the configuration for a run of `vision chaos`, and of the faults that it causes inside the program."""
+"""Tests of the configuration for a run of `vision chaos`, and of the faults that the run causes inside the program."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ hang_s: 30
 
 
 def written(folder: Path, cameras: int) -> AppConfig:
-    """Return the configuration that `vision run` reads in a run with the user's configuration `USER`."""
+    """Return the configuration that `vision run` reads in a chaos run with the user's configuration `USER`."""
     config = load_config_text(USER, {"SECRET": "hidden-word"})
     stand_ins = [StandIn(camera.id, "", 641, 361, 5.0, camera, phase=True) for camera in config.cameras]
     subject = of_user(config, stand_ins, cameras)

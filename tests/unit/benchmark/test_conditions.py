@@ -1,4 +1,4 @@
-"""Tests of the description of the machine: parsers of the output of real machines, NVML, and CPU use."""
+"""Tests of the description of the machine: parsers for the output of real machines, NVML, and the CPU usage."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_unknown_machine_has_empty_fields(system: System) -> None:
 
 
 class Nvml:
-    """NVML of a GPU that has no memory clock and does not know its temperature."""
+    """NVML of a GPU for which NVML reports neither a memory clock nor a temperature."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = 0

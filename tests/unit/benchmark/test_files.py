@@ -1,4 +1,4 @@
-"""Tests of durations, benchmark files, the comparison of two benchmark files, and their tables."""
+"""Tests of durations, benchmark files, comparisons of two benchmark files, and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the figures of `tests.perf.language_model`, from events and memory with known faults."""
+"""Tests of the figures that `tests.perf.language_model` computes from events and memory with known faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def _event(camera: str, kind: str, frame: int, at_ns: int) -> EventMessage:
 
 
 def _observed(*delays_ms: tuple[str, float | None]) -> Observed:
-    """Return a zone entry per item, and the event of the rule, which arrives after the delay, or is lost (None)."""
+    """Return observations with a zone entry and a rule event for each item.
+
+    An item contains the camera, and the delay of the rule event in ms, or None if the event is lost.
+    """
     observed = Observed(since_ns=1)
     for frame, (camera, delay_ms) in enumerate(delays_ms, 1):
         at_ns = frame * 100 * _MS

@@ -1,4 +1,4 @@
-"""Tests of `vision plan`: stand-in cameras, the load of each part, the search for the camera count, the command."""
+"""Tests of `vision plan`: stand-in cameras, the load of each part, the search for the camera count, and the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the AP of the shipped detector in each precision, which `tests.perf.precisions` writes."""
+"""Tests of the AP of the shipped detector in each precision, as measured by `tests.perf.precisions`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vision.runtime.builder import find_model
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Labels:
-    """Return frames of the shipped clip as images, with the detections of the detector itself as labels."""
+    """Return frames of the shipped clip as images. The labels are the detections of the shipped detector."""
     folder, spec = find_model("nanodet-g-416")
     frames = load_frames(shipped_clip(), 4)
     (tmp_path / "frames").mkdir()

@@ -1,4 +1,4 @@
-"""Tests of `vision bench --precisions`: the comparison of precisions, refused models, and the outputs."""
+"""Tests of `vision bench --precisions`: the comparison of precisions, rejected models, and the outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def settings(*precisions: str, **options: object) -> PrecisionSettings:
 
 
 def classifier(folder: Path) -> Path:
-    """Save a small ResNet-like classifier for inputs of any size, with random weights."""
+    """Save a small classifier with random weights and the layers of ResNet, for inputs of any size."""
     nodes = [
         node("Conv", ["images", "w0"], "a", pads=[1, 1, 1, 1]),
         node("Relu", ["a"], "b"),
@@ -54,7 +54,7 @@ def classifier(folder: Path) -> Path:
 
 
 def tokens(folder: Path) -> Path:
-    """Save a small token model with an embedding, a mask, and a matrix product."""
+    """Save a small model for tokens, with an embedding, a mask, and a matrix product."""
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in ("ids", "mask")]
     nodes = [
         node("Gather", ["table", "ids"], "embedded"),

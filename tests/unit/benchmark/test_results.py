@@ -1,4 +1,4 @@
-"""Tests of the committed performance results, and of the tables that are generated from them."""
+"""Tests of the committed performance results, and of the tables generated from these results."""
 
 from __future__ import annotations
 

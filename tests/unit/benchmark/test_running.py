@@ -1,4 +1,4 @@
-"""Tests of the loops that measure detectors and lanes, of frames, of deployments, and of ONNX Runtime's profiler."""
+"""Tests of measurement loops for detectors and lanes, of frames, of deployments, and of ONNX Runtime's profiler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vision.types import PixelFormat
 
 
 class Time:
-    """A clock that advances only when the code under test sleeps."""
+    """Clock that advances only when the code under test sleeps."""
 
     def __init__(self) -> None:
         self.now_ns = 0
@@ -44,7 +44,7 @@ class Time:
 
 @pytest.fixture
 def time_(monkeypatch: pytest.MonkeyPatch) -> Time:
-    """Replace the clock of the measuring loops, and return the replacement."""
+    """Replace the clock of the measurement loops. Return the new clock."""
     time_ = Time()
     clock = SimpleNamespace(monotonic_ns=time_.clock, sleep=time_.sleep)
     monkeypatch.setattr("vision.benchmark.loops.time", clock)
@@ -122,7 +122,7 @@ def test_failing_detector_ends_the_measurement() -> None:
 
 
 class TimedLane:
-    """A lane of a device that takes 10 ms per batch, and whose host notices the end of a batch 2 ms later."""
+    """Lane of a device that takes 10 ms per batch. The host notices the end of a batch 2 ms late."""
 
     def __init__(self, time_: Time) -> None:
         self._time = time_
@@ -148,7 +148,7 @@ def test_engine_latency_and_throughput_are_measured_separately(time_: Time) -> N
 def test_engine_rate_error_comes_from_the_bursts(time_: Time) -> None:
 
     class Uneven(TimedLane):
-        """Lane in which every second burst takes 50 % longer. Batches for which the host waits take equal times."""
+        """Lane in which every second burst takes 50 % longer. Batches for which the host waits take a constant time."""
 
         queued = bursts = 0
 

@@ -367,7 +367,7 @@ def test_profile_of_onnxruntime_writes_layers_and_a_time_line(tmp_path: Path) ->
 
 
 def assert_command(text: str, *parts: str) -> None:
-    """Check that one line of `text` has all `parts`."""
+    """Check that one line of `text` contains all `parts`."""
     assert any(all(part in line for part in parts) for line in text.splitlines()), text
 
 
@@ -379,7 +379,7 @@ def test_profile_prints_the_command_for_nsight_systems() -> None:
 
 
 def own_model(folder: Path) -> Path:
-    """Return the folder of a user's own model. A shell command must quote its path."""
+    """Return the folder of a user's own model. Its path must be quoted in a shell command."""
     own = folder / "my models"
     own.mkdir()
     shutil.copytree(shipped_models() / MODEL, own / "mine")

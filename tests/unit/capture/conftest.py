@@ -4,7 +4,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the large matrix of files unless it is selected with ``-m matrix``."""
+    """Deselect the large matrix of files unless ``-m matrix`` selects it."""
     if "matrix" in str(config.option.markexpr):
         return
     left_out = [item for item in items if item.get_closest_marker("matrix")]

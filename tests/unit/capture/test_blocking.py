@@ -1,4 +1,4 @@
-"""Tests of calls that can block, and therefore run in a thread that can be abandoned."""
+"""Tests of calls that can block, and that therefore run in a thread that the program can abandon."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def blocked_threads() -> int:
 def reader_of(
     *calls: Callable[[], int], close: Callable[[list[Callable[[], int]]], object] = lambda _: None
 ) -> BlockingReader[list[Callable[[], int]], int]:
-    """Return a reader whose resource is the list of `calls`, one for each `read`."""
+    """Return a reader whose resource is the list `calls`. Each `read` executes one of the calls."""
     return BlockingReader("gate", lambda: list(calls), lambda remaining: remaining.pop(0)(), close)
 
 

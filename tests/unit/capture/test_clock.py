@@ -13,7 +13,7 @@ UTC_MINUS_MONOTONIC = 1_700_000_000 * S
 
 
 class Machine:
-    """Two manual clocks of this machine, and a `CaptureClock` that reads them."""
+    """Two manual clocks of one machine, and a `CaptureClock` that reads them."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.now_ns = 1000 * S
@@ -27,9 +27,9 @@ class Machine:
         return self.caplog.messages
 
     def frame(self, delay_ns: int | None, *, decoding_ns: int = 0) -> tuple[int, int, str]:
-        """Stamp a frame that arrives now, and that is `delay_ns` old by the camera's clock.
+        """Stamp a frame that arrives at the current time, and whose age is `delay_ns` according to the camera's clock.
 
-        Return its age on both clocks.
+        Return the age of the frame on both clocks.
         """
         arrived_ns = self.now_ns
         camera_utc_ns = None if delay_ns is None else arrived_ns + UTC_MINUS_MONOTONIC - delay_ns
@@ -134,7 +134,7 @@ def test_arrival_in_the_future_is_set_to_now(machine: Machine) -> None:
 
 
 def report(seconds: int, fraction: int, kind: int = 200) -> bytes:
-    """Return an RTCP sender report: RFC 3550, section 6.4.1."""
+    """Return an RTCP sender report (RFC 3550, section 6.4.1)."""
     return struct.pack("!BBHIIIIII", 0x80, kind, 6, 0xDEADBEEF, seconds, fraction, 12345, 10, 1000)
 
 

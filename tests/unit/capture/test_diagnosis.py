@@ -15,7 +15,7 @@ from vision.config import CameraConfig
 
 @contextmanager
 def answering(answer: bytes | None) -> Iterator[int]:
-    """Serve a port that responds to every request with `answer`, or never responds if `answer` is None."""
+    """Open a port that responds to requests with `answer`, or never if `answer` is None. Yield the port."""
     released = threading.Event()
 
     class Handler(socketserver.BaseRequestHandler):

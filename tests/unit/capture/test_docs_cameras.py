@@ -1,4 +1,4 @@
-"""The examples and package names in docs/cameras.md are valid."""
+"""Tests that the examples and package names in docs/cameras.md are valid."""
 
 from __future__ import annotations
 

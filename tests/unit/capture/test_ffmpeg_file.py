@@ -1,4 +1,4 @@
-"""Tests of video files: frames, times, loops, and files that are damaged, empty, or not videos."""
+"""Tests of video files: frames, times, loops, and damaged, empty, and invalid files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CLIP = ROOT / "configs" / "vtest.mp4"
 
 
 def write_video(path: Path, count: int = 12, fps: float = 10.0, size: tuple[int, int] = (64, 48)) -> Path:
-    """Write frames whose shade is 10 times their number, to identify them after compression."""
+    """Write frames whose gray level is 10 times their number, so that tests can identify them after compression."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, size)
     assert writer.isOpened()
     for number in range(count):
@@ -47,7 +47,7 @@ def write_video(path: Path, count: int = 12, fps: float = 10.0, size: tuple[int,
 
 
 class Player(Protocol):
-    """Function that returns the source of a file, with a manual clock."""
+    """Function that opens a file as a source with a manual clock."""
 
     def __call__(self, path: Path, *, loop: bool = False, offline: bool = True) -> Source: ...
 
@@ -147,7 +147,7 @@ def test_looped_file_of_one_frame_repeats_it(play: Player, tmp_path: Path) -> No
 
 
 def test_looped_file_that_cannot_be_sought_is_reopened(play: Player, tmp_path: Path) -> None:
-    """The file contains two recordings with overlapping times, so a seek to the start finds the second recording."""
+    """The file contains two recordings with overlapping times, so seeking to the start finds the second recording."""
     path = tmp_path / "a.ts"
     parts = []
     for first in (0, 12):
@@ -283,7 +283,7 @@ def test_file_that_is_not_a_video_is_an_error(play: Player, tmp_path: Path, cont
 
 
 def test_mp4_without_an_index_is_an_error(play: Player, tmp_path: Path) -> None:
-    """A recorder whose disk is full writes no index. Without an index, no frame can be read."""
+    """A recorder writes no index if its disk is full. Without an index, no frame can be read."""
     video = CLIP.read_bytes()
     start = video.find(b"moov") - 4
     assert start > 0
@@ -331,7 +331,7 @@ def test_grab_after_an_interrupt_returns_none(play: Player, tmp_path: Path) -> N
 
 
 def test_decoder_format_is_delivered_unchanged() -> None:
-    """Frames in the format of the decoder also keep their color encoding."""
+    """Frames in the format of the decoder keep their color encoding."""
     source = PLAYERS["i420"](CLIP)
     assert source.open() == StreamInfo(768, 576, "i420", 10.0, "pyav-h264", "bt601")
     grab = source.grab(1.0)
@@ -377,7 +377,7 @@ def test_size_change_within_a_file_is_reported(tmp_path: Path) -> None:
 
 
 def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times: Sequence[int] = ()) -> Path:
-    """Write frames (H, W, 3) in bgr at `times` in tenths of a second. Without `times`, these are 0, 1, 2, and so on."""
+    """Write BGR frames (H, W, 3) at `times` in tenths of a second. By default, the times are 0, 1, 2, and so on."""
     with av.open(str(path), "w") as file:
         stream: Any = file.add_stream(codec, rate=10)
         stream.height, stream.width = images[0].shape[:2]
@@ -391,7 +391,7 @@ def encoded(path: Path, images: Sequence[Image], codec: str, pixels: str, times:
 
 
 def quarters(height_px: int, width_px: int) -> Image:
-    """Return a frame with quarters of red, green, blue, and white, row by row."""
+    """Return a frame whose quarters are red, green, blue, and white, in row order."""
     image = np.empty((height_px, width_px, 3), np.uint8)
     image[: height_px // 2] = np.where(np.arange(width_px)[:, None] < width_px // 2, (0, 0, 200), (0, 200, 0))
     image[height_px // 2 :] = np.where(np.arange(width_px)[:, None] < width_px // 2, (200, 0, 0), (200, 200, 200))
@@ -399,7 +399,7 @@ def quarters(height_px: int, width_px: int) -> Image:
 
 
 def turned(path: Path, quarter_turns: int) -> Path:
-    """Write the display matrix that rotates the frames of the file's only track to the left.
+    """Write the display matrix that rotates the file's only video track to the left by `quarter_turns` quarter turns.
 
     ISO/IEC 14496-12, section 8.3.2, defines the matrix.
     """
@@ -432,7 +432,7 @@ def test_frames_are_rotated_by_the_display_matrix(play: Player, quarter_turns: i
 
 
 def test_odd_sides_are_delivered_in_bgr(play: Player, tmp_path: Path) -> None:
-    """YUV formats need even sides, so the frames are delivered in bgr."""
+    """YUV formats need even sides, so the source delivers the frames in bgr."""
     random = np.random.default_rng(1)
     image = random.integers(0, 255, (49, 71, 3), np.uint8)
     source = play(encoded(tmp_path / "a.mkv", [image], "ffv1", "bgr0"))
@@ -459,7 +459,7 @@ def test_variable_frame_rate_keeps_the_times(play: Player, container: str, tmp_p
 
 
 def test_reordered_frames_are_delivered_in_display_order(play: Player, tmp_path: Path) -> None:
-    """B-frames are stored after the later frames that they refer to."""
+    """B-frames are stored after later frames to which they refer."""
     images = [np.full((48, 64, 3), 10 * number, np.uint8) for number in range(24)]
     source = play(encoded(tmp_path / "a.mp4", images, "libx264", "yuv420p"))
     assert read_all(source, source.open()) == list(range(24))

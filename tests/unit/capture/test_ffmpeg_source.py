@@ -68,7 +68,7 @@ def test_odd_sides_without_a_format_are_an_error() -> None:
 
 
 def blocks(height_px: int, width_px: int, pixel_format: str) -> av.VideoFrame:
-    """Return blocks of 16 pixels of random colors. FFmpeg pads the rows of most widths."""
+    """Return a frame of 16-pixel blocks with random colors. FFmpeg pads the rows of most frame widths."""
     random = np.random.default_rng(7)
     frame = av.VideoFrame(width_px, height_px, pixel_format)
     luma = random.integers(60, 180, (height_px, width_px), np.uint8)[::16, ::16].repeat(16, 0).repeat(16, 1)
@@ -116,7 +116,7 @@ def colour(y: int, u: int, v: int, encoding: YuvEncoding) -> tuple[float, float,
 def test_color_encoding_is_read_from_the_frame(
     decoded: str, matrix: int, numbers: int, height_px: int, expected: YuvEncoding
 ) -> None:
-    """The conversion to bgr yields the colors that a detector computes for this encoding."""
+    """The conversion to bgr must yield the colors that a detector computes for this encoding."""
     frame = blocks(height_px, WIDTH_PX, decoded)
     frame.colorspace, frame.color_range = matrix, numbers
     assert encoding_of(frame) == expected
@@ -130,7 +130,7 @@ def test_color_encoding_is_read_from_the_frame(
 
 
 def test_planes_are_copied_without_padding() -> None:
-    """Compare the same frame in the chroma layouts of NV12 and I420."""
+    """The test compares the same frame in the chroma layouts of NV12 and I420."""
     frame = blocks(50, 70, "yuv420p")
     assert frame.planes[0].line_size > 70
     i420, nv12 = written(frame, "i420"), written(frame, "nv12")
@@ -154,7 +154,7 @@ def test_odd_frames_are_delivered_in_bgr_only() -> None:
 def coded(
     width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX, count: int = 4 * GOP, x264: str = "bframes=0"
 ) -> tuple[bytes, ...]:
-    """Return H.264 packets of one frame each, in decoding order. Key frames contain their parameter sets."""
+    """Return H.264 packets in decoding order, with one frame each. Key frames contain their parameter sets."""
     encoder: Any = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = width_px, height_px, "yuv420p"
     encoder.time_base = Fraction(1, 25)
@@ -177,13 +177,13 @@ def coded(
 
 
 def damaged(image: bytes) -> bytes:
-    """Return a packet from whose middle a part is missing."""
+    """Return a packet without a part of its middle."""
     return image[: len(image) // 3] + image[len(image) // 2 :]
 
 
 @contextmanager
 def served(*images: bytes, pause_s: float = 0.0, status: int = 200) -> Iterator[str]:
-    """Serve the packets, and yield the address. The connection stays open for `pause_s` after the last packet."""
+    """Serve the packets, and yield the address. The connection remains open for `pause_s` after the last packet."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -218,7 +218,7 @@ def source_of(address: str, **settings: object) -> FFmpegSource:
 
 
 def every(source: FFmpegSource) -> list[bool]:
-    """Read frames until the stream ends. Return, for each frame, True if it is corrupt."""
+    """Read frames until the stream ends. Return, for each frame, whether it is corrupt."""
     source.open()
     observed: list[bool] = []
     with pytest.raises(SourceError) as raised:
@@ -254,7 +254,7 @@ def test_frames_after_a_missing_one_are_marked_until_a_key_frame() -> None:
     ["bframes=0", "bframes=2:b-pyramid=strict", "bframes=3", "cqm=jvt", "ref=4", "interlaced=1", "fake-interlaced=1"],
 )
 def test_missing_reference_frames_are_found(x264: str) -> None:
-    """Missing frames to which other frames refer are found. In 40 frames, the frame numbers wrap at least twice."""
+    """The source must find missing reference frames. In 40 frames, the frame numbers wrap at least twice."""
     images = coded(x264=x264)
     parameters = FrameGapFinder(None)
     assert not any(parameters.before(image) for image in images)

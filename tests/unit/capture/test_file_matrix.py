@@ -1,7 +1,7 @@
-"""Compare video files of every kind that the installed FFmpeg writes, frame by frame, with FFmpeg's command.
+"""Comparison of the frames of video files with those of FFmpeg's command, for every kind that FFmpeg can write.
 
-The kinds are listed when the tests are collected: codecs, pixel formats, containers, and orientations. With
-``-m matrix``, every codec is tested with each of its pixel formats, and in each container.
+The collection of the tests determines the kinds: codecs, pixel formats, containers, and orientations. With ``-m
+matrix``, the tests cover every codec with each of its pixel formats, and in each container.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of file. If the pixel format or the container is empty, the first that fits the codec is used."""
+    """One kind of file. An empty pixel format or container means the first that fits the codec."""
 
     codec: str
     pixel_format: str = ""
@@ -76,7 +76,7 @@ class Kind:
 
 @cache
 def encoders() -> dict[str, tuple[str, ...]]:
-    """Return the pixel formats of every encoder of video that needs no hardware."""
+    """Return the pixel formats of every video encoder that needs no hardware."""
     found: dict[str, tuple[str, ...]] = {}
     for name in sorted(av.codecs_available):
         with suppress(ValueError, av.FFmpegError):
@@ -87,7 +87,7 @@ def encoders() -> dict[str, tuple[str, ...]]:
 
 
 def kinds() -> list[Kind]:
-    """Return kinds in which each codec, format of three codecs, container, and orientation occurs once."""
+    """Return kinds in which each codec, container, and orientation occurs, and each format of three codecs."""
     chosen = [Kind(codec) for codec in encoders()]
     chosen += [
         Kind(codec, pixel_format)
@@ -101,20 +101,20 @@ def kinds() -> list[Kind]:
 
 
 def all_kinds() -> list[Kind]:
-    """Return each codec with each of its pixel formats, and each codec in each container."""
+    """Return the kinds that combine each codec with each of its pixel formats, and with each container."""
     formats = [Kind(codec, pixel_format) for codec, names in encoders().items() for pixel_format in names]
     return formats + [Kind(codec, container=container) for codec in encoders() for container in CONTAINERS]
 
 
 def scene(width_px: int, height_px: int, number: int) -> NDArray[np.uint8]:
-    """Return a smooth frame (H, W, 3) rgb whose corners differ, so that each orientation differs too."""
+    """Return a smooth RGB frame (H, W, 3) whose corners differ, so that all orientations differ."""
     y, x = np.mgrid[0:height_px, 0:width_px]
     red, green = 40 + 160 * x / width_px, 40 + 160 * y / height_px
     return np.stack([red, green, np.full_like(red, 30 + 40 * number)], axis=2).astype(np.uint8)
 
 
 def write(kind: Kind, path: Path) -> bool:
-    """Write a file. Return False if FFmpeg cannot write this kind."""
+    """Write a file of this kind. Return False if FFmpeg cannot write it."""
     width_px, height_px = SIZES.get(kind.codec, (64, 48))
     pixel_format = kind.pixel_format or encoders()[kind.codec][0]
     try:
@@ -145,7 +145,7 @@ def create(kind: Kind, folder: Path) -> Path | None:
 
 
 def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Change the display matrix of a track in an MP4 or MOV file (ISO/IEC 14496-12, 8.3.2)."""
+    """Change the display matrix of a track in an MP4 or MOV file (ISO/IEC 14496-12, section 8.3.2)."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0
     a, b, c, d = (value << 16 for value in matrix)
@@ -154,7 +154,7 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 def expected(path: Path) -> NDArray[np.uint8] | None:
-    """Return the frames of FFmpeg's command (N, H, W, 3) bgr, or None if it cannot decode them."""
+    """Return the BGR frames (N, H, W, 3) of FFmpeg's command, or None if the command cannot decode the file."""
     options = ("-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-")
     command = ["ffmpeg", "-v", "error", "-i", str(path), *options]
     shown = subprocess.run(command, capture_output=True, timeout=60, check=False).stdout
@@ -169,7 +169,7 @@ def expected(path: Path) -> NDArray[np.uint8] | None:
 
 
 def delivered(path: Path) -> NDArray[np.uint8]:
-    """Return the frames of `VideoFile` (N, H, W, 3) bgr."""
+    """Return the BGR frames (N, H, W, 3) of `VideoFile`."""
     frames = []
     open_decoder = partial(FFmpegDecoder, reading="offline")
     with closing(VideoFile(path, ("bgr",), open_decoder, FramePacer(offline=True))) as source:
@@ -225,6 +225,6 @@ def test_all_files_are_delivered_as_ffmpeg_shows_them(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_ffmpeg_writes_most_kinds(tmp_path: Path) -> None:
-    """A kind that cannot be written is not tested."""
+    """The other tests skip kinds that cannot be written."""
     written = sum(create(kind, tmp_path) is not None for kind in kinds())
     assert written > 0.8 * len(kinds()), written

@@ -1,4 +1,4 @@
-"""`FrameTaps`: the responses to requests for single frames, over a real socket."""
+"""Tests of `FrameTaps`: responses to requests for single frames over a real socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAIT_S = 20
 
 
 class Rig:
-    """The tap of one camera, and a receiver of its images."""
+    """Frame tap of one camera, and a receiver of its images."""
 
     def __init__(self, stack: ExitStack) -> None:
         address = packet_address_prefix()

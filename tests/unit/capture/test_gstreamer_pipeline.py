@@ -1,4 +1,4 @@
-"""Tests of the GStreamer pipelines for several machines, which differ in their registered elements."""
+"""Tests of the GStreamer pipelines for several machines with different registered elements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RTSP_PROPERTIES = {"location", "protocols", "latency", "drop-on-latency", "do-re
 
 @dataclass
 class Machine:
-    """A registry of elements and their properties."""
+    """Registry of elements and their properties, for one machine."""
 
     factories: dict[str, set[str]] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Tests with HTTP cameras as they really occur: odd multipart streams, bare JPEGs, snapshots, playlists, and faults."""
+"""Tests of HTTP cameras as they really occur: odd multipart streams, bare JPEGs, snapshots, playlists, and faults."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_every_jpeg_of_a_stream_is_delivered(kind: str) -> None:
 
 @pytest.mark.integration
 def test_every_frame_is_delivered_at_any_rate() -> None:
-    """FFmpeg invents timestamps at 25 frames/s, which do not show how late a frame is."""
+    """FFmpeg invents timestamps at 25 frames/s, which do not show the lateness of a frame."""
     counts: dict[float, tuple[int, int, int]] = {}
 
     def watch(fps: float) -> None:
@@ -172,7 +172,7 @@ def test_end_of_a_stream_is_an_error() -> None:
 @pytest.mark.parametrize("with_length", [True, False])
 @pytest.mark.parametrize("content_type", ["image/jpeg", "image/jpg", None])
 def test_snapshot_is_requested_at_the_configured_rate(content_type: str | None, *, with_length: bool) -> None:
-    """All snapshots belong to one connection: one epoch in messages."""
+    """All snapshots belong to one connection, so messages show a single epoch."""
     with opened(snapshot(content_type, with_length=with_length), "/snap.jpg", fps=50) as (source, info):
         found = numbers(source, info, 8)
         assert found == list(range(8))
@@ -203,7 +203,7 @@ def test_snapshot_that_is_refused_later_ends_the_connection() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("gops", [1, 3])
 def test_live_playlist_is_delivered_at_its_own_pace(gops: int) -> None:
-    """Segments of 2 and 6 s arrive in bursts. Their frames are captured at 10 frames/s."""
+    """Segments of 2 s and 6 s arrive in bursts, but their frames are captured at 10 frames/s."""
     with opened(LiveHls(gops), "/live.m3u8", max_frame_age_s=20) as (source, _):
         times = [grab(source).captured_ns for _ in range(45)]
         assert not source.skipped.take()
@@ -222,7 +222,7 @@ def test_video_file_is_delivered_at_its_own_pace(*, with_length: bool) -> None:
 
 
 def short_clip(folder: Path, frames: int) -> Path:
-    """Write an AVI file of motion JPEG with 50 frames/s. Return its path."""
+    """Write a motion JPEG AVI file with 50 frames/s. Return its path."""
     clip = folder / "short.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 50, (64, 48))
     for number in range(frames):
@@ -233,7 +233,7 @@ def short_clip(folder: Path, frames: int) -> Path:
 
 @contextmanager
 def supervised(answer: Answer, path: str) -> Iterator[tuple[CameraSupervisor, RecordingSink]]:
-    """Run the supervisor of a camera, as the program does, until the end of the block."""
+    """Run the supervisor of a camera until the end of the `with` block, as the program does."""
     sink = RecordingSink()
     with http_camera(answer) as url:
         camera = CameraConfig.model_validate({"id": "gate", "source": url + path, "reader": "ffmpeg"})
@@ -255,7 +255,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_video_file_ends_like_a_file(tmp_path: Path) -> None:
-    """The end of the file is not a lost connection, after which the camera would start again."""
+    """The end of the file is not a connection loss. After a loss, the camera would restart."""
     with supervised(stored(short_clip(tmp_path, 10)), "/short.avi") as (supervisor, sink):
         wait_for(lambda: supervisor.status().state == "ended" or supervisor.status().reconnects > 0)
         status = supervisor.status()
@@ -274,7 +274,7 @@ def test_video_file_that_arrives_only_in_part_is_a_lost_connection(tmp_path: Pat
 
 
 def test_playlist_that_ends_is_a_lost_connection() -> None:
-    """When an encoder restarts, it ends its playlist, and continues it later."""
+    """When an encoder restarts, it ends its playlist, and continues the playlist after the restart."""
     live = LiveHls(gops=1)
 
     def ended(request: Request) -> None:
@@ -426,7 +426,7 @@ def test_http_on_a_tls_port_is_named() -> None:
 
 
 def test_client_that_leaves_ends_no_server() -> None:
-    """The helper `http_camera` still serves the next client after a client has left."""
+    """`http_camera` must still serve the next client after a client has closed its connection."""
     with http_camera(MotionJpeg(50)) as url:
         for _ in range(3):
             with closing(source_of(url)) as source, suppress(SourceError):
@@ -438,7 +438,7 @@ def test_client_that_leaves_ends_no_server() -> None:
 
 
 def with_exif_orientation(data: bytes, orientation: int) -> bytes:
-    """Return a JPEG whose EXIF data specifies an orientation, 1 to 8."""
+    """Return a JPEG whose EXIF data specifies an orientation from 1 to 8."""
     tiff = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00" + bytes([orientation, 0, 0, 0]) + bytes(4)
     segment = b"Exif\x00\x00" + tiff
     return data[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:]
@@ -446,7 +446,7 @@ def with_exif_orientation(data: bytes, orientation: int) -> bytes:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_a_jpeg_is_that_of_opencv(orientation: int) -> None:
-    """OpenCV rotates images according to their EXIF data, like FFmpeg 8. Earlier versions of FFmpeg ignore the data."""
+    """OpenCV and FFmpeg 8 rotate images according to their EXIF data. Earlier versions of FFmpeg ignore these data."""
     y, x = np.mgrid[0:48, 0:64]
     scene = np.stack([4 * x, 5 * y, np.full_like(x, 60)], axis=2).astype(np.uint8)
     data = with_exif_orientation(bytes(cv2.imencode(".jpg", scene)[1].tobytes()), orientation)

@@ -1,4 +1,4 @@
-"""Processes that read cameras import `ssl` and `http.client` only for cameras that need them."""
+"""Tests that processes that read cameras import `ssl` and `http.client` only for cameras that need these modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the search for JPEGs in a stream that can contain any bytes between them."""
+"""Tests of the search for JPEGs in a stream that can contain any bytes between the JPEGs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def jpegs() -> tuple[bytes, ...]:
 
 
 def with_thumbnail(jpeg: bytes) -> bytes:
-    """Return the JPEG with another one inside its metadata, as cameras write it."""
+    """Return the JPEG with another JPEG inside its metadata, as cameras write thumbnails."""
     segment = b"Exif\x00\x00" + jpegs()[0][:3000]
     return jpeg[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + jpeg[2:]
 
@@ -101,7 +101,7 @@ def damage(data: bytes, places: Sequence[int], values: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_damage_never_ends_the_search(seed: int) -> None:
-    """The JPEGs after damaged bytes are found, whatever these bytes are."""
+    """The scanner must find the JPEGs after damaged bytes, regardless of the values of these bytes."""
     values = random.Random(seed)
     bad = b"".join(SEPARATORS["boundary"](jpeg) for jpeg in jpegs())
     bad = damage(bad, [values.randrange(len(bad)) for _ in range(200)], values)

@@ -105,7 +105,7 @@ def test_constant_stream_time_is_reported_but_not_frozen() -> None:
 
 @pytest.mark.parametrize(("height_px", "text_px"), [(576, 10), (1080, 18), (2160, 36)])
 def test_clock_drawn_into_the_frame_is_detected_in_every_position(height_px: int, text_px: int) -> None:
-    """The gaps between the compared rows are smaller than the height of the text that cameras draw."""
+    """The gaps between the compared rows are smaller than the height of text that cameras draw."""
     for top in range(0, height_px - text_px, 7):
         watch = FrozenFrameDetector(1.0)
         watch.check(frame(50, height_px, 16), None, 0)

@@ -33,7 +33,7 @@ def test_parameter_sets_are_found(codec: str, units: tuple[bytes, ...], expected
 
 
 def converted(data: bytes) -> tuple[AnnexB, list[tuple[bool, bytes]]]:
-    """Return the converter and its packets, each with True if it is a key frame. The last packet is empty."""
+    """Return the converter and its packets. Each packet has a flag for key frames. The last packet is empty."""
     packets: list[tuple[bool, bytes]] = []
     with av.open(BytesIO(data)) as file:
         stream = file.streams.video[0]

@@ -1,4 +1,4 @@
-"""Tests of the library that opens each camera, of the settings that it receives, and of refused combinations."""
+"""Tests of the library that opens each camera, of the settings that it receives, and of rejected combinations."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_rtsp_falls_back_to_ffmpeg_with_a_warning(caplog: pytest.LogCaptureFixtu
 def test_missing_library_is_an_error_or_a_logged_fallback(
     missing: str, source: str, reader: str, expected: str
 ) -> None:
-    """The test runs in a separate process, in which the library cannot be imported."""
+    """The test runs in a separate process in which the library cannot be imported."""
     done = run_python(f"""
 import sys
 sys.modules[{missing!r}] = None

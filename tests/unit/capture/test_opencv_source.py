@@ -1,4 +1,4 @@
-"""Tests of USB cameras with OpenCV: buffers, negotiation, and errors. A scripted capture replaces the camera."""
+"""Tests of USB cameras with OpenCV: buffers, negotiation, and errors. A scripted capture object replaces the camera."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vision.errors import SizeChanged, SourceError
 
 
 class ScriptedCapture:
-    """A capture that returns given frames, also of different sizes. Its properties are the mode of the device."""
+    """Capture object that returns given frames, which can differ in size. Its properties are the mode of the device."""
 
     def __init__(self, *frames: NDArray[np.uint8] | None, **properties: float) -> None:
         self.frames = list(frames)

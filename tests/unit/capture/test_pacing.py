@@ -1,4 +1,4 @@
-"""Tests of the pace at which recordings are played: due times, late readers, and times of frames."""
+"""Tests of the playback rate of recordings: due times, late readers, and times of frames."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_late_reader_catches_up_without_a_burst(late_s: float, next_in_s: float)
     [(0.0, 0.0), (0.3, 0.3), (0.5, 0.5), (0.6, 0.0), (100.0, 0.0)],
 )
 def test_age_of_a_frame_is_its_lateness(late_s: float, age_s: float) -> None:
-    """A frame is late if the reader asks or wakes up late. After a restart of the schedule, no frame is late."""
+    """A frame is late if the reader requests it late or wakes up late. After a schedule restart, no frame is late."""
     clock = ManualClock()
     player = playback(clock, offline=False)
     assert player.due(0, 1.0)

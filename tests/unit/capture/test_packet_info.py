@@ -10,7 +10,7 @@ MS = 1_000_000
 def run(stream: str) -> str:
     """Pass a stream of frames through a new gate, and return the result.
 
-    In `stream`, K is a key frame, p is another frame, and ! is a loss of packets. In the result, a dot is a refused
+    In `stream`, K is a key frame, p is another frame, and ! is a loss of packets. In the result, a dot is a rejected
     frame, c is a corrupt frame, and other frames are unchanged.
     """
     gate = KeyFrameGate()

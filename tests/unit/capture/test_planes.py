@@ -13,7 +13,7 @@ PADDING = 255
 
 
 def padded(pixel_format: PixelFormat, height: int, width: int, pad: int, gap: int) -> tuple[NDArray[np.uint8], ...]:
-    """Return a decoder's frame with padded rows and gaps before its planes, and the expected copy."""
+    """Return a decoded frame with padded rows and gaps before its planes, and the expected copy without padding."""
     rng = np.random.default_rng(7)
     sizes = {
         "bgr": [(height, width * 3)],

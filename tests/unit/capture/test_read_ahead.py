@@ -1,4 +1,4 @@
-"""Tests of coded frames that wait for the decoder: their age, its limit, and the number of skipped frames."""
+"""Tests of coded frames that wait for the decoder: their age, the maximum age, and the number of skipped frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_AGE_NS = 500 * MS
 
 
 class Desk:
-    """A backlog with a clock that the test advances."""
+    """Backlog with a clock that the test advances."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -29,7 +29,7 @@ class Desk:
         self.backlog: Backlog[int] = Backlog(MAX_AGE_NS, self.skipped, self.clock)
 
     def put(self, frames: str, first: int = 0, interval_ms: int = 100) -> None:
-        """Add a frame for each character of `frames`: K is a key frame. Number the frames from `first` on."""
+        """Add a frame for each character of `frames`: K is a key frame. The number of the first frame is `first`."""
         for number, symbol in enumerate(frames, first):
             self.clock.now_ns += interval_ms * MS
             self.backlog.put(number, key=symbol == "K")
@@ -47,7 +47,7 @@ class Desk:
 
 @pytest.mark.parametrize("interval_ms", [1, 40, 100, 1000, 10_000])
 def test_decoder_that_keeps_pace_gets_every_frame(interval_ms: int) -> None:
-    """No presentation time is used, so a wrong frame rate has no effect."""
+    """The backlog uses no presentation times, so a wrong frame rate has no effect."""
     desk = Desk()
     for number in range(50):
         desk.put("K" if number % 10 == 0 else "p", number, interval_ms)
@@ -167,7 +167,7 @@ def test_frames_are_read_until_close() -> None:
 
 
 def test_error_of_a_connection_follows_its_frames() -> None:
-    """The connection stays open until `close`, because the decoder can still use it."""
+    """The connection stays open until `close`, because the decoder can still use the connection."""
     connection = Connection(3, SourceError("lost", code="read"))
     reader: ReadAhead[Connection, int] = ReadAhead(
         "camera", lambda: connection, max_age_ns=MAX_AGE_NS, skipped=SkippedFrames()

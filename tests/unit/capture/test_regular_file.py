@@ -1,4 +1,4 @@
-"""Paths that are not regular files are refused before they are opened, because opening a FIFO waits for its writer."""
+"""Tests that paths of special files are rejected without opening them, because opening a FIFO waits for its writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare the order of frames that a parameter set states with the order that real encoders produce."""
+"""Comparison of the frame order that a parameter set declares with the order that real encoders produce."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ START_CODE = re.compile(b"\x00\x00\x00?\x01")
 
 
 def encoded(codec: str, options: dict[str, str], pixels: str = "yuv420p", size: int = 64) -> tuple[list[bytes], bool]:
-    """Encode a moving pattern. Return the NAL units, and True if frames are displayed in decoding order."""
+    """Encode a moving pattern. Return the NAL units, and whether the display order equals the decoding order."""
     context = cast(Any, av.CodecContext.create(codec, "w"))
     context.width, context.height, context.pix_fmt, context.framerate = size, size, pixels, 25
     context.time_base = Fraction(1, 25)

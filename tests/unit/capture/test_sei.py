@@ -1,4 +1,4 @@
-"""Tests of display orientations in coded frames. ``tests/rtsp/test_odd_cameras.py`` tests real streams."""
+"""Tests of display orientations in coded frames. ``tests/rtsp/test_odd_cameras.py`` uses real streams."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ FRAMES = [Frame() for _ in range(10)]
 
 @dataclass
 class World:
-    """A supervised camera with scripted connections. The end of the last connection stops the supervisor."""
+    """Supervised camera with scripted connections. The end of the last connection stops the supervisor."""
 
     connections: Sequence[Connection]
     policy: SupervisorPolicy = LIVE
@@ -212,7 +212,7 @@ def test_retries_of_two_cameras_differ() -> None:
 
 
 class NoJitter(random.Random):
-    """Random generator that always returns the upper limit."""
+    """Random number generator that always returns the upper limit."""
 
     def uniform(self, a: float, b: float) -> float:
         return b
@@ -433,7 +433,7 @@ def test_silent_camera_is_reconnected() -> None:
 
 
 def test_initial_burst_does_not_set_the_frame_rate() -> None:
-    """The burst consists of frames that FFmpeg has read while it opened the stream, and then delivers at once."""
+    """The burst contains frames that FFmpeg reads while it opens the stream, and delivers all at the same time."""
     burst = [Frame(0.0) for _ in range(4)]
     camera = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
     camera.connections = [Connection([*burst, *[Frame(10.0) for _ in range(5)]])]
@@ -567,7 +567,7 @@ def test_new_size_starts_an_epoch_over_the_same_connection() -> None:
 
 
 def test_frame_meta_has_the_encoding_of_the_frame() -> None:
-    """Only a new size starts an epoch. A frame without an encoding gets the encoding of the stream."""
+    """Only a new size starts an epoch. A frame without an encoding has the encoding of the stream."""
     script = [
         Frame(),
         Frame(yuv="bt601"),
@@ -636,7 +636,7 @@ LARGE = (80, 60)
 
 @dataclass
 class SmallMemory:
-    """Allocator of at most two large frames, and any number of small ones."""
+    """Allocator of at most two large frames, and of any number of small frames."""
 
     error: type[Exception]
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)
@@ -655,7 +655,7 @@ class SmallMemory:
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])
 @pytest.mark.parametrize("at", ["open", "in mid-stream"])
 def test_camera_without_memory_backs_off_and_holds_none(at: str, error: type[Exception]) -> None:
-    """When the frames become smaller, the camera delivers frames again."""
+    """When the frames become smaller, the camera resumes the delivery of frames."""
     memory = SmallMemory(error)
     large = [Frame(size=LARGE)] if at == "in mid-stream" else []
     size = LARGE if at == "open" else (4, 6)
@@ -796,7 +796,7 @@ connections = st.builds(
 def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
     scripts: list[Connection], finite: bool, reads_until_closed: int, lossless: bool
 ) -> None:
-    """The test runs every script of a camera, with a reader that takes frames and closes the slot at any time."""
+    """The test runs all camera scripts with a reader that takes frames and closes the slot at any time."""
     clock = ManualClock()
     slot = LatestSlot("gate", FrameBuffer.allocate, lossless=lossless, clock=clock)
 
