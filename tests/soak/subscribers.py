@@ -115,7 +115,7 @@ class Received:
 
 
 def receive_as_client(pipe: Connection, address: str) -> None:
-    """Receive with `vision.client`. Answer each question on `pipe` with `Received.take`, until the pipe is closed."""
+    """Receive with `vision.client`. Respond to each request on `pipe` with `Received.take`, until the pipe closes."""
     received = Received()
     with closing(Subscription(address, kinds=("detections", "status"))) as subscription, suppress(EOFError):
         while True:

@@ -1,4 +1,4 @@
-"""Small ONNX models and their specs for the tests of `vision.engine`, and pytest marks for their requirements."""
+"""Small ONNX models and their specifications for tests of `vision.engine`, and pytest marks for requirements."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ needs_no_gpu = pytest.mark.skipif(
 
 
 def spec(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelSpec:
-    """Return the spec of a model whose input has `size` x `size` pixels."""
+    """Return the specification of a model with an input of `size` x `size` pixels."""
     return ModelSpec.model_validate(
         {
             "name": "tiny",
@@ -69,7 +69,7 @@ def spec(*, size: int = 16, file: str = "tiny.onnx", **more: Any) -> ModelSpec:
 def plan(
     precision: Precision = "fp32", max_batch: int = 4, *, of: ModelSpec | None = None, **changes: Any
 ) -> BuildPlan:
-    """Resolve a plan for a model, then apply `changes`."""
+    """Resolve a build plan for a model. Then apply `changes` to the plan."""
     resolved = resolve(DetectConfig(precision=precision, max_batch=max_batch), of or spec())
     return replace(resolved, **changes)
 
@@ -77,7 +77,7 @@ def plan(
 def convolution(
     shape: Sequence[int | str] = ("n", 3, 16, 16), *, weight: float | None = None, seed: int = 0, opset: int = 17
 ) -> bytes:
-    """Return the model images -> Conv -> Relu -> Conv -> y, with random weights. `weight` replaces one weight."""
+    """Return the model images -> Conv -> Relu -> Conv -> y with random weights, of which `weight` replaces one."""
     rng = np.random.default_rng(seed)
     first = rng.normal(size=(8, 3, 3, 3)).astype(np.float32) * 0.2
     if weight is not None:
@@ -95,7 +95,7 @@ def convolution(
 def first_layer(
     *, channels: int = 3, group: int = 1, operator: str = "Conv", second_reader: str = "", shared: bool = False
 ) -> bytes:
-    """Return the model images -> Conv -> y. Each option, if it is used, is a reason not to widen the model."""
+    """Return the model images -> Conv -> y. Each option, if used, is a reason not to widen the model."""
     kernel = np.ones((3, channels // group, 3, 3), np.float32)
     nodes = [helper.make_node(operator, ["images", "w"], ["y"], pads=[1, 1, 1, 1], group=group)]
     ends = ["y"]

@@ -1,4 +1,4 @@
-"""Small tables of boxes for the tests of the evaluation, and the exact ground truth of synthetic video."""
+"""Small tables of boxes for evaluation tests, and exact ground truth of synthetic video."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def boxes(*rows: Row) -> Boxes:
 
 
 def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = True) -> tuple[Boxes, Boxes]:
-    """Return a ground truth, and the output of a poor tracker, with jitter, misses, false boxes, and changing ids."""
+    """Return a ground truth, and the output of a poor tracker with jitter, misses, false boxes, and changing ids."""
     rng = np.random.default_rng(seed)
     truth: list[Row] = []
     found: list[Row] = []
@@ -53,7 +53,7 @@ def random_boxes(seed: int, *, frames: int = 40, objects: int = 6, gaps: bool = 
 def synthetic_rows(source: str, class_id: int) -> list[str]:
     """Return the objects of one class in a ``synthetic:`` source as lines of a ground-truth file.
 
-    The address `source` must contain the number of frames (`frames`).
+    The address `source` must contain the parameter `frames`, which is the number of frames.
     """
     spec = SyntheticSpec.parse(source)
     camera = SyntheticSource(spec)

@@ -828,7 +828,7 @@ def test_every_grabbed_frame_is_committed_or_dropped_with_a_reason(
 
 
 class Shim:
-    """Sink that forwards every call to another sink."""
+    """Sink that forwards each call to another sink."""
 
     def __init__(self, sink: FrameSink) -> None:
         self.configure = sink.configure
@@ -843,7 +843,7 @@ class Shim:
 
 
 def test_synthetic_faults_become_epochs_drops_and_the_end() -> None:
-    """Run the synthetic camera in a real thread: freeze, size change, damage, failure, end."""
+    """The test runs the synthetic camera in a real thread: freeze, size change, damage, failure, and end."""
     slot = LatestSlot("gate", FrameBuffer.allocate)
     spec = SyntheticSpec.parse("synthetic:64x48@200?frames=60&resize=20:32x64&corrupt=30:40&fail=50")
     policy = SupervisorPolicy(finite=True, first_retry_s=0.01, longest_retry_s=0.01)

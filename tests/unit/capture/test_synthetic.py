@@ -1,4 +1,4 @@
-"""Tests of the synthetic camera: objects that it draws in all pixel formats, and faults that a test requests."""
+"""Tests of the synthetic camera: the objects that it draws in all pixel formats, and the faults that it simulates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the camera zoo: its frame numbers, clips, and packets, and the table of its cameras."""
+"""Tests of the camera zoo: the frame numbers, the clips, the packets, and the table of cameras."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_painted_numbers_can_be_read(size: tuple[int, int]) -> None:
 
 
 def test_damaged_number_cannot_be_read() -> None:
-    """A frame whose parts show two numbers must not be read as a third number."""
+    """A frame whose parts show two different numbers must not be read as a third number."""
     top, bottom = np.zeros((128, 160), np.uint8), np.zeros((128, 160), np.uint8)
     for number in range(FRAMES):
         other = (number + 100) % FRAMES
@@ -86,7 +86,7 @@ def test_names_are_unique_and_can_be_camera_ids() -> None:
 
 
 def test_shown_remedy_can_be_used_in_a_configuration() -> None:
-    """The remedy must not contain a literal password, because a configuration file refuses literal passwords."""
+    """The remedy must not contain a literal password, because configuration files refuse literal passwords."""
     (persona,) = selected(["no-account"])
     text = expectation(persona)
     assert "${CAMERA_PASSWORD}" in text and PASSWORD not in text
@@ -111,7 +111,7 @@ def test_unknown_name_is_refused() -> None:
 
 
 def sent(disturbance: Disturbance, count: int = 30) -> tuple[list[bytes], list[bytes], Playback]:
-    """Return the first RTP packets, their sender reports, and the record of a camera at 1000 frames/s."""
+    """Return the first RTP packets, the sender reports, and the record of a camera at 1000 frames/s."""
     packets: list[bytes] = []
     reports: list[bytes] = []
     playback = Playback()

@@ -1,4 +1,4 @@
-"""Run commands in the process of the tests, because the imports of a new process need a second of CPU time."""
+"""Functions that run commands in the process of the tests, because imports in a new process take 1 s of CPU time."""
 
 from __future__ import annotations
 

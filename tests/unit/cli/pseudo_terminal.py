@@ -1,4 +1,4 @@
-"""A process in a pseudo-terminal, with the text that a user sees: the screen and the lines that scrolled off it."""
+"""Process in a pseudo-terminal, and the text that a user sees: the screen and the lines that scrolled off it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyte
 
 
 class PseudoTerminal:
-    """One process, and the pseudo-terminal in which it runs."""
+    """Process, and the pseudo-terminal in which the process runs."""
 
     def __init__(self, command: Sequence[str], columns: int, rows: int) -> None:
         self._master, slave = pty.openpty()
@@ -33,12 +33,12 @@ class PseudoTerminal:
 
     @property
     def lines(self) -> list[str]:
-        """The scroll-back and the screen, without blank lines."""
+        """Lines of the scroll-back and the screen, without blank lines."""
         return screen_lines(self._screen)
 
     @property
     def screen(self) -> list[str]:
-        """The screen, without blank lines."""
+        """Lines of the screen, without blank lines."""
         return [line.rstrip() for line in self._screen.display if line.strip()]
 
     @property
@@ -47,7 +47,7 @@ class PseudoTerminal:
         return bool(self._screen.cursor.hidden)
 
     def read_until(self, text: str, timeout_s: float = 30) -> None:
-        """Read until `text` is somewhere on the screen or in the scroll-back."""
+        """Read output until `text` is on the screen or in the scroll-back."""
         deadline = time.monotonic() + timeout_s
         while text not in "\n".join(self.lines) and self.process.poll() is None:
             assert time.monotonic() < deadline, "\n".join(self.lines)
@@ -55,7 +55,7 @@ class PseudoTerminal:
         assert text in "\n".join(self.lines), "\n".join(self.lines)
 
     def read_for(self, seconds: float) -> None:
-        """Read the output that arrives within this time, or until the process ends."""
+        """Read output for `seconds`, or until the process ends."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if not select.select([self._master], [], [], left)[0]:
@@ -67,16 +67,16 @@ class PseudoTerminal:
             self._stream.feed(data)
 
     def write(self, text: str) -> None:
-        """Type a text."""
+        """Type text into the terminal."""
         os.write(self._master, text.encode())
 
     def resize(self, columns: int, rows: int) -> None:
-        """Give the terminal a new size."""
+        """Change the size of the terminal."""
         self._screen.resize(rows, columns)
         _set_size(self._master, columns, rows)
 
     def interrupt(self) -> int:
-        """Press Ctrl-C, and return the exit code."""
+        """Press Ctrl-C. Return the exit code."""
         os.kill(self.process.pid, signal.SIGINT)
         deadline = time.monotonic() + 60
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -103,7 +103,7 @@ def _set_size(descriptor: int, columns: int, rows: int) -> None:
 
 @contextmanager
 def pseudo_terminal(command: Sequence[str], columns: int = 120, rows: int = 30) -> Iterator[PseudoTerminal]:
-    """Start `command` in a terminal of this size, and end it afterwards."""
+    """Start `command` in a terminal of this size. End the command at the end of the `with` block."""
     terminal = PseudoTerminal(command, columns, rows)
     try:
         yield terminal

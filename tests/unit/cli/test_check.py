@@ -1,4 +1,4 @@
-"""`vision check` reports faults that depend on the machine with their place in the file."""
+"""Tests that `vision check` reports machine-dependent faults with their positions in the file."""
 
 from __future__ import annotations
 

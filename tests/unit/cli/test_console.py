@@ -1,4 +1,4 @@
-"""The live display and log lines of several threads share the console without leaving parts of old drawings."""
+"""Tests that the live display and log lines of several threads share the console without remains of old drawings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG_LINES = 100
 
 
 class _Terminal(io.StringIO):
-    """A terminal that, at each write, gives other threads a chance to write."""
+    """Terminal that lets other threads write before each of its own writes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`vision draw` writes an image for each camera that delivers a frame, and prints a reason for each other camera."""
+"""Tests that `vision draw` writes an image for each camera that delivers a frame, and otherwise prints a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vision run` serves metrics over HTTP, and refuses an unsafe section `http`."""
+"""Tests that `vision run` serves metrics over HTTP, and rejects an unsafe section `http`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "canary-0123456789"
 
 
 def test_metrics_are_served_also_with_encrypted_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that serves the metrics has its own key, and is started again after it was killed."""
+    """The process that serves the metrics has its own key. After a kill, the program restarts this process."""
     monkeypatch.setenv("METRICS_TOKEN", TOKEN)
     new_key(tmp_path / "keys" / "server.key")
     http = {"bind": "127.0.0.1:*", "token": "${METRICS_TOKEN}"}

@@ -1,4 +1,4 @@
-"""Tests of `vision models FOLDER`, of `vision models add`, and of models that `vision check` refuses."""
+"""Tests of `vision models FOLDER`, of `vision models add`, and of models that `vision check` rejects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No output of `vision check` or `vision run` shows the secrets of camera.yaml."""
+"""Tests that no output of `vision check` or `vision run` shows secrets from camera.yaml."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_check_shows_no_secret(tmp_path: Path) -> None:
 
 
 def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log, tracebacks of two threads, messages, the recording, and process titles contain no secret."""
+    """No secret may appear in the log, tracebacks of two threads, messages, the recording, or process titles."""
     (tmp_path / "mine.py").write_text(PIPELINE)
     config = write_config(tmp_path, cameras=cameras(), pipeline="mine.py", state_dir="state")
     monkeypatch.setenv("P", SECRET)
@@ -113,7 +113,7 @@ def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("where", ["raise error", "import threading; threading.Thread(target=fail).start()"])
 def test_address_in_a_traceback_is_shown_without_its_password(where: str) -> None:
-    """The password is not registered, because it does not come from the configuration. It is still hidden."""
+    """The password is not registered, because it does not come from the configuration. It must still be hidden."""
     program = (
         "from vision.cli.main import _conceal_output; _conceal_output()\n"
         "error = RuntimeError('no rtsp://u:hunter2@cam/')\n"

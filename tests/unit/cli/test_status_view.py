@@ -1,4 +1,4 @@
-"""A service writes few log lines, but one for each camera that becomes frozen."""
+"""Tests that a service writes few log lines, but one line for each camera that freezes."""
 
 from __future__ import annotations
 

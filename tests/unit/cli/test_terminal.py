@@ -1,4 +1,4 @@
-"""In a terminal, the live tables and progress bars of `vision run` and `vision eval` never overwrite log lines."""
+"""Tests that the live tables and progress bars of `vision run` and `vision eval` never overwrite log lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNTIL_SECOND_WARNING_S = 6
 
 @pytest.fixture
 def dead_source() -> Iterator[str]:
-    """Yield an RTSP address where nothing listens."""
+    """Yield an RTSP address at which no server listens."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         yield f"rtsp://127.0.0.1:{closed.getsockname()[1]}/x"

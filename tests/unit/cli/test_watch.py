@@ -1,4 +1,4 @@
-"""Tests of `vision watch`: its totals, its table on a terminal, and its lines if the output is not a terminal."""
+"""Tests of `vision watch`: its totals, its table in a terminal, and its lines without a terminal."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ STATUSES = (
 
 @contextmanager
 def watched(columns: int) -> Iterator[PseudoTerminal]:
-    """Run `vision watch` in a terminal, while a publisher sends results, events, counts, and statuses."""
+    """Run `vision watch` in a terminal while a publisher sends all kinds of messages. Yield the terminal."""
     with Publisher("tcp://127.0.0.1:*", node="n", class_names=CLASSES) as publisher, ThreadPoolExecutor() as pool:
         stop = threading.Event()
 

@@ -26,7 +26,7 @@ SINCE, UNTIL = "2023-11-14T00:00:00Z", "2023-11-16T00:00:00Z"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a configuration, and with an archive of a scene with people."""
+    """Return a folder that contains a configuration and an archive of a scene with people."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "archive").mkdir()
     one = site("gate", "waiting", 1)
@@ -47,7 +47,7 @@ def whatif(folder: Path, *arguments: str, config: str = "camera.yaml") -> int:
 
 
 class Elements(HTMLParser):
-    """Parser that counts the elements of a page."""
+    """Parser that counts the elements of an HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Functions that return the parts of configuration errors that do not depend on wording."""
+"""Functions that return those parts of configuration errors that do not depend on the wording."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fault_keys(error: VisionError) -> list[FaultKey]:
 
 
 def config_faults(text: str, environ: dict[str, str] | None = None) -> list[FaultKey]:
-    """Return the faults of a camera.yaml, or an empty list if it is valid."""
+    """Return the faults of a camera.yaml, or an empty list if the file is valid."""
     try:
         load_config_text(text, environ or {})
     except ConfigError as error:

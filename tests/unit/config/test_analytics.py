@@ -1,4 +1,4 @@
-"""Checks of `analytics`: lines must be crossable, and polygons must enclose an area."""
+"""Tests of the checks of `analytics`: lines must be crossable, and polygons must enclose an area."""
 
 from __future__ import annotations
 

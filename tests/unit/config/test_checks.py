@@ -1,4 +1,4 @@
-"""Tests of checks of a configuration: addresses of the publisher, names of files, and conflicting values."""
+"""Tests of configuration checks: addresses of the publisher, names of files, and conflicting values."""
 
 from __future__ import annotations
 

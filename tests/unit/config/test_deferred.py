@@ -1,4 +1,4 @@
-"""A process that only receives a configuration does not build pydantic's validators, which would delay its start."""
+"""Tests that a process that only receives a configuration builds no pydantic validators, which delay its start."""
 
 from __future__ import annotations
 

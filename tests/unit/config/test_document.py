@@ -1,4 +1,4 @@
-"""Tests of the YAML reader: values with their places, the replacement of ${NAME}, and the faults of a file."""
+"""Tests of the YAML reader: values with their positions, the replacement of ${NAME}, and faults of files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vision.errors import ConfigError, Unavailable
 
 
 def pyyaml_problem(text: str) -> str | None:
-    """Return the problem that PyYAML reports about `text`, or None if no reported problem helps a user."""
+    """Return the problem that PyYAML reports about `text`, or None if the report does not help a user."""
     try:
         yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -330,7 +330,7 @@ def test_folder_suggests_its_files(tmp_path: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Run as a user without root's permission to read all files."""
+    """Run as a user who does not have root's permission to read all files."""
     if os.geteuid() != 0:
         yield
         return

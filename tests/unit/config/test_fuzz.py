@@ -1,4 +1,4 @@
-"""Random files result in a valid configuration, or in one `ConfigError` that contains no secret."""
+"""Tests that random files result in a valid configuration, or in one `ConfigError` that contains no secret."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRETS = st.sampled_from(
 
 
 class EveryVariable(Mapping[str, str]):
-    """An environment in which every variable holds the same secret."""
+    """Environment in which every variable contains the same secret."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
@@ -40,7 +40,7 @@ class EveryVariable(Mapping[str, str]):
 
 
 def check(text: str, secret: str) -> None:
-    """Load `text`. If this raises an error, check that no printed form of the error shows the secret."""
+    """Load `text`. If this raises an error, check that no printed form of the error contains the secret."""
     try:
         config = load_config_text(text, EveryVariable(secret))
     except ConfigError as error:
@@ -118,7 +118,7 @@ ANYTHING = st.recursive(
 
 
 def section(*keys: str, **special: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Return a strategy for a section: a mapping of some of `keys` to valid and invalid values, or any other value."""
+    """Return a strategy for a section: a mapping of some `keys` to valid and invalid values, or any other value."""
     optional = dict.fromkeys(keys, ANYTHING) | special
     return st.one_of(st.fixed_dictionaries({}, optional=optional), st.fixed_dictionaries(special), ANYTHING)
 

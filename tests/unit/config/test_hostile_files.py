@@ -1,4 +1,4 @@
-"""Malicious files: programs that other users can write, programs that end the process, and endless lists of faults."""
+"""Tests of malicious files: programs that other users can write, programs that end the process, and endless faults."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_named_pipe_without_a_writer_is_an_empty_file(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(20)
 def test_pipe_is_read_to_its_end() -> None:
-    """Shells pass the output of a command as a pipe, as in ``vision check <(envsubst < camera.yaml)``."""
+    """Shells pass the output of a command as a pipe, for example in ``vision check <(envsubst < camera.yaml)``."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as pipe:
         pipe.write("cameras: [{id: a, source: 'synthetic:'}]")

@@ -1,4 +1,4 @@
-"""Before a library reads a file, ONNX files are recognized, and the error for any other file names its type."""
+"""Tests that files that are not ONNX are recognized before a library reads them. The error names the file type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths that are too long for the system are reported like paths that do not exist."""
+"""Tests that paths that are too long for the system are reported like paths that do not exist."""
 
 from __future__ import annotations
 

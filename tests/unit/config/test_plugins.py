@@ -1,4 +1,4 @@
-"""Tests of `plugins` in model.yaml: names of the program's plugins, and libraries with their hashes."""
+"""Tests of `plugins` in model.yaml: names of built-in plugins, and libraries with their hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `profiles` in model.yaml, whose ranges must be in ascending order."""
+"""Tests of `profiles` in model.yaml. The ranges must be in ascending order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of conflicts between the section `recording` and the cameras or the rest of the file."""
+"""Tests of conflicts between the section `recording` and the cameras or other sections."""
 
 from __future__ import annotations
 

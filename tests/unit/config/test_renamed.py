@@ -1,4 +1,4 @@
-"""For each renamed key and each synonym in the tables, the error names the key to use instead."""
+"""Tests that, for each renamed key and each synonym in the tables, the error names the correct key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MODEL_KEYS = {"nms.iou"}
 
 
 def document(path: str, value: str = "1") -> str:
-    """Return a camera.yaml in JSON with one more key, at `path`."""
+    """Return a camera.yaml in JSON with one additional key at `path`."""
     text = value
     for part in reversed(path.replace("[]", ".[]").replace("*", "gate").split(".")):
         text = f"[{text}]" if part == "[]" else f'{{"{part}": {text}}}'

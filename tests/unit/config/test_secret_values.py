@@ -1,4 +1,4 @@
-"""Tests of which values of ``${NAME}`` in camera.yaml `redact` removes, and from which texts."""
+"""Tests of the values of ``${NAME}`` that `redact` removes, and of the texts from which it removes them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_path_stays_visible() -> None:
 
 
 def test_each_field_for_a_secret_is_known() -> None:
-    """A field that does not appear in the text of an object (`repr=False`) is a secret."""
+    """A field that does not appear in the `repr` of an object (`repr=False`) is a secret."""
     seen: set[type[BaseModel]] = set()
     names: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""Tests of the shipped configurations and their names, of the reference of all keys, and of the JSON Schemas."""
+"""Tests of the shipped configurations and their names, of the configuration reference, and of the JSON Schemas."""
 
 from __future__ import annotations
 
@@ -220,9 +220,9 @@ def test_model_schema_describes_every_key() -> None:
 
 
 def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
-    """Yield each key of a document in the form of `key_paths`, its line, and its value.
+    """Yield each key of a document, in the form of `key_paths`, with its line and its value.
 
-    Keys that the user chooses are ``*``.
+    ``*`` replaces a key that the user chooses.
     """
     if isinstance(node.value, dict):
         for key, child in node.value.items():
@@ -236,7 +236,7 @@ def written_keys(node: Node, base: str = "") -> Iterator[tuple[str, int, Node]]:
 
 
 def comment_above(lines: list[str], line: int) -> list[str]:
-    """Return the comment that ends directly above the line with the number `line`, counted from 1."""
+    """Return the comment that ends directly above the line `line`. The first line has the number 1."""
     comment: list[str] = []
     for text in reversed(lines[: line - 1]):
         if not text.lstrip().startswith("#"):
@@ -257,7 +257,7 @@ def limits(root: Schema, schema: Schema, *, required: bool) -> str:
 
 
 def reference_faults(path: Path) -> list[str]:
-    """Return the differences between the reference and the schema."""
+    """Return the differences between the configuration reference at `path` and the schema."""
     schema = config_schema()
     keys = {key: (value, required) for key, value, required in key_paths(schema)}
     written = list(written_keys(read_document(path).root))

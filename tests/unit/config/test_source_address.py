@@ -1,4 +1,4 @@
-"""Tests of the addresses of sources: their types, refused addresses, and the account of a network camera."""
+"""Tests of source addresses: their types, rejected addresses, and the account of a network camera."""
 
 from __future__ import annotations
 

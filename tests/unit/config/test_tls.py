@@ -1,4 +1,4 @@
-"""Tests of the TLS context of clients with real handshakes."""
+"""Tests of the TLS context of clients, with real handshakes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CERTIFICATES = Path(__file__).parents[2] / "certificates"
 
 @pytest.fixture
 def strict_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `ssl.create_default_context` return a strict context with every Python, as Python 3.13 does."""
+    """Make `ssl.create_default_context` return a strict context in all Python versions, as in Python 3.13."""
     create: Callable[..., ssl.SSLContext] = ssl.create_default_context
 
     def create_strict(*, cafile: str | None = None) -> ssl.SSLContext:
@@ -28,7 +28,7 @@ def strict_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shake_hands(context: ssl.SSLContext, certificate: str) -> None:
-    """Make a client with `context` check the certificate of a server for 127.0.0.1."""
+    """Make a client with `context` verify the certificate of a server at 127.0.0.1."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_context.load_cert_chain(CERTIFICATES / f"{certificate}.pem")
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()

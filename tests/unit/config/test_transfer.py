@@ -1,4 +1,4 @@
-"""Tests of sections of a configuration as plain data for other processes: values, classes, and invalid data."""
+"""Tests of configuration sections as plain data for other processes: values, classes, and invalid data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sent(section: ConfigSection) -> ConfigSection:
 
 
 def values(value: object) -> Iterator[tuple[type, object]]:
-    """Yield all values in a section with their classes, because 1, 1.0, and True are equal."""
+    """Yield all values in a section together with their classes, because 1, 1.0, and True are equal."""
     if isinstance(value, ConfigSection):
         yield type(value), frozenset(value.model_fields_set)
         for name in type(value).model_fields:

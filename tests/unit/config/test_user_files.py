@@ -1,4 +1,4 @@
-"""If a path is a pipe, a device, a folder, or a socket instead of a file, no command waits forever."""
+"""Tests that no command waits forever if a path is a pipe, a device, a folder, or a socket instead of a file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LABELS = [
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder that contains each kind of path in `KINDS`, a camera.yaml, and a file with a question."""
+    """Return a folder with each kind of path in `KINDS`, a camera.yaml, and a file that contains a question."""
     folder = tmp_path / "odd"
     folder.mkdir()
     os.mkfifo(folder / "pipe")

@@ -1,4 +1,4 @@
-"""Faults in camera.yaml and model.yaml: every kind of pydantic's errors is reported, and all errors together."""
+"""Tests that all faults in camera.yaml and model.yaml are reported together, for every kind of pydantic error."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ SPEC_CASES: list[tuple[str, str, FaultKey]] = [
 
 
 def types_of(model: type[BaseModel], text: str) -> set[str]:
-    """Return the types of pydantic's errors for a document."""
+    """Return the types of the pydantic errors for a document."""
     try:
         model.model_validate(parse_document(text, "", {}).plain(), strict=True)
     except ValidationError as error:
@@ -151,7 +151,7 @@ NO_ERRORS = {"definitions", "definition-ref", "default", "nullable", "model-fiel
 
 
 def errors_of(schema: Mapping[str, Any]) -> set[str]:
-    """Return the errors of one node of a core schema, without its children."""
+    """Return the errors that one node of a core schema can cause, without its children."""
     kind = schema["type"]
     if kind in NO_ERRORS:
         return set()

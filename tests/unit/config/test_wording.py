@@ -1,4 +1,4 @@
-"""Errors for wrong names suggest similar names."""
+"""Tests that errors for wrong names suggest similar names."""
 
 from __future__ import annotations
 

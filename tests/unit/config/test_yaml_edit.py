@@ -1,4 +1,4 @@
-"""A change in the text of a configuration keeps the comments, the order, and the format of all unchanged parts."""
+"""Tests that a change in the text of a configuration keeps comments, order, and format of all unchanged parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ GATE: dict[str, Any] = {"units": "percent", "lines": [DOOR, BACK], "zones": [QUE
 
 
 def changed_lines(content: dict[str, Any], text: str = FILE) -> tuple[list[str], list[str]]:
-    """Change `analytics.gate` to `content`. Return the lines that this removes, and the lines that it adds."""
+    """Change `analytics.gate` to `content`. Return the removed lines and the added lines."""
     before, after = text.splitlines(), with_value(text, ("analytics", "gate"), content).splitlines()
     return [line for line in before if line not in after], [line for line in after if line not in before]
 

@@ -1,4 +1,4 @@
-"""`check_model` reports each model that `open_detector` would refuse."""
+"""Tests that `check_model` reports each model that `open_detector` would reject."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fault_of(folder: Path, **options: object) -> VisionError | None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that TensorRT and a GPU are present."""
+    """Simulate the presence of TensorRT and a GPU."""
     real = importlib.import_module
 
     def load(name: str) -> object:
@@ -137,7 +137,7 @@ def test_unknown_class_is_refused(backend: str, tmp_path: Path) -> None:
 
 
 def save_size_free_model(folder: Path) -> Path:
-    """Save a network whose input size is free, but whose output has the 16 boxes of 32x32 frames."""
+    """Save a network with a dynamic input size, but with a fixed output of the 16 boxes of 32x32 frames."""
     folder = save_colours(folder)
     nodes = [
         helper.make_node("AveragePool", ["images"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
@@ -192,7 +192,7 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_plugin_library_is_checked_before_the_gpu(
     tmp_path: Path, backend: str, contents: bytes | None, sha256: str, code: str
 ) -> None:
-    """The library is checked even on machines without a GPU, a driver, or TensorRT."""
+    """The check of the library also runs on machines without a GPU, a driver, or TensorRT."""
     folder = save_colours(tmp_path)
     text = (folder / "model.yaml").read_text()
     (folder / "model.yaml").write_text(f"{text}\nplugins: [{{file: libmine.so, sha256: '{sha256}'}}]\n")

@@ -1,4 +1,4 @@
-"""Tests of the second model on ONNX Runtime: its crops, its scores, and its errors."""
+"""Tests of the second model in ONNX Runtime: its crops, its scores, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of how long the host sleeps while a simulated GPU works. A simulated clock advances with each sleep."""
+"""Tests of the sleep times of the host while a simulated GPU works. Each sleep advances a simulated clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAKING_NS = 10_000  # time by which each sleep is too long
 
 
 class OnTheClock(Event):
-    """Event that is reached at a given time, and that counts how often it is polled."""
+    """Event that is reached at a given time, and that counts its polls."""
 
     def __init__(self) -> None:
         self.now_ns = 1000 * MS
@@ -40,7 +40,7 @@ class OnTheClock(Event):
 
 
 class NoStream(Stream):
-    """Stream that uses no GPU, because `OnTheClock` does not need one."""
+    """Stream that uses no GPU, because `OnTheClock` needs no stream."""
 
     def __init__(self) -> None:
         pass
@@ -53,7 +53,7 @@ def waited_for(gpu: OnTheClock) -> Iterator[Completion]:
 
 
 def run(gpu: OnTheClock, completion: Completion, takes_ms: float, size: int = SIZE) -> tuple[float, int]:
-    """Simulate one batch. Return the delay in ms after which its end was detected, and the number of polls."""
+    """Simulate one batch. Return the delay, in ms, until its end was detected, and the number of polls."""
     gpu.takes_ns, gpu.looks = round(takes_ms * MS), 0
     completion.record(NoStream(), size)
     while not completion.wait(TIMEOUT_S):
@@ -89,7 +89,7 @@ def test_host_pause_delays_no_other_batch() -> None:
 
 @pytest.mark.parametrize("takes_ms", [0.3, 2, 50, 400])
 def test_polling_is_rare_from_the_third_batch_on(takes_ms: float) -> None:
-    """The end of a batch is still detected as early as with continuous polling."""
+    """The host must still detect the end of a batch as early as with continuous polling."""
     batches = run_all([takes_ms] * 30)
     assert max(looks for _, looks in batches[2:]) <= 20  # continuous polling would need up to 400
     assert max(late_ms for late_ms, _ in batches) < 0.05 + takes_ms / 64

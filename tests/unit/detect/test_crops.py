@@ -1,4 +1,4 @@
-"""Tests of reading parts of frames of every format as BGR, and of encoding whole frames as JPEGs."""
+"""Tests of cropping frames of every format to BGR, and of encoding whole frames as JPEG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def noise(pixel_format: PixelFormat, encoding: YuvEncoding = "bt601", width_px: 
 
 
 def scene(pixel_format: PixelFormat, width_px: int = 640, height_px: int = 480) -> Frame:
-    """Return a frame with smooth content, like that of a camera."""
+    """Return a frame with smooth content, like a camera frame."""
     x, y = np.meshgrid(np.arange(width_px), np.arange(height_px))
     planes = [128 + 100 * np.sin(x / 90), 128 + 100 * np.cos(y / 70), 128 + 60 * np.sin((x + y) / 120)]
     bgr = np.stack(planes, -1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Tests of the output layouts of public exporters. For each layout, ONNX Runtime runs a model with known objects."""
+"""Tests of the output layouts of public exporters. ONNX Runtime runs a model with known objects for each layout."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_several_constant_inputs_before_the_frame(tmp_path: Path) -> None:
 
 
 def test_uint8_input_receives_the_levels(tmp_path: Path) -> None:
-    """A network that normalizes its input must not receive normalized pixels."""
+    """A network that normalizes its own input must receive pixels that are not normalized."""
     export = EXPORTS["yolov8"]
     spec = spec_of(export, input={"width": WIDTH, "height": HEIGHT, "scale": 1 / 255})
     with pytest.raises(ModelError) as caught:
@@ -247,7 +247,7 @@ MANY_NAMED = ("yolov5", "yolov8", "yolox, raw", "yolo-nas, flat", "nanodet-plus"
 @pytest.mark.parametrize("name", MANY_NAMED)
 @pytest.mark.parametrize("score", [0.05, 0.45])
 def test_vehicle_that_is_a_car_and_a_truck_is_one_object(name: str, score: float, tmp_path: Path) -> None:
-    """One box has scores of both classes, and a box beside it has the same scores exchanged."""
+    """One box has scores for both classes, and a neighboring box has the same scores in exchanged order."""
     with closing(opened(tmp_path / "tiny.onnx", EXPORTS[name], score=score)) as detector:
         (found,) = detected(detector)
     vehicles = [each for each in found.class_ids.tolist() if each != 0]
@@ -279,7 +279,7 @@ def test_overlap_across_classes_is_configurable(nms: Mapping[str, Any], count: i
 
 
 def test_rider_and_bicycle_are_two_objects(tmp_path: Path) -> None:
-    """The rider and the bicycle overlap, but less than two boxes of one object."""
+    """The rider and the bicycle overlap less than two boxes of the same object."""
     boxes, values = corners(20), scores(20)
     boxes[3], values[3] = (16, 8, 56, 88), (0.75, 0.1, 0.1)
     boxes[4], values[4] = (12, 24, 60, 92), (0.1, 0.7, 0.1)
@@ -308,7 +308,7 @@ def test_boxes_of_different_classes_are_one_object_if_they_overlap_nearly_comple
 
 @pytest.mark.parametrize("rows", [100, 300, 1000])
 def test_suppressed_export_keeps_overlapping_objects(rows: int, tmp_path: Path) -> None:
-    """NMS is not repeated for an export that includes it."""
+    """The program does not apply NMS to an export that already includes NMS."""
     output = np.zeros((rows, 6))
     output[:2] = [(*ROWS[0][0], 0.9, 1), (*ROWS[1][0], 0.8, 1)]
     export = Export({"kind": "end-to-end"}, {"output": output})
@@ -328,7 +328,7 @@ def test_export_that_stops_before_nms_is_suppressed(rows: int, tmp_path: Path) -
 
 
 def test_every_scene_has_the_objects_of_the_default() -> None:
-    """An entry of the table of exports that contained no objects would test nothing."""
+    """An entry of the table of exports would test nothing if its scene contained no objects."""
     assert len(FOUND) == 2
     assert all(export.found for export in EXPORTS.values())
     assert NAMES[CAR] == "car"

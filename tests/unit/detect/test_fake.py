@@ -1,4 +1,4 @@
-"""Tests of the fake detector: it finds painted rectangles exactly, and batches take time on the given clock."""
+"""Tests of the fake detector: it finds painted rectangles exactly, and its batches take time on the given clock."""
 
 from __future__ import annotations
 

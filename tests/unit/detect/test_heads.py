@@ -26,7 +26,7 @@ ABC = ("a", "b", "c")
 def spec(
     head: Mapping[str, Any], *, sides: tuple[int, int] = (64, 32), nms: Mapping[str, Any] | None = None
 ) -> ModelSpec:
-    """Return a model spec with an input of `sides` (width, height) pixels."""
+    """Return a model specification with an input of `sides` (width, height) pixels."""
     return ModelSpec.model_validate(
         {
             "name": "tiny",
@@ -46,7 +46,7 @@ def bound(head: Mapping[str, Any], shapes: Mapping[str, Shape], score: float = 0
 
 
 def rows(decoded: Candidates) -> list[tuple[float, ...]]:
-    """Return the class, the score, and the box of each candidate, rounded for the comparison."""
+    """Return the class, the score, and the box of each candidate, rounded for comparison."""
     return [
         (int(class_id), round(float(score), 4), *(round(float(side), 3) for side in box))
         for class_id, score, box in zip(decoded.class_ids, decoded.scores, decoded.boxes_xyxy, strict=True)
@@ -65,7 +65,7 @@ NANODET_SHAPES: dict[str, Shape] = {"scores": (None, CELLS, 3), "distances": (No
 
 
 def nanodet_outputs(scored: Mapping[tuple[int, int], float]) -> tuple[Floats, Floats]:
-    """Return outputs with `scored`, the scores by (cell, class).
+    """Return outputs of NanoDet with the scores `scored`, by (cell, class).
 
     The distances from the center of each cell to the sides of its box are 0, 1, 2, and 1.5 strides.
     """
@@ -277,7 +277,7 @@ def test_every_head_is_in_the_table() -> None:
 
 
 def zeros(kind: str) -> list[Floats]:
-    """Return the outputs of one frame, in the order of the decoder."""
+    """Return outputs of zeros for one frame, in the order of the decoder."""
     shapes = SHAPES[kind]
     names = bound({**NANODET, "kind": kind}, shapes).outputs
     return [np.zeros([CELLS if side is None else side for side in shapes[name][1:]], np.float32) for name in names]

@@ -1,4 +1,4 @@
-"""Tests of the values of constant inputs, and of the shipped model with other formats of its input and outputs."""
+"""Tests of the values of constant inputs, and of the shipped model with other input and output formats."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def detected(path: Path, model: ModelSpec) -> Detections:
 
 
 def normalizing(model: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
-    """Return the model with a uint8 input (batch, height, width, 3), which it normalizes itself."""
+    """Return the model with a uint8 input (batch, height, width, 3) that the model normalizes itself."""
     (old,) = model.graph.input
     name = old.name
     old.CopyFrom(

@@ -1,4 +1,4 @@
-"""The kernels compile for every supported architecture. NVRTC needs neither a GPU nor a driver."""
+"""Tests that the kernels compile for every supported architecture. NVRTC needs neither a GPU nor a driver."""
 
 from __future__ import annotations
 

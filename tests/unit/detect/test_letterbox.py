@@ -1,4 +1,4 @@
-"""Tests of the letterbox: geometry, the sampling reference against OpenCV, and pre-processing against the reference."""
+"""Tests of the letterbox: geometry, the reference against OpenCV, and pre-processing against the reference."""
 
 from __future__ import annotations
 

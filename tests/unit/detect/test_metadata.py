@@ -1,4 +1,4 @@
-"""Tests of the metadata of ONNX files, which is read and compared with model.yaml."""
+"""Tests of the metadata of ONNX files: reading the metadata, and comparing them with model.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of users' models, each with an ONNX file and a short model.yaml: known boxes, and every fault."""
+"""Tests of users' models, which consist of an ONNX file and a short model.yaml: known boxes, and every fault."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_user_model_with_ten_lines_of_spec_detects(head: str, batch: str | int, 
 
 
 def test_outputs_of_data_dependent_size_are_decoded(tmp_path: Path) -> None:
-    """Exports that include NMS have outputs whose number of objects is not fixed."""
+    """The number of objects in the outputs of exports with NMS is not fixed."""
     spec, outputs = HEADS["end-to-end"]
     folder = save_mine(tmp_path / "mine", spec, outputs)
     model = onnx.load(str(folder / "mine.onnx"))
@@ -205,7 +205,7 @@ def test_fixed_batch_assigns_detections_to_their_frames(tmp_path: Path) -> None:
 
 
 def test_boxes_outside_the_frame_are_dropped(tmp_path: Path) -> None:
-    """A wide frame fills the upper half of the canvas, so a box in the lower half is outside the frame."""
+    """A wide frame fills the upper half of the canvas, so a box in the lower half lies outside the frame."""
     objects = rows([0, 0, 10, 10, 0.9, 0], [0, 40, 10, 60, 0.8, 1], [20, 30, 30, 50, 0.7, 2])
     folder = save_mine(tmp_path / "mine", "{kind: end-to-end}", {"output": objects})
     with closing(open_folder(folder)) as detector:
@@ -261,7 +261,7 @@ def test_shipped_models_have_no_fault() -> None:
 
 
 def documented_cards() -> list[str]:
-    """Return the specifications of detectors in the documentation. Specifications of classifiers follow a mark."""
+    """Return the detector specifications in the documentation. Classifier specifications follow an HTML comment."""
     return re.findall(r"(?<!-->\n)```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
@@ -363,7 +363,7 @@ def test_wrong_model_is_refused(damage: Callable[[Path], None], code: str, tmp_p
 
 
 def save_signature(folder: Path, inputs: Mapping[str, tuple[int, list[int | str]]], output: int) -> Path:
-    """Save a model that adds up its inputs and returns (1, 7, 1) of type `output`."""
+    """Save a model that adds its inputs, and returns an output (1, 7, 1) of the type `output`."""
     folder = save_colours(folder)
     reduction = "ReduceMax" if output == TensorProto.INT64 else "ReduceMean"
     nodes = [helper.make_node("Cast", [name], [f"{name}_cast"], to=output) for name in inputs]

@@ -1,4 +1,4 @@
-"""Tests of non-maximum suppression, with tables and against an implementation that follows the rules literally."""
+"""Tests of non-maximum suppression, with tables and with an implementation that applies the rules literally."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def nms(
     max_candidates: int = 1024,
     max_objects: int = 300,
 ) -> tuple[NDArray[np.intp], int]:
-    """Apply the rules with the functions under test. Return indices, best first, and the number of truncated ones."""
+    """Apply the rules with the functions under test. Return indices, best first, and the number of truncated boxes."""
     order, truncated = best_first(scores, max_candidates)
     survivors = order[kept_in_order(boxes[order], class_ids[order], Overlaps(iou, across))]
     return survivors[:max_objects], truncated + max(0, len(survivors) - max_objects)

@@ -1,4 +1,4 @@
-"""Proposals for model.yaml contain all facts that the ONNX file and the sample show, and name all missing facts."""
+"""Tests that proposals for model.yaml contain all facts from the ONNX file and the sample, and name missing facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads are checked on a sample image: the right head passes, others are refused, and the hint names the right one."""
+"""Tests of the check of heads on a sample image: only the right head passes, and the hint names the right head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the back-end that is chosen for the second model, and of its engine, which is built without a GPU."""
+"""Tests of the back-end that the program chooses for the second model, and of its engine, built without a GPU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_configured_backend_is_not_replaced(tmp_path: Path, check: Callable[...,
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that TensorRT and a GPU are present."""
+    """Simulate the presence of TensorRT and a GPU."""
     real = importlib.import_module
 
     def load(name: str) -> object:

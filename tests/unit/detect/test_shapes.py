@@ -52,7 +52,7 @@ def frame(size: tuple[int, int]) -> Frame:
 
 
 def assert_found(found: Detections, shaped: Shaped, size: tuple[int, int], atol: float = 1e-4) -> None:
-    """Assert that the two objects of a layout were found in a frame, with the right shapes."""
+    """Assert that the detector found the two objects of a layout in a frame, with the correct shapes."""
     assert found.class_ids.tolist() == CLASS_IDS
     np.testing.assert_allclose(found.scores, SCORES, rtol=1e-3)
     shapes = found.shapes
@@ -305,7 +305,7 @@ def test_masks_are_computed_only_for_survivors() -> None:
 
 
 def probiou_by_covariance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the ProbIoU of oriented boxes, computed from covariance matrices in float64, as in its paper."""
+    """Return the ProbIoU of oriented boxes, computed in float64 from covariance matrices as in the ProbIoU paper."""
 
     def matrix(box: NDArray[np.float64]) -> NDArray[np.float64]:
         turn = np.array([[np.cos(box[4]), -np.sin(box[4])], [np.sin(box[4]), np.cos(box[4])]])

@@ -45,7 +45,7 @@ def boxes(*rows: tuple[float, float, float, float]) -> NDArray[np.float32]:
 
 
 def contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
-    """Return the contrast ratio (1 to 21) of two colors as WCAG 2.2 defines it. Text needs at least 4.5."""
+    """Return the contrast ratio (1 to 21) of two colors, as defined by WCAG 2.2. Text needs a ratio of at least 4.5."""
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
@@ -168,7 +168,7 @@ def drawn_line(direction: str, points: object = ((20.0, 120.0), (300.0, 120.0)))
     ("direction", "above", "below"), [("in", False, True), ("out", True, False), ("both", True, True)]
 )
 def test_arrows_point_in_the_directions_of_crossings(direction: str, above: bool, below: bool) -> None:
-    """An object that moves down crosses a line that is drawn from left to right in the direction `in`."""
+    """The line is drawn from left to right. An object that moves down crosses the line in the direction `in`."""
     middle = drawn_line(direction)[:, 100:220]  # without the plate at the line's beginning
     assert (count(middle[:110], LINE_COLOR) > 50) is above
     assert (count(middle[130:], LINE_COLOR) > 50) is below

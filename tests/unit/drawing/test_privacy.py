@@ -1,4 +1,4 @@
-"""No pixel of a hidden area or object can be seen, and all other pixels stay unchanged."""
+"""Tests that no pixel of a hidden area or object is visible, and that all other pixels remain unchanged."""
 
 from __future__ import annotations
 

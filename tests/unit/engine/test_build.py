@@ -62,7 +62,7 @@ MODELS = ROOT / "models"
 
 
 class Recorder:
-    """Listener that records a build."""
+    """Listener that records the events of a build."""
 
     def __init__(self) -> None:
         self.layers = self.parses = 0
@@ -243,7 +243,7 @@ def _damaged(how: str) -> bytes:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("how", ["an input that nothing gives", "weights cut short", "no opset"])
 def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest.CaptureFixture[str]) -> None:
-    """The files can be read, but are invalid. onnx and ONNX Runtime raise a dozen types of errors for such files."""
+    """The files can be read, but are invalid. onnx and ONNX Runtime raise many types of errors for such files."""
     if how == "no opset" and precision == "fp32":
         pytest.skip("TensorRT takes it")
     with pytest.raises(ModelError) as caught:
@@ -254,7 +254,7 @@ def test_damaged_model_is_reported(how: str, precision: Precision, capfd: pytest
 
 @pytest.mark.engine
 def test_model_in_another_type_than_the_precision_is_refused() -> None:
-    """Without the check, a library that builds strongly typed networks would report a float16 model as fp32."""
+    """Without this check, a library that builds strongly typed networks would report a float16 model as fp32."""
     half = rewrite_onnx(convolution(), "fp16", keep_inputs=True, keep_outputs=True)
     with pytest.raises(ModelError) as caught:
         build(half)
@@ -263,7 +263,7 @@ def test_model_in_another_type_than_the_precision_is_refused() -> None:
 
 
 def test_lack_of_memory_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test simulates TensorRT's messages, because a real lack of memory would need too large a model."""
+    """The test simulates TensorRT's messages, because a real lack of memory would require a very large model."""
     monkeypatch.setattr("vision.gpu.cuda.memory_info", lambda: (3 << 20, 8 << 20))
     said = "getErrorStr::129] Error Code 2: OutOfMemory (Requested size was 68719477232 bytes.)"
     error = failed_build("tiny", said, "fp16")
@@ -314,7 +314,7 @@ def test_precision_that_contradicts_the_model_is_refused() -> None:
 
 
 def test_int8_builds_or_names_an_alternative(capfd: pytest.CaptureFixture[str]) -> None:
-    """TensorRT-RTX before 1.7 parses int8 convolutions, but lacks kernels for them. Later versions have kernels."""
+    """TensorRT-RTX before 1.7 parses int8 convolutions, but has no kernels for them. Later versions have kernels."""
     if not library.find_library().version.startswith(("1.4", "1.6")):
         assert build(quantized(), plan("int8", 4)).plan
         return
@@ -460,7 +460,7 @@ def test_unbuildable_reshaped_model_is_built_unchanged(
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")  # TensorRT-RTX keeps none
 def test_timings_are_attached_and_read_back() -> None:
-    """Only the calls are checked, because measuring requires a GPU and TensorRT."""
+    """The test checks only the calls, because measuring requires a GPU and TensorRT."""
     builder = library.trt.Builder(library.logger())
     config = builder.create_builder_config()
     kept = attach_timing_cache(config, None)

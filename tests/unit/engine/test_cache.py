@@ -1,4 +1,4 @@
-"""Tests of the engine cache, with every reason not to use a cached plan."""
+"""Tests of the engine cache, with every reason to reject a cached plan."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ def test_prune_removes_foreign_and_unused_engines(cache: EngineCache) -> None:
 
 
 def test_prune_keeps_files_of_others(cache: EngineCache) -> None:
-    """`--cache` can name any folder, such as a project with lock files, or a folder with engines of trtexec."""
+    """`--cache` can name any folder, such as a project with lock files or a folder with engines from trtexec."""
     theirs = {
         "package.json",
         "poetry.lock",

@@ -1,4 +1,4 @@
-"""Tests of the folding of narrow convolutions: results match ONNX Runtime, and unsuitable ones stay unchanged."""
+"""Tests of the folding of narrow convolutions: results match ONNX Runtime, and others stay unchanged."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def network(
     opset: int = 20,
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """Return the model images -> Conv "narrow" -> a -> activation -> z -> joined -> y."""
+    """Return the model: images -> Conv "narrow" -> a -> activation -> z -> joined -> y."""
     rng = np.random.default_rng(0)
     inputs, outputs = channels
     kernel_shape = (outputs, inputs // group, *kernel)
@@ -90,7 +90,7 @@ def network(
 
 
 def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
-    """Return the network with a subgraph that reads the tensor `reads`, which is outside the subgraph."""
+    """Return the network with a subgraph that reads the tensor `reads` from outside the subgraph."""
     onnx_model = network()
     branch = helper.make_graph([helper.make_node("Relu", [reads], [inside])], "branch", [], [value(inside, None)])
     onnx_model.graph.node.append(helper.make_node("If", ["yes"], ["y2"], then_branch=branch, else_branch=branch))
@@ -100,7 +100,7 @@ def with_branch(reads: str, *, inside: str = "r") -> onnx.ModelProto:
 
 
 def giving(name: str, shape: Sequence[int | str]) -> onnx.ModelProto:
-    """Return the network with an additional output."""
+    """Return the network with the additional output `name`."""
     onnx_model = network()
     onnx_model.graph.output.append(value(name, shape))
     return onnx_model
@@ -132,7 +132,7 @@ def copy_of(original: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold(onnx_model: onnx.ModelProto) -> tuple[str, ...]:
-    """Fold a model in place. Return the names of the folded convolutions."""
+    """Fold convolutions of a model in place. Return the names of the folded convolutions."""
     loaded = ir.from_proto(onnx_model)
     folded = fold_narrow_convolutions(loaded)
     onnx_model.CopyFrom(ir.to_proto(loaded))
@@ -142,7 +142,7 @@ def fold(onnx_model: onnx.ModelProto) -> tuple[str, ...]:
 def check_fold(
     original: onnx.ModelProto, expected: Sequence[str], size: tuple[int, int, int] = (32, 5, 16), batch: int = 2
 ) -> onnx.ModelProto:
-    """Fold a model, and compare its results and inferred shapes with the original. Return the folded model."""
+    """Fold a model, and compare its results and inferred shapes with those of the original. Return the folded model."""
     folded = copy_of(original)
     assert fold(folded) == tuple(expected)
     onnx.checker.check_model(folded, full_check=True)
@@ -453,7 +453,7 @@ def test_folded_model_in_float16_gives_the_same_results() -> None:
 
 
 def stage(activation: str, size: tuple[int | str, int] = (64, 64)) -> bytes:
-    """Build the first stage of a small detector: two narrow convolutions, whose results are joined."""
+    """Build the first stage of a small detector: two narrow convolutions whose results are joined."""
     rng = np.random.default_rng(0)
     shapes = {"w0": (32, 3, 3, 3), "w1": (32, 32, 3, 3), "w2": (16, 32, 3, 3), "w3": (64, 48, 1, 1)}
     weights = [numpy_helper.from_array(rng.normal(size=each).astype(np.float32) / 9, k) for k, each in shapes.items()]
@@ -477,7 +477,7 @@ def stage(activation: str, size: tuple[int | str, int] = (64, 64)) -> bytes:
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that receives all further messages of TensorRT, including verbose ones."""
+    """Return a list that receives all subsequent messages of TensorRT, including verbose messages."""
     lines: list[str] = []
     take = library.take_message
 
@@ -490,7 +490,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def build(onnx_model: bytes, messages: list[str], *, folded: bool, **of: Any) -> list[tuple[str, str]]:
-    """Build an engine. Return the name and the kind of each of its kernels."""
+    """Build an engine. Return the name and the kind of each kernel."""
     messages.clear()
     chosen = BuildPlan("fp16", 4, half_input=True, folded=folded)
     built = build_engine(

@@ -1,4 +1,4 @@
-"""Tests of the search for TensorRT, of the error if it is missing, and of the collection of its log."""
+"""Tests of the search for TensorRT, of the error if TensorRT is missing, and of the collection of its log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vision.errors import EXIT_CONFIG, DeviceError, DeviceMissing
 
 
 def module_in(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Provide a module that can be imported until the test ends."""
+    """Create a module that can be imported until the end of the test."""
     (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, name, raising=False)

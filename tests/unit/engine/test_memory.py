@@ -183,7 +183,7 @@ def test_close_frees_everything_and_reports_memory_in_use() -> None:
 
 
 def test_finalizer_inside_an_allocation_runs_after_it() -> None:
-    """Garbage collection can free objects of TensorRT during any allocation, in the thread that allocates."""
+    """Garbage collection can free TensorRT objects during any allocation, in the allocating thread."""
     raw = PlainMemory()
     pool = MemoryPool(raw, segment_bytes=2 * MIB)
     old = pool.allocate(MIB, stream=1)
@@ -295,7 +295,7 @@ TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=30, dea
 @needs_tensorrt
 @pytest.mark.parametrize("stream", [0, 77])
 def test_tensorrt_reaches_the_pool_with_the_right_stream(stream: int) -> None:
-    """The real bindings pass (flags, stream) or (stream, flags), depending on their version."""
+    """The real bindings pass either (flags, stream) or (stream, flags), depending on their version."""
     trt = library.trt
     raw = PlainMemory()
     pool = MemoryPool(raw)

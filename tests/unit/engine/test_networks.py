@@ -1,4 +1,4 @@
-"""Tests that build networks with the layers of ResNet-50 and BERT-Base, and that count their parameters."""
+"""Tests that build networks with the layers of ResNet-50 and BERT-Base, and count their parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of rewritten ONNX files: their types and shapes change, but their results do not."""
+"""Tests of rewritten ONNX files, whose types and shapes change, but whose results do not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_rewritten_nodes_are_in_order_and_pass_the_checker() -> None:
 
 @pytest.mark.parametrize("to", HALVES)
 def test_model_in_the_target_type_is_unchanged(to: Literal["fp16", "bf16"]) -> None:
-    """The model was exported in this type, or converted earlier. A second conversion would duplicate names."""
+    """The model was exported in the target type, or was converted before. A second conversion would duplicate names."""
     half = rewrite_onnx(convolution(), to, keep_inputs=True, keep_outputs=True)
     assert rewrite_onnx(half, to, keep_inputs=False, keep_outputs=False) is half
 
@@ -89,7 +89,7 @@ def test_bfloat16_weights_are_the_float32_ones_rounded_to_nearest() -> None:
 
 
 def test_finite_value_beyond_bfloat16_stays_finite() -> None:
-    """Language models often use the lowest float32 value as a mask. As infinity, it would turn a 0 into NaN."""
+    """Language models often use the lowest float32 value as a mask. As infinity, this value would turn a 0 into NaN."""
     lowest = float(np.finfo(np.float32).min)
     rewritten = onnx.load_model_from_string(
         rewrite_onnx(convolution(weight=lowest), "bf16", keep_inputs=False, keep_outputs=False)
@@ -158,7 +158,7 @@ def test_model_without_quantization_keeps_its_opset() -> None:
 
 
 def widened(frames: NDArray[np.float32], seed: int = 3) -> NDArray[np.float32]:
-    """Return the input with a fourth channel, which must not affect the results."""
+    """Return the frames with a fourth channel, which must not affect the results."""
     noise = np.random.default_rng(seed).normal(size=frames[:, :1].shape).astype(np.float32)
     return np.concatenate([frames, noise], axis=1)
 
@@ -175,7 +175,7 @@ def test_wider_input_changes_no_result(original: bytes) -> None:
 
 
 def test_widening_and_folding_together_change_no_result() -> None:
-    """TensorRT-RTX receives the shipped model in this form, but with other types."""
+    """TensorRT-RTX receives the shipped model in this form, but with other data types."""
     original = NANODET.read_bytes()
     frames = np.random.default_rng(0).normal(size=(1, 3, 416, 416)).astype(np.float32)
     reshaped, widened_it = reshape_onnx(original, interleave=True, fold=True)
@@ -222,7 +222,7 @@ def test_invalid_onnx_cannot_be_reshaped() -> None:
 
 
 def beside(folder: Path) -> tuple[bytes, Path]:
-    """Return a model with external weights in `folder`, and their file."""
+    """Return a model with external weights in `folder`, and the path of the file with the weights."""
     model = onnx.load_model_from_string(convolution())
     onnx.save_model(model, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     return (folder / "m.onnx").read_bytes(), folder / "m.data"

@@ -139,7 +139,7 @@ def test_engine_that_does_not_load_is_rebuilt_once(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Without a driver, no engine loads. A new engine fails immediately. A cached engine is first built again."""
+    """Without a driver, no engine loads. A newly built engine fails immediately. A cached engine is rebuilt once."""
     caplog.set_level(logging.INFO)
     for attempt, again in enumerate((False, True)):
         caplog.clear()

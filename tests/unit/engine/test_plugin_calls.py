@@ -1,4 +1,4 @@
-"""Tests that call plugins through TensorRT's C++ interface: plugins in Python (with real bindings), and in C++."""
+"""Tests that call plugins, written in Python and in C++, through the C++ interface of TensorRT."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_invalid_attribute_creates_no_plugin(capfd: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="module")
 def star_relu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the example, and return the library."""
+    """Compile the example plugin, and return the library."""
     folder = tmp_path_factory.mktemp("cpp")
     example = ROOT / "examples" / "cpp_plugin"
     command = ["make", "-s", "-C", str(example), f"NVCC={TOOLKIT / 'bin' / 'nvcc'} -L{TOOLKIT / 'lib'}"]

@@ -1,4 +1,4 @@
-"""Tests of plugins with the real bindings and, where the library has one without a driver, the real plugin registry."""
+"""Tests of plugins with the real bindings and, if the library has one without a driver, the real plugin registry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ needs_registry = pytest.mark.skipif(not _has_registry(), reason="a library whose
 
 @pytest.fixture
 def plugins() -> Any:
-    """Return the modules of the plugins, which import the library."""
+    """Return the modules of the plugins, which import TensorRT."""
     from vision.detect.tensorrt.plugins import base, fields, nms, quick, star_relu
 
     return {"base": base, "fields": fields, "nms": nms, "quick": quick, "star_relu": star_relu}
@@ -46,7 +46,7 @@ def plugins() -> Any:
 
 
 def collection(*fields: tuple[str, Any, str]) -> tuple[Any, list[Any]]:
-    """Return a field collection, and the arrays that must exist as long as the collection is used."""
+    """Return a field collection, and the arrays that must exist while the collection is used."""
     arrays = [np.asarray(data) for _, data, _ in fields]
     made = [
         trt.PluginField(name, array, getattr(trt.PluginFieldType, kind))
@@ -272,7 +272,7 @@ def test_rtx_has_no_plugins() -> None:
 
 
 def listing(folder: Path, contents: bytes | None, *, sha256: str = "") -> ModelSpec:
-    """Write a library, unless it is None, and an empty model.yaml. Return a specification that lists the library."""
+    """Write a library, unless `contents` is None, and an empty model.yaml. Return a specification with the library."""
     (folder / "model.yaml").touch()
     if contents is not None:
         (folder / "libplugin.so").write_bytes(contents)
@@ -281,7 +281,7 @@ def listing(folder: Path, contents: bytes | None, *, sha256: str = "") -> ModelS
 
 
 def shared_library() -> bytes:
-    """Return a small shared library that contains no plugins: an extension module of Python."""
+    """Return a small shared library without plugins: an extension module of Python."""
     import _ctypes
 
     return Path(_ctypes.__file__).read_bytes()

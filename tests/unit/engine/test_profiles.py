@@ -1,4 +1,4 @@
-"""Tests of the choice of a profile for a shape, and of the profiles of a model."""
+"""Tests of the selection of a profile for a shape, and of the profiles of a model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tests of engines and contexts: False, None, and RuntimeError of TensorRT become exceptions that contain the reason.
+"""Tests of engines and contexts: False, None, and RuntimeError from TensorRT become exceptions that contain the reason.
 
-TensorRT loads an engine only on a machine with a GPU. Therefore, a stand-in behaves as the headers and the bindings of
-TensorRT specify, with the real enumerations. `tests/gpu` tests the same wrappers with a real engine.
+TensorRT loads an engine only on a machine with a GPU. Therefore, these tests use stand-ins for TensorRT's objects,
+which behave as the headers and bindings of TensorRT specify. `tests/gpu` tests the same wrappers with a real engine.
 """
 
 from __future__ import annotations
@@ -398,7 +398,7 @@ def test_data_dependent_output_has_an_upper_bound_and_no_shape() -> None:
 
 
 def test_output_sizes_need_input_shapes() -> None:
-    """Without input shapes, TensorRT 10.3 crashes if the call is not in the main thread."""
+    """Without input shapes, TensorRT 10.3 crashes if the call occurs outside the main thread."""
     made, raw = context("infer")
     with pytest.raises(DeviceError) as caught:
         made.output_sizes()
@@ -512,7 +512,7 @@ def test_object_that_would_crash_is_refused_and_never_released() -> None:
 @pytest.mark.engine
 @needs_no_gpu
 def test_real_runtime_without_a_driver_is_started_or_refused() -> None:
-    """TensorRT-RTX starts without a driver. TensorRT does not start, but must not crash, even at the process's end."""
+    """TensorRT-RTX starts without a driver. TensorRT does not start, but must not crash, even when the process ends."""
     import subprocess
 
     code = (
@@ -554,7 +554,7 @@ def test_open_shape_has_no_size() -> None:
 
 
 def test_every_type_of_the_library_has_a_name_or_is_refused() -> None:
-    """``trt.nptype`` is not sufficient, because it raises an error for bf16, fp8, fp4, and int4."""
+    """``trt.nptype`` is insufficient, because it raises an error for bf16, fp8, fp4, and int4."""
     names = set(trt.DataType.__members__)
     assert {dtype_name(name) for name in names - {"E8M0"}} <= {
         "float32", "float16", "bfloat16", "fp8", "fp4", "int64", "int32", "int8", "int4", "uint8", "bool",

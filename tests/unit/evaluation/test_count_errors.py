@@ -26,7 +26,7 @@ SECTION = CameraAnalytics.model_validate(
 
 
 def walk(*xs: float | None, first: int = 1, object_id: int = 1) -> list[Row]:
-    """Return boxes of 20 x 40 px with their centers at these places. None means that the object is absent."""
+    """Return boxes of 20x40 px whose centers have the x coordinates `xs`. None means that the object is absent."""
     return [(at, object_id, x - 10, 80.0, 20.0, 40.0) for at, x in enumerate(xs, first) if x is not None]
 
 

@@ -24,7 +24,7 @@ def line(points: object = DOWN, **options: object) -> LineConfig:
 
 
 def walk(*places: tuple[float, float] | None, object_id: int = 1) -> list[Row]:
-    """Return the rows of an object whose center is at `places` from frame 1 on. None means that it is absent."""
+    """Return the rows of an object whose center is at `places` from frame 1 on. For None, the object is absent."""
     return [
         (frame, object_id, place[0] - WIDTH / 2, place[1] - HEIGHT / 2, WIDTH, HEIGHT)
         for frame, place in enumerate(places, start=1)
@@ -131,7 +131,7 @@ def test_points_can_be_fractions_or_percent() -> None:
     ],
 )
 def test_anchor_point_crosses(anchor: str, place: tuple[float, float]) -> None:
-    """A diagonal line passes through (100, 100). An object crosses it only if the object's anchor does."""
+    """A diagonal line passes through (100, 100). The object crosses it only if the object's anchor crosses it."""
     diagonal = line(((90.0, 90.0), (110.0, 110.0)), anchor=anchor)
     x, y = place
     assert crossings(diagonal, *walk((x - 8, y + 8), (x + 8, y - 8))) == ["out"]

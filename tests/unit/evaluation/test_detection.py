@@ -1,4 +1,4 @@
-"""Tests of average precision with small tables, and against a second implementation."""
+"""Tests of average precision, with small tables and with a second implementation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_average_precision_is_exact_for_small_tables(predicted: list[Row], ap50:
 
 
 def test_detection_takes_the_best_free_object() -> None:
-    """The first detection matches the object with the highest IoU. The second detection matches the other object."""
+    """The first detection matches the object with the highest IoU. The second detection must match the other object."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 4, 0, 10, 10))
     predicted = boxes((1, -1, 3, 0, 10, 10, 0.9), (1, -1, 1, 0, 10, 10, 0.8))
     assert score_detections(truth, predicted, score=0.5, lowest_score=0.05).ap50 == 1.0

@@ -1,4 +1,4 @@
-"""Tests of the command `vision eval` with synthetic video whose ground truth is exact."""
+"""Tests of the command `vision eval` on synthetic video with exact ground truth."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_truth(folder: Path, rows: list[str] | None = None, class_name: str = C
 
 
 def evaluated(folder: Path, config: Path, **options: Any) -> dict[str, Any]:
-    """Evaluate a configuration in this process. Return the report as data that JSON can represent."""
+    """Evaluate a configuration in this process. Return the report as JSON-compatible data."""
     truth = options.pop("truth", None) or write_truth(folder)
     request = Request(str(config), truth, class_name=CLASS, json=folder / "out.json", **options)
     assert evaluate(request, threading.Event()) == 0
@@ -76,7 +76,7 @@ def test_perfect_detector_has_perfect_figures(tmp_path: Path) -> None:
 
 
 def test_perfect_tracker_misses_the_first_frame_of_each_object(tmp_path: Path) -> None:
-    """An object is published from its second detection on. After that, no box is missed, false, or switched."""
+    """The tracker publishes an object from its second detection on. Then no box is missed, false, or switched."""
     config = write_config(tmp_path, source=SOURCE, pipeline="track")
     tracking = evaluated(tmp_path, config)["tracking"]
     objects, rows = tracking["true_objects"], tracking["true_boxes"]
@@ -100,7 +100,7 @@ def test_counted_crossings_equal_true_ones(tmp_path: Path) -> None:
 
 
 def test_wrong_count_is_an_error(tmp_path: Path) -> None:
-    """If the ground truth lacks an object, each counted crossing of this object is an error."""
+    """If an object is missing from the ground truth, each counted crossing of the object is an error."""
     (tmp_path / "count.py").write_text(COUNT)
     config = write_config(tmp_path, source=SOURCE, pipeline="count.py", analytics={"a": {"lines": [LINE]}})
     truth = read_truth(write_truth(tmp_path))

@@ -1,4 +1,4 @@
-"""Tests of the curve of removed false alarms against lost true events, and of files of labeled events."""
+"""Tests of the curve of removed false alarms and lost true events, and of files of labeled events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of MOTChallenge files: valid variants, and faults, which are reported with their lines."""
+"""Tests of MOTChallenge files: valid variants, and faults that are reported with their lines."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def frames_of(path: Path) -> list[NDArray[np.uint8]]:
 
 
 def near(pixels: NDArray[np.uint8], color: tuple[int, int, int]) -> int:
-    """Return the number of pixels that are close to `color`, because encoding changes colors slightly."""
+    """Return the number of pixels that are close to `color`, because encoding slightly changes colors."""
     return int((np.abs(pixels.astype(int) - np.array(color)).max(axis=2) < 30).sum())
 
 

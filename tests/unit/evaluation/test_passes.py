@@ -142,7 +142,7 @@ def test_failing_video_ends_the_evaluation() -> None:
 
 
 def half_filled(folder: Path) -> str:
-    """Write an image of two objects, and return the folder.
+    """Write an image of two objects. Return the folder of the image.
 
     The first object fills its box. The second consists of two rectangles that touch, and fills half of its box.
     """

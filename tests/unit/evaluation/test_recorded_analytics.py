@@ -1,4 +1,4 @@
-"""Archived frames give the same events, bit for bit, whether they are evaluated together or one by one."""
+"""Tests that archived frames yield the same events, bit for bit, if they are evaluated together or one by one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rounded(values: Any) -> FloatArray:
 
 
 class Walker:
-    """An object that walks, stops, jumps, hides, and jitters."""
+    """Object that walks, stops, jumps, disappears, and jitters."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -64,7 +64,7 @@ class Walker:
         self.is_known = False
 
     def step(self, step_s: float) -> FloatArray | None:
-        """Return the box x1, y1, x2, y2, or None if the object is not detected."""
+        """Return the box as corners (x1, y1, x2, y2), or None if the object is not detected."""
         rng = self.rng
         self.place = self.place + self.speed * step_s
         if rng.random() < 0.03:
@@ -83,7 +83,7 @@ class Walker:
 
 
 def scene(seed: int, frames: int) -> Iterator[Result]:
-    """Yield the tracks of random objects, with irregular times, pauses, clocks that go back, and epochs."""
+    """Yield the tracks of random objects, with irregular times, pauses, clock jumps to the past, and new epochs."""
     rng = np.random.default_rng(seed)
     walkers = {number: Walker(rng) for number in range(1, int(rng.integers(2, 9)))}
     usual_s, now_ns, utc_ns, epoch, index = float(rng.choice([0.02, 0.1, 0.4])), MONOTONIC_NS, START_UTC_NS, 0, 0

@@ -1,4 +1,4 @@
-"""Tests of `vision whatif --against` and `vision replay` with recordings of an RTSP camera that `vision run` made."""
+"""Tests of `vision whatif --against` and `vision replay`, with recordings of an RTSP camera by `vision run`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def received(folder: Path, address: str) -> list[Item]:
-    """Replay the archive, and return all messages."""
+    """Replay the archive. Return all received messages."""
     items: list[Item] = []
     ended = threading.Event()
     with Subscription(address, kinds=("detections", "events"), queue=100_000) as subscription:

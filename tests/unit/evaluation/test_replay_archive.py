@@ -1,4 +1,4 @@
-"""`vision replay` publishes the same objects, events, and counts as the archived run."""
+"""Tests that `vision replay` publishes the same objects, events, and counts as the archived run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Resul
 
 
 def received(folder: Path, *arguments: str) -> list[Item]:
-    """Replay the archive, and return all messages."""
+    """Replay the archive. Return all received messages."""
     items: list[Item] = []
     ended = threading.Event()
     options = ["--since", "2023-11-14T00:00Z", "--until", "2023-11-16T00:00Z", "--speed", "0", *arguments]

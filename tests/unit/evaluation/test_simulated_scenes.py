@@ -1,4 +1,4 @@
-"""The scenes contain every situation that their descriptions name, and the program handles exact detections of them."""
+"""Tests that the scenes contain every described situation, and that the program handles exact detections of them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_objects_stop_and_start_again(name: str, least_s: float) -> None:
 
 
 def _overlaps(name: str, frames_per_s: float) -> FloatArray:
-    """Return the IoU of each published box with its detection, in a part of a scene."""
+    """Return the IoU of each published box with its detection, from the start of the scene `name` to `TO_S`."""
     scene = build_scene(name, 0)
     times_s = frame_times(TO_S, frames_per_s, "steady", 0)
     detector = SimulatedDetector(DETECTORS["exact"], scene.view, class_ids(scene), confused_class_ids(scene), 0)

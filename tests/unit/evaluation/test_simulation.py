@@ -1,4 +1,4 @@
-"""The simulator agrees with geometry, with its own error model, and with the known results of simple scenes."""
+"""Tests that the simulator agrees with geometry, with its own error model, and with known results of simple scenes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_stay_lasts_as_long_as_the_object_is_in_the_zone() -> None:
 
 
 def test_object_that_stands_on_the_border_of_a_zone_has_one_stay() -> None:
-    """The path goes back and forth across the border, by less than a tenth of the object's size."""
+    """The path crosses the border repeatedly, by less than a tenth of the object's size."""
     places = [(-3.0, 10.0), *((-1.9 - 0.1 * (at % 2), 10.0) for at in range(20)), (3.0, 10.0)]
     scene = Scene("zone", VIEW, (travel("person", places, 0.5, 0.0),), zones_m=ZONE)
     assert len(_stays(scene)) == 1
@@ -174,7 +174,7 @@ def test_scene_is_repeatable_and_has_crossings(name: str) -> None:
 
 
 def _detected(errors: ErrorModel, frames_per_s: float, seed: int = 0) -> tuple[float, np.ndarray]:
-    """Return the fraction of frames in which an object is detected, and the detected centers relative to the truth."""
+    """Return the fraction of frames with a detection, and the horizontal center errors as fractions of the width."""
     scene = Scene("still", VIEW, (rest("person", (0.0, 10.0), 0.0, 149.0),))
     frames = observe(scene, np.arange(0.0, 140.0, 1.0 / frames_per_s))
     detector = SimulatedDetector(errors, VIEW, class_ids(scene), confused_class_ids(scene), seed)

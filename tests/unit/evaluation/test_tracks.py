@@ -1,4 +1,4 @@
-"""Tests of the tracking metrics with small tables, and against motmetrics and TrackEval's CLEAR metrics."""
+"""Tests of the tracking metrics, with small tables and with the CLEAR metrics of motmetrics and TrackEval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vision.evaluation.tracks import TrackingScores, _sequence, match_frames, sc
 
 
 def follow(*track_ids: int, x: float = 0.0, object_id: int = -1) -> list[Row]:
-    """Return the rows of a static object, whose track in each frame from 1 on is in `track_ids`. 0 means no track."""
+    """Return the rows of a static object. `track_ids` has its track in each frame from 1 on, or 0 for no track."""
     ids = [(frame, track_id) for frame, track_id in enumerate(track_ids, start=1) if track_id]
     return [(frame, track_id if object_id < 0 else object_id, x, 0.0, 10.0, 20.0) for frame, track_id in ids]
 
@@ -59,7 +59,7 @@ def test_perfect_tracks_have_perfect_figures() -> None:
 
 @needs_trackeval
 def test_half_tracked_object_and_false_track_lower_the_figures() -> None:
-    """The table has an object that is tracked half of the time, and a false track."""
+    """The table contains an object that is tracked for half of the time, and a false track."""
     truth, predicted = boxes(*follow(*[1] * 10)), boxes(*follow(*[3] * 5), *follow(*[4] * 5, x=500))
     scores = score(truth, predicted, 10)
     assert scores.mota == pytest.approx(1 - (5 + 5) / 10)
@@ -86,7 +86,7 @@ def test_object_keeps_its_track_while_it_overlaps() -> None:
 
 
 def test_matching_pairs_as_many_objects_as_possible() -> None:
-    """The pair with the highest IoU is not matched if this would prevent a second pair."""
+    """The matching rejects the pair with the highest IoU if this pair would prevent a second pair."""
     truth = boxes((1, 1, 0, 0, 10, 10), (1, 2, 3, 0, 10, 10))
     predicted = boxes((1, 1, 2, 0, 10, 10), (1, 2, 5.5, 0, 10, 10))
     assert match_frames(truth, predicted, 1).tolist() == [0, 1]
@@ -106,7 +106,7 @@ def test_boxes_without_track_are_matched() -> None:
 @needs_trackeval
 @pytest.mark.parametrize("seed", range(5))
 def test_figures_agree_with_trackeval(seed: int) -> None:
-    """If tracks have no gaps, both libraries define the matched pairs in the same way."""
+    """If tracks have no gaps, both libraries define matched pairs in the same way."""
     truth, predicted = random_boxes(seed, gaps=False)
     metrics = importlib.import_module("trackeval.metrics")
     expected = metrics.CLEAR({"PRINT_CONFIG": False}).eval_sequence(_sequence(truth, predicted, 40))

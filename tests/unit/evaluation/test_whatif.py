@@ -1,4 +1,4 @@
-"""`vision whatif` repeats the live events bit for bit, and finds all effects of a changed configuration."""
+"""Tests that `vision whatif` repeats the live events bit for bit, and finds all effects of a changed configuration."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_parts_have_the_same_differences_as_the_whole() -> None:
 
 @pytest.fixture(scope="module")
 def hours(waiting: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an archive with frames in three hours."""
+    """Return an archive with frames from three different hours."""
     folder = tmp_path_factory.mktemp("hours")
     recorder = Recorder(folder)
     for hour in range(3):

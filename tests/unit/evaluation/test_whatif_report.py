@@ -1,4 +1,4 @@
-"""The differences of `vision whatif` in blocks, and the report of many differences."""
+"""Tests of the differences that `vision whatif` finds in blocks, and of the report of many differences."""
 
 from __future__ import annotations
 

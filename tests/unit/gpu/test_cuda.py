@@ -1,4 +1,4 @@
-"""Tests of CUDA errors, and of machines without a usable GPU. The other tests are in ``tests/gpu``."""
+"""Tests of CUDA errors, and of machines without a usable GPU. ``tests/gpu`` contains the other GPU tests."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_driver_calls_need_a_driver() -> None:
 
 
 def test_out_of_memory_does_not_need_a_restart() -> None:
-    """The error does not persist. For example, the decoder of one camera can lack memory while the others continue."""
+    """The error is temporary. For example, the decoder of one camera can lack memory while the others continue."""
     error = failure(cuda.cudaError_t.cudaErrorMemoryAllocation, "making a stream")
     assert isinstance(error, OutOfMemory)
     assert error.code == "out-of-memory"

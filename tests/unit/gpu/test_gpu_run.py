@@ -1,4 +1,4 @@
-"""`tests.gpu.run_all` selects existing tests. Otherwise, a part without tests would seem to pass."""
+"""Tests that `tests.gpu.run_all` selects existing tests. Otherwise, a part without tests would seem to pass."""
 
 from __future__ import annotations
 

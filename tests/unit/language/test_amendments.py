@@ -1,4 +1,4 @@
-"""A message that amends an event is not a new event for the parts of the program that count or record events."""
+"""Tests that an amendment is not a new event for the parts of the program that count or record events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `Asker`: answers, errors, which are logged and counted, limits, the breaker, and the ledger."""
+"""Tests of `Asker`: answers, limits, the circuit breaker, the ledger, and errors that are logged and counted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def question(check: str = "real", id_: str = "1", camera: str = "gate", *, left_
 
 
 class Asking:
-    """An asker, whose method `ask_next` the test calls for each question, and the lines that the asker reports."""
+    """Asker whose method `ask_next` the test calls for each question, and the lines that the asker reports."""
 
     def __init__(
         self, server: ChatHttpServer, *, ledger: Ledger | None = None, pauses: bool = True, **keys: Any
@@ -69,7 +69,7 @@ class Asking:
             self.asker.ask_next()
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcomes. If a question was not asked, its outcome contains the reason as an error."""
+        """Outcomes of the questions. The outcome of a question that was not asked is an error with the reason."""
         return [
             line
             if isinstance(line, Outcome)

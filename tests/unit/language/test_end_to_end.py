@@ -41,7 +41,7 @@ CHECK = {"name": "real", "names": ["visited"], "prompt": QUESTION}
 
 
 def asking(folder: Path, server: ChatHttpServer, *, processes: int = 1, **top: Any) -> AppConfig:
-    """Return a configuration whose rule reports each object that enters a zone."""
+    """Return a configuration with a rule that reports each object that enters a zone."""
     language = {"url": server.url, "parallel": 4, "timeout_s": 60.0, "max_age_s": 120.0} | top.pop("language", {})
     return site(folder, processes=processes, **({"rules": [RULE]} | top), language=language)
 
@@ -151,7 +151,7 @@ def test_a_server_that_hangs_delays_only_waiting_events(tmp_path: Path, on_timeo
 
 @pytest.mark.parametrize("wait_s", [None, 3600])
 def test_events_about_which_the_server_is_not_asked_are_in_the_ledger(tmp_path: Path, wait_s: int | None) -> None:
-    """Make the server fail until the breaker opens. Further events are in the ledger, and do not wait."""
+    """Make the server fail until the circuit breaker opens. The ledger must contain later events, which do not wait."""
     with chat_server(lambda handler: handler.send({"error": "out of memory"}, 500)) as server:
         language = {"ledger": str(tmp_path / "ledger"), "parallel": 1}
         verify = [CHECK] if wait_s is None else [CHECK | {"wait_s": wait_s}]
@@ -209,7 +209,7 @@ def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("on_timeout", ["send", "drop"])
 def test_a_killed_process_ends_the_wait_of_its_events(tmp_path: Path, on_timeout: str) -> None:
-    """Repeatedly kill the process that asks while the server hangs. Each event is published once, or dropped."""
+    """Repeatedly kill the process that asks while the server hangs. Each event must be published once, or dropped."""
     with chat_server(lambda handler: handler.hang()) as server:
         verify = [CHECK | {"wait_s": 3600, "on_timeout": on_timeout}]
         config = asking(tmp_path, server, verify=verify, language={"ledger": str(tmp_path / "ledger")})
@@ -239,9 +239,10 @@ def test_a_killed_process_ends_the_wait_of_its_events(tmp_path: Path, on_timeout
 
 @pytest.mark.parametrize("waiting", [{}, {"wait_s": 3600}, {"wait_s": 3600, "on_timeout": "drop"}])
 def test_a_killed_result_worker_loses_no_event_that_waits(tmp_path: Path, waiting: dict[str, Any]) -> None:
-    """Kill a result worker whose questions lack images. No later process knows these questions.
+    """Kill a result worker whose questions lack images, so that later processes do not know these questions.
 
-    Its events must not wait for an hour, and each zone entry must have the event of the rule that reports it.
+    The events of these questions must not wait for an hour. Each zone entry must have the event of the rule that
+    reports it.
     """
     with chat_server() as server, ExitStack() as resources:
         verify, state_dir = [CHECK | waiting | {"frames": 16, "spacing_s": 60}], str(tmp_path / "state")
@@ -269,14 +270,14 @@ def test_a_killed_result_worker_loses_no_event_that_waits(tmp_path: Path, waitin
 
 
 def _stored(folder: Path, kind: str) -> Counter[tuple[str, int, int, int | None]]:
-    """Return the frame and the track of each stored event of a kind."""
+    """Return the frame and the track of each stored event of the kind `kind`."""
     with closing(sqlite3.connect(folder / "state" / "state.db")) as database:
         stored = [json.loads(payload) for (payload,) in database.execute("SELECT payload FROM events")]
     return Counter((e["camera"], e["epoch"], e["frame"], e.get("track_id")) for e in stored if e["kind"] == kind)
 
 
 class SlowPublisher(Publisher):
-    """Publisher that waits before it publishes events late, as with a slow disk."""
+    """Publisher that waits before it publishes late events, as with a slow disk."""
 
     def __init__(self, *args: Any, **keys: Any) -> None:
         super().__init__(*args, **keys)
@@ -330,7 +331,7 @@ def _next(subscription: Subscription) -> EventMessage:
 
 
 class Published:
-    """Receiver of the events that the process publishes late."""
+    """Receiver of the late events that the process publishes."""
 
     def __init__(self) -> None:
         self.events: list[EventMessage] = []

@@ -1,4 +1,4 @@
-"""Tests of the limits of the queue, and of the share of each camera."""
+"""Tests of the limits of the queue, and of the share of each camera in the queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Entry:
 
 
 class Clock:
-    """A clock that the test sets, in seconds."""
+    """Clock whose time, in seconds, the test sets."""
 
     now_s = 0.0
 
@@ -72,8 +72,8 @@ def test_a_camera_keeps_its_turn_while_it_has_no_entries() -> None:
 def served(quiet: list[float], *, cameras: int, answer_s: float, max_age_s: float, most: int) -> Counter[str]:
     """Simulate a server that answers one request at a time.
 
-    The busy cameras ask every second, and the quiet camera asks at the times `quiet` in seconds. Return the number of
-    questions of each camera that were asked before they expired.
+    The busy cameras ask every second, and the quiet camera asks at the times `quiet`, in seconds. Return, for each
+    camera, the number of questions that reached the server before they expired.
     """
     clock, asked, left = Clock(), Counter[str](), list(quiet)
     waiting = queue(most, clock)
@@ -105,7 +105,7 @@ def test_a_camera_that_needs_less_than_its_share_is_served_completely(most: int,
 
 @pytest.mark.parametrize("seed", range(300))
 def test_shares_hold_from_the_first_turn_on(seed: int) -> None:
-    """Add random entries to a queue before the first turn and between turns. Check each turn and each lost entry."""
+    """Add random entries to a queue before the first turn and between turns. Check each turn and each dropped entry."""
     chance = random.Random(seed)
     rates = {f"c{number}": chance.choice([0.05, 0.5, 3.0]) for number in range(chance.randint(2, 12))}
     waiting, held = queue(chance.randint(2, 24)), dict.fromkeys(rates, 0)

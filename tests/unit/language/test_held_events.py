@@ -1,4 +1,4 @@
-"""Events are held, published, amended, or dropped, in every order in which an answer can arrive."""
+"""Tests of events that are held, published, amended, or dropped, for every order in which answers can arrive."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ WAITS: dict[str, Any] = {"wait_s": 2.0, "keep": ("yes",)}
 
 
 def publish(events: HeldEvents, *messages: EventMessage, seq: int = 5) -> list[EventMessage]:
-    """Publish events as the publisher does. Return the events that `admit` lets pass."""
+    """Publish events in the same way as the publisher. Return the events that `admit` accepts."""
     passed = events.admit(messages)
     assert not events.sent([msgspec.structs.replace(each, seq=seq) for each in passed])
     return passed

@@ -1,4 +1,4 @@
-"""Tests of the limit of the waiting images, and of the share of each camera."""
+"""Tests of the limit for waiting images, and of the share of each camera."""
 
 from __future__ import annotations
 

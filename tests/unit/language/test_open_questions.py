@@ -1,4 +1,4 @@
-"""The program knows which process has a question, whether it learns of the question or of its event first."""
+"""Tests that the program knows the process of a question, whether the question or its event arrives first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 class Questions(OpenQuestions):
-    """Questions whose clock a test advances."""
+    """Open questions, with a clock that the test advances."""
 
     def __init__(self) -> None:
         self.time = Clock()

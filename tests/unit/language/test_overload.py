@@ -1,6 +1,6 @@
-"""The shares of the cameras while the server can answer only a third of the questions, with the real process and HTTP.
+"""Tests of the cameras' shares if the server can answer only a third of the questions, with real processes and HTTP.
 
-The server answers when the test permits it, so that the shares do not depend on the speed of the machine.
+The server answers only when the test permits it, so that the shares do not depend on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUND = [BUSY] * 10 + CAMERAS[1:] + [BUSY] * 10
 
 
 class Overload:
-    """A stage that asks about events, and a server that answers as many of them as the test permits."""
+    """Stage that asks about events, and a server that sends as many answers as the test permits."""
 
     def __init__(self, parallel: int | None) -> None:
         self.parallel = parallel
@@ -43,7 +43,7 @@ class Overload:
         self._permits, self._lock = threading.Semaphore(0), threading.Lock()
 
     def respond(self, handler: Handler) -> None:
-        """Answer a request when there is a permit."""
+        """Respond to a request as soon as the test permits it."""
         match = re.search(r'"camera":"(c\d+)".*"number":(\d+)', handler.received.prompt)
         assert match is not None
         question = match[1], int(match[2])
@@ -57,7 +57,7 @@ class Overload:
         handler.send(json_answer("yes"))
 
     def run(self) -> None:
-        """Ask about the events of all rounds. After each round, permit as many answers as a third of its events."""
+        """Ask about the events of all rounds. After each round, permit answers to a third of its events."""
         content = {
             "pipeline": "count",
             "cameras": [{"id": camera, "source": "synthetic:64x48"} for camera in CAMERAS],

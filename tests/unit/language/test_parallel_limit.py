@@ -1,4 +1,4 @@
-"""The limit of parallel requests follows the latencies of simulated servers, in simulated time."""
+"""Tests that the limit of parallel requests follows the latencies of simulated servers, in simulated time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Server = Callable[[float, list[float]], float]
 
 
 def parallel(seconds: float) -> Server:
-    """Return a server that answers any number of requests at the same time."""
+    """Return a server that answers any number of requests in parallel."""
     return lambda now_s, _: now_s + seconds
 
 
 def slots(count: int, seconds: float) -> Server:
-    """Return a server that answers `count` requests at the same time. The others wait in their order of arrival."""
+    """Return a server that answers `count` requests in parallel. Other requests wait in order of arrival."""
 
     def end_s(now_s: float, ends_s: list[float]) -> float:
         waiting = sorted(each for each in ends_s if each > now_s)
@@ -32,7 +32,7 @@ def slots(count: int, seconds: float) -> Server:
 
 
 class Load:
-    """A load of more questions than the server can answer: each slot of the limit is always in use."""
+    """Load that exceeds the capacity of the server, so that each slot of the limit is always in use."""
 
     def __init__(self, *, timeout_s: float = 10.0) -> None:
         self.now_s = 1000.0
@@ -42,7 +42,7 @@ class Load:
         self.longest_s = 0.0
 
     def run(self, seconds: float, server: Server) -> None:
-        """Keep the server busy for some time, and then wait for the last answers."""
+        """Keep the server busy for `seconds`. Then wait for the last answers."""
         end_s, ends_s, number = self.now_s + seconds, list[float](), 0
         running: list[tuple[float, int, float, object]] = []
         self.answered = self.timed_out = self.most = 0

@@ -1,4 +1,4 @@
-"""Tests of `LanguageProcess`: the limit of answers that wait, and the counters."""
+"""Tests of `LanguageProcess`: the limit of waiting answers, and the counters."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CONFIG = AppConfig.model_validate(
 
 
 def documented() -> list[re.Pattern[str]]:
-    """Return a pattern for each counter in the table of the documentation.
+    """Return a pattern for each counter in the documentation's table.
 
-    In a row with several names, each later name replaces the last part of the first name.
+    In a row with several names, each name after the first replaces the last part of the first name.
     """
     patterns = []
     for row in re.findall(r"^\| (`language\..*?) \|", PAGE.read_text(), re.MULTILINE):

@@ -1,6 +1,6 @@
 """Tests of the connection from stages to the process that asks the language model.
 
-The tests show which questions are sent again, abandoned, or refused.
+The tests check which questions are sent again, abandoned, or rejected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def entry(name: str, *images: bytes, left_s: float = 60.0) -> Entry:
 
 
 class Sender:
-    """A sender that records which questions were sent, and which were abandoned."""
+    """Sender that records the sent questions and the abandoned questions."""
 
     def __init__(self) -> None:
         self.name = f"vision-test-{secrets.token_hex(8)}"
@@ -61,7 +61,7 @@ def sender() -> Iterator[Sender]:
 
 
 class Process:
-    """The receiving end of the connection. If the test closes it, the sender sees the end of a killed process."""
+    """Receiving end of the connection. If the test closes it, the sender detects the end of a killed process."""
 
     def __init__(self, name: str) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
@@ -72,7 +72,7 @@ class Process:
         self._reader = self._connection.makefile("rb")
 
     def receive(self) -> str:
-        """Return the id of the next question. Do not read its images."""
+        """Return the id of the next question, without reading its images."""
         (size,) = struct.unpack("!I", self._reader.read(4))
         return decode_question(self._reader.read(size)).id
 

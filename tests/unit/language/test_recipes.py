@@ -27,7 +27,7 @@ HOSTS = [ORIN_NANO, AGX_ORIN, THOR, ORIN_NX_JETPACK_6, WORKSTATION, LAPTOP]
 
 
 def options(recipe: Recipe) -> dict[str, str]:
-    """Return the options of a recipe's last command, each with the word that follows it."""
+    """Return the options of a recipe's last command, together with the values that follow them."""
     words = shlex.split(recipe.commands[-1])
     return {word: after for word, after in zip(words, [*words[1:], ""], strict=True) if word.startswith("-")}
 

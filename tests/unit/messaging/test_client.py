@@ -90,7 +90,7 @@ class Relay:
                 sink.sendall(data)
 
     def cut(self) -> None:
-        """Break every connection. New connections are accepted."""
+        """Close every connection. The relay still accepts new connections."""
         for pair in self._pairs:
             for end in pair:
                 with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ class Relay:
 
 
 def skip(publisher: Publisher, lost: int) -> None:
-    """Skip `lost` sequence numbers of a topic, so that a subscriber detects as many lost messages."""
+    """Skip `lost` sequence numbers of a topic, so that a subscriber detects this number of lost messages."""
     for _ in range(lost):
         publisher.numbering.header("detections/gate")
 
@@ -495,7 +495,7 @@ def test_recording_is_read_as_messages(tmp_path: Path, publisher: Publisher) -> 
 
 
 def test_recording_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
-    """The recording contains only fields of the first version. Fields that were added later need a default."""
+    """The recording contains only fields of the first version. Fields added in later versions need a default."""
     path = tmp_path / "results.jsonl"
     path.write_text(
         '{"schema":"vision.detections/1","node":"n","instance":"i","boot":"b","seq":1,"camera":"gate","epoch":1,'

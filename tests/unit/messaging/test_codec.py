@@ -1,4 +1,4 @@
-"""Decoded messages equal the encoded messages, in both encodings. Other versions are ignored or refused."""
+"""Tests that decoded messages equal encoded messages in both encodings, and of the handling of other versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control socket handles only valid requests of its owner, and no client can block it."""
+"""Tests that the control socket handles only valid requests of its owner, and that no client can block it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOTHING = ChangedReply(added=[], removed=[], reopened=[], adjusted=[], stages=[]
 
 
 class Handler:
-    """Handler that stores its requests."""
+    """Handler that stores the requests that it receives."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -65,7 +65,7 @@ def server(folder: Path) -> Iterator[ControlServer]:
 
 
 def exchange(path: Path, data: bytes, *, shut: bool = True) -> bytes:
-    """Send bytes, and return everything that the server sends until it closes the connection."""
+    """Send bytes. Return all data that the server sends until it closes the connection."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(60)
         sock.connect(str(path))

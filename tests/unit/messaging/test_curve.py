@@ -25,7 +25,7 @@ ANY_PORT = "tcp://127.0.0.1:*"
 
 @pytest.fixture
 def keys(tmp_path: Path) -> KeyFolder:
-    """Return the key folder of a publisher that allows the client `desk`. The key of the client is in desk.key."""
+    """Return the key folder of a publisher that allows the client `desk`, whose key is in desk.key."""
     folder = KeyFolder(tmp_path / "keys")
     server = new_key(folder.folder / "server.key")
     folder.allow("desk", new_key(tmp_path / "desk.key", server.public).public)

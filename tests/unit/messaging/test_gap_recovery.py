@@ -1,4 +1,4 @@
-"""`GapRecovery` delivers all numbered events in order, and requests missing events in time."""
+"""Tests that `GapRecovery` delivers all numbered events in order, and requests missing events in time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Clock:
 
 @dataclass
 class Server:
-    """The stored events of a publisher, which sends them in several replies."""
+    """Server with the stored events of a publisher, which it sends in several replies."""
 
     journal: str = "one"
     stored: list[int] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Server:
 
 
 def summaries(items: Iterable[InOrder]) -> Iterator[object]:
-    """Yield the numbers of events, and the missing numbers of gaps."""
+    """Yield the number of each event, the missing numbers of each gap, and all other items unchanged."""
     for item in items:
         if isinstance(item, schema.EventMessage):
             yield item.number
@@ -68,7 +68,7 @@ def summaries(items: Iterable[InOrder]) -> Iterator[object]:
 
 
 def request_all(recovery: GapRecovery, server: Server) -> list[object]:
-    """Send requests and take replies until no request is due soon."""
+    """Send requests and process replies until no request is due soon."""
     received: list[object] = []
     clock = recovery._clock
     assert isinstance(clock, Clock)
@@ -236,7 +236,7 @@ def test_request_after_an_error_is_repeated_later_and_later() -> None:
 
 @pytest.mark.parametrize("journals", [["one"], ["one", "two"]])
 def test_publisher_without_new_events_is_asked_rarely(journals: list[str]) -> None:
-    """The replies announce more events but contain none, and the journal can change with each reply."""
+    """The replies announce more events but contain none. The journal can change with each reply."""
     clock = Clock()
     recovery = GapRecovery(0, clock=clock)
     asked = 0
@@ -270,7 +270,7 @@ def test_held_events_are_limited() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_losses_do_not_affect_order_and_completeness(seed: int) -> None:
-    """Events and replies are lost, late, or repeated."""
+    """Events and replies may be lost, delayed, or repeated."""
     rng = random.Random(seed)
     server, clock = Server(page=rng.choice([1, 3, 50])), Clock()
     server.publish(rng.randrange(10))

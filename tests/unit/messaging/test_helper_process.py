@@ -1,4 +1,4 @@
-"""Each helper process gets the newest options, even if they change while it runs."""
+"""Tests that each helper process receives the latest options, even if the options change while it runs."""
 
 from __future__ import annotations
 

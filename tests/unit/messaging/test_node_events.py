@@ -1,4 +1,4 @@
-"""Tests of the events about the program and its cameras, which follow from status reports."""
+"""Tests of events about the program and its cameras, which are derived from status reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ S = 1_000_000_000
 
 
 def kinds(events: NodeEvents, *states: tuple[float, str], **more: Any) -> list[tuple[float, str]]:
-    """Return the time and the kind of each event, for a camera with these states at these times in seconds."""
+    """Return the time and the kind of each event. `states` contains (time in seconds, state of a camera)."""
     found, before, since_s = [], "", 0.0
     for at_s, state in states:
         before, since_s = state, at_s if state != before else since_s

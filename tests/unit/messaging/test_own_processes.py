@@ -1,4 +1,4 @@
-"""Tests of the memory of the main process, of its child processes, and of the processes that these have started."""
+"""Tests of the memory of the main process, its child processes, and the descendants of these processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.stdin.read()
 
 
 class Clock:
-    """A clock that the test sets."""
+    """Clock whose time the test sets."""
 
     def __init__(self) -> None:
         self.ns = 0
@@ -36,7 +36,7 @@ class Clock:
 
 @contextmanager
 def process(*mib: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that holds `mib[0]` MiB. If `mib[1]` is given, it starts a process that holds `mib[1]` MiB."""
+    """Run a process that uses `mib[0]` MiB. If `mib[1]` exists, this process starts a child that uses `mib[1]` MiB."""
     command = [sys.executable, "-c", _HOLD, _HOLD, *map(str, mib)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         assert running.stdin is not None

@@ -45,7 +45,7 @@ ANY_PORT = "tcp://127.0.0.1:*"
 
 
 class Subscriber:
-    """Subscriber with a bare SUB socket, which does not use `vision.client`."""
+    """Subscriber with a bare SUB socket instead of `vision.client`."""
 
     def __init__(self, address: str, *topics: str) -> None:
         self._context = zmq.Context()
@@ -79,7 +79,7 @@ class Subscriber:
 
 @contextmanager
 def joined(publisher: Publisher, *topics: str) -> Iterator[Subscriber]:
-    """Connect a subscriber and wait until the publisher has its subscription."""
+    """Connect a subscriber, and wait until the publisher has received its subscription."""
     expected = publisher.socket.joins + len(topics)
     with Subscriber(publisher.address, *topics) as subscriber:
         wait_until(lambda: publisher.socket.joins == expected, "the subscription has arrived")
@@ -196,7 +196,7 @@ def test_simultaneous_subscribers_share_one_repetition() -> None:
 
 @pytest.mark.integration
 def test_new_subscriber_receives_status_during_results() -> None:
-    """A send also reads new subscriptions from the socket. It must then wake the thread that serves subscribers."""
+    """A send operation also reads new subscriptions. It must then wake the thread that serves subscribers."""
     stop = threading.Event()
     with Publisher(ANY_PORT, node="n") as publisher:
         publisher.publish_status(camera_status())
@@ -293,7 +293,7 @@ def test_killed_subscriber_does_not_affect_others() -> None:
 
 @pytest.mark.integration
 def test_slow_subscriber_stays_connected() -> None:
-    """With heartbeats, ZeroMQ would disconnect a slow subscriber, which does not respond while its queue is full."""
+    """With heartbeats, ZeroMQ would disconnect a slow subscriber that does not respond while its queue is full."""
     with (
         Publisher(ANY_PORT, node="n", queue=10, keepalive_s=1) as publisher,
         python("-m", "tests.messages.subscriber", publisher.address, "10", "--pause", "6") as slow,

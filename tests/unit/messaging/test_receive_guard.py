@@ -1,4 +1,4 @@
-"""A publisher that never ends a message cannot fill the memory of a subscriber."""
+"""Tests that a publisher that never ends a message cannot fill the memory of a subscriber."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MESSAGE = codec.encode(codec.detections(HEADER, result(found(1)), CLASSES, publi
 
 
 class HostilePublisher:
-    """Publisher that never ends its first message. After this connection is closed, it sends one good message."""
+    """Publisher that never ends its first message. After this connection closes, it sends one valid message."""
 
     def __init__(self, kind: bytes) -> None:
         self.sent = 0

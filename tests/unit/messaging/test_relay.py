@@ -1,4 +1,4 @@
-"""Tests of the relay, the process that serves public addresses: what it forwards, what it refuses, and how it ends."""
+"""Tests of the relay, which serves public addresses: forwarded data, rejected data, and the end of the relay."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANY_PORT = "tcp://127.0.0.1:*"
 
 @pytest.fixture(params=["tcp", "ipc", "abstract"])
 def bind(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Address of each form."""
+    """Return an address of each form."""
     return {"tcp": ANY_PORT, "ipc": f"ipc://{tmp_path}/out", "abstract": f"ipc://@{tmp_path}"}[request.param]
 
 
@@ -103,7 +103,7 @@ def test_bucket_permits_a_burst_and_then_a_rate() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("flags", [0, 1])
 def test_unlimited_messages_are_throttled_or_refused(bind: str, flags: int) -> None:
-    """A flood of subscriptions has to wait in the kernel of its sender. An unfinished message ends its connection."""
+    """A flood of subscriptions must wait in the sender's kernel. An unfinished message ends the sender's connection."""
     with limited(bind=bind) as publisher, joined(publisher, "detections/") as subscriber:
         joins = publisher.socket.joins
         with connect(publisher.address) as attacker:

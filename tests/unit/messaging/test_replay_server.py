@@ -1,4 +1,4 @@
-"""Tests of requests for missed events by the client and by bare ZeroMQ sockets, after losses and restarts."""
+"""Tests of requests for missed events, by the client and by bare ZeroMQ sockets, after losses and restarts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def publish(publisher: Publisher, count: int = 1, camera: str = "gate") -> None:
 
 
 def lose(publisher: Publisher, count: int = 1) -> None:
-    """Store events without sending them. For a subscriber, these events are lost."""
+    """Store events without sending them, so that a subscriber detects them as lost."""
     assert publisher._event_log is not None
     for _ in range(count):
         number = publisher._event_log.newest + 1
@@ -234,7 +234,7 @@ def test_replay_address_is_read_from_status(tmp_path: Path, bind: str, reached: 
 
 
 def test_given_replay_address_overrides_status(tmp_path: Path) -> None:
-    """A subscriber that connects through a tunnel cannot reach the replay address in the status."""
+    """Through a tunnel, a subscriber cannot reach the replay address that the status contains."""
     with open_publisher(tmp_path, replay=f"ipc://{tmp_path}/again") as publisher:
         publish(publisher, 2)
         with Subscription(publisher.address, kinds=("events",), since=0, replay="tcp://127.0.0.1:9") as subscription:

@@ -34,7 +34,7 @@ def box_mask(x1: float, y1: float, x2: float, y2: float, *, cells: tuple[int, in
 
 
 def from_run_lengths(counts: list[int]) -> NDArray[np.bool_]:
-    """Decode the run lengths as COCO defines them."""
+    """Decode run lengths in the format of COCO."""
     assert sum(counts) == WIDTH * HEIGHT
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     decoded: NDArray[np.bool_] = flat.reshape(WIDTH, HEIGHT).T
@@ -65,7 +65,7 @@ def test_objects_without_shapes_have_no_further_fields() -> None:
 
 
 def shapes_of(rows: int) -> dict[str, Shapes]:
-    """Return each kind of shape, for `rows` objects that differ."""
+    """Return each kind of shape for `rows` objects with different shapes."""
     points = np.linspace(0, 1, rows * 6, dtype=np.float32).reshape(rows, 2, 3)
     rotated = np.array([[100 + 10 * row, 50, 40, 20, 0.1 + row / 4] for row in range(rows)], np.float32)
     return {

@@ -1,4 +1,4 @@
-"""Detections messages contain exactly the values of each track that the analytics reads."""
+"""Tests that detections messages contain exactly those values of each track that the analytics reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small networks with weights for the tests of `vision.optimize`, and a detector that finds colored cells."""
+"""Small networks with weights for tests of `vision.optimize`, and a detector that finds colored cells."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model(
     outputs: Sequence[str] = ("output",),
     opset: int = 17,
 ) -> onnx.ModelProto:
-    """Return a model with the input `images` and outputs of any shape."""
+    """Return a model with the input `images`, and with outputs of any shape."""
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -54,7 +54,7 @@ def model(
 
 
 def graph_of(made: onnx.ModelProto, folder: Path) -> Graph:
-    """Save a model in a folder. Return its graph, as `vision.optimize` opens it."""
+    """Save a model in a folder. Return its graph as opened by `vision.optimize`."""
     path = folder / "graph.onnx"
     path.write_bytes(made.SerializeToString())
     return open_graph(path)
@@ -67,7 +67,7 @@ def random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 def cells_model(*, outlier: float = 0.0, opset: int = 17) -> onnx.ModelProto:
     """Return a detector with four convolutions and a residual branch. The score of a cell is the mean of its channel.
 
-    `outlier` is a weight of the second convolution for a channel that is always 0.
+    `outlier` is a weight in the second convolution, for a channel that is always 0.
     """
     eye = np.zeros((8, 3, 3, 3), np.float32)
     eye[range(7), [0, 1, 2, 0, 1, 2, 0], 1, 1] = 1
@@ -104,7 +104,7 @@ def cells_model(*, outlier: float = 0.0, opset: int = 17) -> onnx.ModelProto:
 
 
 def save_cells(folder: Path, **options: Any) -> Path:
-    """Write the folder of the detector. Return the folder."""
+    """Write the model folder of the detector. Return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SPEC.file).write_bytes(cells_model(**options).SerializeToString())
     (folder / "model.yaml").write_text(SPEC.model_dump_json(exclude_defaults=True))
@@ -112,7 +112,7 @@ def save_cells(folder: Path, **options: Any) -> Path:
 
 
 def cell_images(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
-    """Return BGR images whose cells are black or have one strong color."""
+    """Return BGR images whose cells are either black or have one strong color."""
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(count):
@@ -125,7 +125,7 @@ def cell_images(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
 
 
 def save_images(folder: Path, images: Sequence[NDArray[np.uint8]]) -> Path:
-    """Write images as PNG files. Return the folder."""
+    """Write images as PNG files into `folder`. Return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
         with av.open(str(folder / f"{index:03d}.png"), "w", format="image2") as container:

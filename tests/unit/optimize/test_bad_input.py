@@ -1,4 +1,4 @@
-"""After bad input or an interruption, `vision calibrate` and `vision sparsify` leave no partial result behind."""
+"""Tests that `vision calibrate` and `vision sparsify` leave no partial result after bad input or an interruption."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ COMMANDS = pytest.mark.parametrize("run", [calibrate, repair])
 
 
 class StopAfter(threading.Event):
-    """Event that is set after a number of calls of `is_set`."""
+    """Event that counts as set after a number of calls of `is_set`."""
 
     def __init__(self, questions: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tests that build engines of quantized and sparse models with TensorRT-RTX, without a GPU."""
+"""Tests that build engines of quantized and sparse models with TensorRT-RTX without a GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build(graph: Graph, precision: Precision, *, sparse: bool = False) -> Built:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_quantized_model_is_parsed_and_built(tmp_path: Path, sparse: bool) -> None:
-    """TensorRT-RTX before 1.7 parses int8 convolutions, but lacks kernels for them."""
+    """TensorRT-RTX before 1.7 parses int8 convolutions, but has no kernels for them."""
     graph = graph_of(cells_model(), tmp_path)
     graph = sparsify(graph) if sparse else graph
     made = quantize(graph, dict.fromkeys(quantized_inputs(graph), 1.0))

@@ -18,7 +18,7 @@ from vision.optimize.sampling import Candidate, choose, gray_cells, is_near_dupl
 
 
 def ignore(_done: int) -> None:
-    """Show no progress."""
+    """Ignore the progress."""
 
 
 def read(folder: Path, temporary: Path, count: int = 20) -> Frames:

@@ -1,4 +1,4 @@
-"""The committed measurements of optimized models meet the project's goals, and equal those in the documentation."""
+"""Tests that the committed measurements of optimized models meet the goals, and equal those in the documentation."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_calibration_of_500_frames_is_fast_enough(page: str) -> None:
 
 
 def documented_precisions() -> Iterator[str]:
-    """Yield the rows of the documentation's table of precisions, in the form of the committed measurement."""
+    """Yield the rows of the precision table in the documentation, in the form of the committed measurement."""
     measured = figures(_H200, "precisions")
     assert measured.keys() == _NETWORKS.keys()
     for key, network in _NETWORKS.items():

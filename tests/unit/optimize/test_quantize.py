@@ -19,7 +19,7 @@ from vision.optimize.quantize import quantize, quantized_inputs
 
 
 class Ones(dict[str, float]):
-    """Thresholds that are 1 for every tensor."""
+    """Thresholds that have the value 1 for every tensor."""
 
     def __missing__(self, name: str) -> float:
         return 1.0
@@ -32,7 +32,7 @@ def quantized(made: onnx.ModelProto, folder: Path, layers: set[str] | None = Non
 
 
 def dequantized_inputs(graph: Graph) -> dict[str, list[str]]:
-    """Return, by the name of each node, the tensors from which the inputs of the node are quantized."""
+    """Return, for each node name, the tensors from which the inputs of the node are quantized."""
     producers = graph.producers()
     found: dict[str, list[str]] = {}
     for each in graph.model.graph.node:
@@ -217,7 +217,7 @@ def half_model() -> onnx.ModelProto:
 
 
 def old_model() -> onnx.ModelProto:
-    """Return a model with an operator that no converter knows."""
+    """Return a model with an operator that no converter supports."""
     nodes = [node("Conv", ["images", "w"], "a"), node("Upsample", ["a", "scales"], "output")]
     weights = {"w": random(3, 3, 1, 1), "scales": np.array([1, 1, 2, 2], np.float32)}
     made = model(nodes, weights, opset=9)

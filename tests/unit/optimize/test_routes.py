@@ -1,4 +1,4 @@
-"""Tests of the calibration by TensorRT 10, and by NVIDIA ModelOpt in a separate environment."""
+"""Tests of the calibration by TensorRT 10, and of the calibration by NVIDIA ModelOpt in a separate environment."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def frames(tmp_path: Path, images: Path) -> Frames:
 
 @pytest.fixture
 def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a program with the name and the arguments of ModelOpt on the path. It writes its arguments to a file."""
+    """Put a stand-in for the ModelOpt program on the path, which writes its arguments to a file. Return this file."""
     package = tmp_path / "site" / "modelopt" / "onnx" / "quantization"
     package.mkdir(parents=True)
     (package / "__main__.py").write_text(STAND_IN)

@@ -1,4 +1,4 @@
-"""Tests of 2:4 pruning, its repair, and its verification."""
+"""Tests of 2:4 pruning, of the repair of pruned weights, and of the verification."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_matrix_times_patches_is_the_output_of_the_layer(tmp_path: Path, made: o
 
 
 def correlated(columns: int, count: int = 4000) -> np.ndarray:
-    """Return samples (count, columns) with strong correlations, as neighboring activations have."""
+    """Return samples (count, columns) with strong correlations, like those of neighboring activations."""
     return random(count, 3) @ random(3, columns, seed=1) + 0.3 * random(count, columns, seed=2)
 
 
@@ -221,7 +221,7 @@ def test_repair_restores_a_model_whose_channels_repeat(tmp_path: Path, images: P
 
 
 def branches(biases: tuple[str, str, str], *, identity: bool = False) -> onnx.ModelProto:
-    """Return a model with three convolutions of the same frame, whose outputs depend on large biases."""
+    """Return a model with three convolutions of the same frame. Their outputs depend on large biases."""
     nodes = [node("Conv", ["images", "first"], "relu0", pads=[1, 1, 1, 1])]
     weights = {"first": np.abs(random(8, 3, 3, 3))}
     for index, bias in enumerate(biases):

@@ -86,7 +86,7 @@ def test_entropy_clips_rare_outliers_but_not_an_even_distribution() -> None:
 
 
 class Reader:
-    """Reader of calibration data, as ONNX Runtime expects it."""
+    """Reader of calibration data with the interface that ONNX Runtime expects."""
 
     def __init__(self, batches: list[np.ndarray]) -> None:
         self._batches: Iterator[np.ndarray] = iter(batches)

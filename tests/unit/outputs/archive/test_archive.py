@@ -1,4 +1,4 @@
-"""The archive returns exactly the frames, tracks, events, and counts that were published."""
+"""Tests that the archive returns exactly the published frames, tracks, events, and counts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def hidden_px(tracks: Tracks) -> list[float]:
 
 
 def assert_equals(archive: Archive, results: list[Result]) -> None:
-    """Compare `results` with the frames in the archive: all values that the analytics reads, and the events."""
+    """Check that `results` equal the frames in the archive: the events, and all values that the analytics reads."""
     archived = [each.result for each in archive.frames("gate", FROM_US, UNTIL_US)]
     assert len(archived) == len(results)
     for found, live in zip(archived, results, strict=True):
@@ -130,7 +130,7 @@ def test_crash_during_compaction_loses_and_duplicates_nothing(
 def test_rows_that_are_moved_while_frames_are_read_are_read_once(
     waiting: Site, tmp_path: Path, days_later: int
 ) -> None:
-    """Read live rows of five hours. After the first hour, move the rows to files, or also join the files."""
+    """Read live rows of five hours. After the first hour, move the rows to files, and optionally merge the files."""
     recorder, results = Recorder(tmp_path), list[Result]()
     for number, result in enumerate(live_results(waiting, islice(detections_of(waiting), 250))):
         later_ns = number // 50 * HOUR_US * 1000

@@ -1,4 +1,4 @@
-"""The examples of docs/archive.md run, and the page lists every column."""
+"""Tests that the examples of docs/archive.md run, and that the document lists every column."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_US = START_UTC_NS // 1000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with an archive that has files and live rows."""
+    """Return a folder with an archive that contains files and live rows."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "archive").mkdir()
     for number, start_s in enumerate((0.0, 3_600.0, 3 * 86_400.0)):

@@ -1,4 +1,4 @@
-"""`vision run` writes the archive in a separate process, and the archive survives crashes."""
+"""Tests that `vision run` writes the archive in a separate process, and that the archive survives crashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that sends requests to the application of the page without a socket."""
+"""Client that sends requests to the page application without a socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKEN = "0123456789abcdef"
 
 
 class Client:
-    """Client that sends requests to an application. It sends `cookies` with each request, as a browser does."""
+    """Client that sends requests to an application. Like a browser, it sends `cookies` with each request."""
 
     def __init__(self, app: ASGIApp, base_url: str = "http://127.0.0.1:8080") -> None:
         self._app = app
@@ -42,6 +42,6 @@ class Client:
 
 
 def client_of(state: PageState | None = None, **settings: Any) -> Client:
-    """Return a client of a page with this state and these settings."""
+    """Return a client of a page with the given state and settings."""
     state = state or PageState(1.0, LiveHistory())
     return Client(application(PageSettings(address="tcp://127.0.0.1:1", **settings), state))

@@ -1,4 +1,4 @@
-"""Tests of access to the page: names of hosts, other websites, tokens, and sizes of requests."""
+"""Tests of access to the page: host names, other websites, tokens, and request sizes."""
 
 from __future__ import annotations
 

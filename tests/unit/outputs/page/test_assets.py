@@ -1,4 +1,4 @@
-"""Tests of the files that a browser loads: their sizes, their origins, and content that they must not have."""
+"""Tests of the files that a browser loads: their sizes, their origins, and forbidden content."""
 
 from __future__ import annotations
 
