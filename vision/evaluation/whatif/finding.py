@@ -17,7 +17,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from vision.analytics.object_analytics import ObjectAnalytics, ObjectEvent
 from vision.analytics.recorded_objects import RecordedTracks
@@ -26,8 +26,8 @@ from vision.evaluation.whatif.judge import FoundEvents, Judge
 from vision.outputs.archive.reader import Archive
 from vision.outputs.archive.rows import ArchivedBlock
 
-_AHEAD: Final = 8
-"""Number of blocks that the second process can find events in while the first process reads an hour of the archive."""
+_AHEAD: Final = 24
+"""Number of blocks that the second process can find events in while the first process reads or compares an hour."""
 _ALLOCATIONS: Final = 100_000  # new objects between two runs of the garbage collector; Python's default is 700
 
 
@@ -119,18 +119,28 @@ def found_by_process(search: Search) -> Iterator[Iterator[FoundBlock]]:
 
 def _exchanged(search: Search, connection: Connection) -> Iterator[FoundBlock]:
     """Send each block to the second process. Yield the blocks with the events that the second process finds."""
-    waiting = deque[ArchivedBlock]()
+    waiting, answers = deque[ArchivedBlock](), SimpleQueue[FoundEvents | None]()
+    # The thread accepts events at once. Otherwise, the second process would wait while this process compares events.
+    threading.Thread(target=_receive, args=(connection, answers), daemon=True).start()
     try:
         for block in search.blocks():
             connection.send(block)
             waiting.append(_without_tracks(block))
-            while len(waiting) > _AHEAD or (waiting and connection.poll()):
-                yield FoundBlock(waiting.popleft(), connection.recv())
+            while len(waiting) > _AHEAD:
+                yield _answered(waiting.popleft(), answers)
         while waiting:
-            yield FoundBlock(waiting.popleft(), connection.recv())
+            yield _answered(waiting.popleft(), answers)
     except (EOFError, ConnectionError):
         hint = "the memory may be too small: try again with a shorter time"
         raise Unavailable("the process that finds events has ended", hint=hint, code="whatif-killed") from None
+
+
+def _answered(block: ArchivedBlock, answers: SimpleQueue[FoundEvents | None]) -> FoundBlock:
+    """Return the block with its events. Raise `EOFError` if the second process has ended."""
+    found = answers.get()
+    if found is None:
+        raise EOFError
+    return FoundBlock(block, found)
 
 
 def _find_events(judge: Judge, connection: Connection) -> None:
@@ -145,9 +155,9 @@ def _find_events(judge: Judge, connection: Connection) -> None:
             connection.send(find(block))
 
 
-def _receive(connection: Connection, blocks: SimpleQueue[ArchivedBlock | None]) -> None:
-    """Put each block from `connection` into `blocks`, and None when the other process has ended."""
-    with suppress(EOFError, ConnectionError):
+def _receive(connection: Connection, received: SimpleQueue[Any]) -> None:
+    """Put each object from `connection` into `received`, and None when the other process has ended."""
+    with suppress(EOFError, OSError):
         while True:
-            blocks.put(connection.recv())
-    blocks.put(None)
+            received.put(connection.recv())
+    received.put(None)
