@@ -198,6 +198,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("damage", BROKEN)
 def test_check_refuses_what_the_start_refuses(damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_folder(Path("mine"), "YOLOv8", "{kind: yolov8}")

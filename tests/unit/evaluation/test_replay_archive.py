@@ -18,6 +18,8 @@ from vision.evaluation.simulation.truth import class_names
 from vision.messaging import codec
 from vision.types import Result
 
+pytestmark = pytest.mark.integration
+
 FRAMES = 400
 
 
