@@ -1,4 +1,4 @@
-"""A camera that follows a script, with a clock that the test advances, and a sink that records its calls."""
+"""Camera that follows a script, with a clock that the test advances, and a sink that records its calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECOND = 1_000_000_000
 
 @dataclass
 class ManualClock:
-    """A clock that the test advances."""
+    """Clock that the test advances."""
 
     now_ns: int = 1_000 * SECOND
 
@@ -28,7 +28,7 @@ class ManualClock:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame that arrives `after_s` seconds after the previous step."""
+    """Frame that arrives `after_s` seconds after the previous step."""
 
     after_s: float = 0.04
     shade: int | None = None  # of all pixels; None: different from that of the previous frame
@@ -42,21 +42,21 @@ class Frame:
 
 @dataclass(frozen=True)
 class Silence:
-    """A period of `seconds` without frames."""
+    """Period of `seconds` without frames."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Fault:
-    """An error that `grab` raises."""
+    """Error that `grab` raises."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
 class Do:
-    """An action of the test between two steps."""
+    """Action of the test between two steps."""
 
     action: Callable[[], object]
 
@@ -66,7 +66,7 @@ Step: TypeAlias = Frame | Silence | Fault | Do
 
 @dataclass
 class Connection:
-    """One connection: its properties, its steps, and errors while it is opened."""
+    """One connection: its properties, its steps, and the errors that occur when it is opened."""
 
     steps: Sequence[Step] = ()
     live: bool = True
@@ -80,7 +80,7 @@ class Connection:
 
 
 class ScriptedSource:
-    """A `vision.capture.source.Source` that follows a script. At its end, it calls `ended`, and has no more frames."""
+    """`vision.capture.source.Source` that follows a script. At the end of the script, it calls `ended`."""
 
     def __init__(self, script: Connection, clock: ManualClock, ended: Callable[[], None]) -> None:
         self._script = script
@@ -162,7 +162,7 @@ class ScriptedSource:
 
 @dataclass
 class RecordingSink:
-    """A `vision.capture.source.FrameSink` that records its calls."""
+    """`vision.capture.source.FrameSink` that records its calls."""
 
     pixel_limit: int = 1 << 20
     waits: int = 0  # number of times that the reader delays the writer
@@ -206,4 +206,4 @@ class RecordingSink:
 
 
 class AllUsed(SourceError):
-    """Error of a script that has no further connection."""
+    """The script of the camera contains no further connection."""

@@ -1,4 +1,4 @@
-"""In CI, a skip that is not on the allow-list counts as a failure."""
+"""Tests that a skip that is not on the allow-list counts as a failure in CI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md names every part of the package, and the code stays within its limits of size."""
+"""Tests that docs/architecture.md names every part of the package, and that the code meets its size limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parts() -> list[str]:
 
 
 def modules() -> list[Path]:
-    """Return the Python files of the package. Files in linked folders have their real paths."""
+    """Return the Python files of the package. For files in linked folders, return the real paths."""
     linked = (path for folder in ("pipelines",) for path in (ROOT / folder).rglob("*.py"))
     own = (path for path in PACKAGE.rglob("*.py") if not any(parent.is_symlink() for parent in path.parents))
     return sorted({*own, *linked})

@@ -1,4 +1,4 @@
-"""Test that `make check-jetsons` fails if something that it needs is missing."""
+"""Tests that `make check-jetsons` fails if a requirement is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TESTS = ("tests/unit/engine/test_any.py", "tests/unit/optimize/test_engines.py")
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Return a project with the script, the program, and tests that pass, but without TensorRT."""
+    """Return a project without TensorRT, with the script, the program, and tests that pass."""
     (tmp_path / "tools").mkdir()
     for name in ("check_jetsons", "setup.sh"):
         shutil.copy(ROOT / "tools" / name, tmp_path / "tools" / name)

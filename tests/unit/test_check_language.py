@@ -1,4 +1,4 @@
-"""tools/check_language.py finds refused words, and lines of Markdown prose that are too long."""
+"""Tests that tools/check_language.py finds rejected words, and lines of Markdown prose that are too long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`FrameBuffer` and `Frame` return the same pixels from host memory and from GPU memory."""
+"""Tests that `FrameBuffer` and `Frame` return the same pixels from host memory and from GPU memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that do not need the optional libraries can be imported without them."""
+"""Tests that modules that do not need optional libraries can be imported without these libraries."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def imports_without(modules: str, blocked: set[str]) -> subprocess.CompletedProc
 
 
 def run_without(code: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a process in which these packages cannot be imported."""
+    """Run `code` in a process in which the packages `blocked` cannot be imported."""
     code = BLOCKED.format(blocked=blocked) + code
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
 

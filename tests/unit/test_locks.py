@@ -1,4 +1,4 @@
-"""The lock files contain what pyproject.toml requires, with hashes, and the tools that read them work."""
+"""Tests that the lock files contain the requirements of pyproject.toml, with hashes, and that tools can read them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def environment(python: str, machine: str) -> dict[str, str]:
 
 
 def pins(name: str, place: Mapping[str, str]) -> tuple[dict[str, str], set[str]]:
-    """Return the versions that a lock file installs, by package, and the packages that are required directly."""
+    """Return the versions that a lock file installs, by package, and the directly required packages."""
     versions: dict[str, str] = {}
     direct = set()
     for package, version, marker, _, origin in ENTRY.findall((ROOT / "locks" / f"{name}.txt").read_text()):
@@ -96,7 +96,7 @@ def pins(name: str, place: Mapping[str, str]) -> tuple[dict[str, str], set[str]]
 
 @pytest.mark.parametrize("name", MACHINES)
 def test_lock_agrees_with_the_requirements(name: str) -> None:
-    """If this test fails, run `make lock`, which writes the files again."""
+    """If this test fails, run `make lock`, which rewrites the files."""
     lock = LOCK.LOCKED[name]
     for place in (environment(*machine) for machine in MACHINES[name]):
         versions, direct = pins(name, place)
@@ -115,7 +115,7 @@ def test_each_package_has_hashes_and_no_address(name: str) -> None:
 
 
 def pip_install(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Make pip choose, download, and check the packages for an empty environment, without installing them."""
+    """Make pip select, download, and check the packages for an empty environment, without installing them."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", *arguments]
     command += ["--disable-pip-version-check", "--require-hashes"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
@@ -136,7 +136,7 @@ def test_pip_installs_the_locked_packages_with_their_hashes() -> None:
 
 
 def options_of_a_jetson(name: str) -> list[str]:
-    """Return the options with which pip chooses packages for a Jetson on any machine."""
+    """Return the options with which pip selects, on any machine, the packages for a Jetson."""
     python = MACHINES[name][0][0].replace(".", "")
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(JETSONS[name], 16, -1)]
     return [

@@ -1,4 +1,4 @@
-"""The README's configuration is valid, and its links lead to files."""
+"""Tests that the configuration in README.md is valid, and that its links lead to files."""
 
 from __future__ import annotations
 

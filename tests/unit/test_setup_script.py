@@ -1,4 +1,4 @@
-"""Test the functions of tools/setup.sh, which ./demo and ./test use."""
+"""Tests of the functions of tools/setup.sh, which ./demo and ./test use."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_packages_of_which_all_are_available(distribution: Path) -> None:
 
 
 def test_package_with_many_versions(distribution: Path) -> None:
-    """The list of versions is longer than the buffer of a pipe, so a reader that stops early ends apt-cache."""
+    """The list of versions is longer than the buffer of a pipe. A reader that stops early would end apt-cache."""
     index = distribution / "packages/Packages"
     other = index.read_text()
     older = [other.replace("Version: 1\n", f"Version: 0.{number}\n") for number in range(3_000)]

@@ -1,4 +1,4 @@
-"""systemd accepts the unit, each restriction in it lowers the exposure, and its commands count failures."""
+"""Tests that systemd accepts the unit, that each restriction lowers the exposure, and that failures are counted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
 
 
 def test_exposure_is_low(tmp_path: Path, passed: dict[str, dict[str, Any]]) -> None:
-    """The fixture skips this test if systemd is too old."""
+    """The fixture skips this test if the version of systemd is too old."""
     done = analyze(tmp_path, UNIT.read_text(), "security", "--offline=true", "--threshold=20", "--no-pager")
     assert done.returncode == 0, done.stdout[-300:]
 
@@ -86,13 +86,13 @@ def command(name: str, folder: Path) -> str:
 
 
 def end(folder: Path, *, result: str = "exit-code", status: str = "1") -> None:
-    """Run the command that follows the end of the service."""
+    """Run the command that the unit executes after the end of the service."""
     variables = {"SERVICE_RESULT": result, "EXIT_STATUS": status}
     subprocess.run(["sh", "-c", command("ExecStopPost", folder)], check=True, env=os.environ | variables)
 
 
 def wait_s(folder: Path) -> int:
-    """Run the command before the start of the service. Return the number of seconds that it waits."""
+    """Run the command that the unit executes before the start. Return the number of seconds that it waits."""
     script = f'sleep() {{ echo "$1" >>"{folder}/slept"; }}; {command("ExecStartPre", folder)}'
     subprocess.run(["sh", "-c", script], check=True)
     slept = folder / "slept"

@@ -1,4 +1,4 @@
-"""The lists of tested layouts and files in docs/models.md and docs/cameras.md match the tests."""
+"""Tests that the lists of tested layouts and files in docs/models.md and docs/cameras.md match the tests."""
 
 from __future__ import annotations
 

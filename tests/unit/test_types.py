@@ -1,4 +1,4 @@
-"""If rows of detections or tracks are selected, each object keeps its shapes."""
+"""Tests that each object keeps its shapes if rows of detections or tracks are selected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of machines that have no GPU, and of machines whose GPU driver does not respond."""
+"""Tests of machines without a GPU, and of machines whose GPU driver does not respond."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_gpu_is_found_also_before_its_driver_is_loaded(tmp_path: Path, files: di
 
 
 def machine(folder: Path, files: dict[str, bytes]) -> Path:
-    """Write the files by which a machine shows its hardware. Return the folder."""
+    """Write the files with which a machine describes its hardware. Return the folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -96,7 +96,7 @@ def machine(folder: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the library of a driver that is not loaded. Return its folder."""
+    """Compile the library of a GPU driver that is not loaded. Return the folder of the library."""
     pytest.importorskip("cuda.bindings.runtime")
     if (compiler := shutil.which("cc")) is None:
         pytest.skip("needs a C compiler")
@@ -110,7 +110,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_on(
     folder: Path, files: dict[str, bytes], environment: dict[str, str], verb: str = "run", **sections: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run `vision run` or `vision check` with `backend: auto` on a machine with these files, for five frames."""
+    """Run `vision run` or `vision check` for five frames, with `backend: auto`, on a machine with these files."""
     config = folder / "camera.yaml"
     camera = {"id": "a", "source": "synthetic:64x64@20?frames=5"}
     publish = {"bind": f"ipc://{folder}/out"}

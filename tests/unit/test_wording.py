@@ -1,4 +1,4 @@
-"""Tests of the full texts of messages. All other tests check only an error's class and its stable fields."""
+"""Tests of the full texts of messages. All other tests check only the class of an error and its stable fields."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of the whole zoo unless they are requested with `-m zoo`."""
+    """Deselect the tests of the whole zoo unless `-m zoo` selects them."""
     if "zoo" in str(config.getoption("markexpr")):
         return
     left_out = [item for item in items if item.get_closest_marker("zoo")]

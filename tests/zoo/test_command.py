@@ -1,4 +1,4 @@
-"""Tests of the command `vision camera-zoo`: the cameras that it serves, its list of cameras, and ports in use."""
+"""Tests of the command `vision camera-zoo`: the served cameras, the list of cameras, and ports that are in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings of all cameras in the zoo that send H.264 or H.265 show every frame at the right time."""
+"""Tests that recordings of all zoo cameras with H.264 or H.265 show every frame at the right time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_recorded(persona: Persona) -> bool:
 
 
 def record(zoo: Zoo, folder: Path, fault: Fault, persona: Persona) -> tuple[str, list[str]]:
-    """Record a camera. Return its name, and the faults of its files."""
+    """Record a camera. Return the name of the camera, and the faults of its files."""
     camera = Camera(persona, fault, fault_after_s=FAULT_AFTER_S, repeats=False)
     zoo.start([camera])
     config = config_of(camera, "ffmpeg")
@@ -88,7 +88,7 @@ def record(zoo: Zoo, folder: Path, fault: Fault, persona: Persona) -> tuple[str,
 
 
 def faults_of(path: Path, file: RecordedFile, persona: Persona, fault: Fault) -> list[str]:
-    """Return the faults of a file: frames that are missing or late."""
+    """Return the faults of a file: missing frames and late frames."""
     numbers: list[int | None] = []
     times_s: list[float] = []
     with av.open(str(path)) as container:

@@ -57,7 +57,7 @@ def served() -> list[Persona]:
 
 
 def remedies(persona: Persona, reader: Reader) -> Iterator[tuple[Reader, Mapping[str, object] | None]]:
-    """Yield `reader` and the additional keys with which it plays a camera. Yield nothing if it cannot play it."""
+    """Yield `reader` and the additional keys with which it plays a camera. Yield nothing if no keys make it play."""
     if reader not in persona.readers:
         return
     verdict = persona.verdicts.get(reader)
@@ -122,7 +122,7 @@ def own_threads() -> list[str]:
 
 
 def memory_bytes() -> int:
-    """Return the resident memory of this process."""
+    """Return the resident memory of this process in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

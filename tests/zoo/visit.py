@@ -1,4 +1,4 @@
-"""A visit reads a camera of the zoo under a supervisor, as the program does, and accounts for each frame."""
+"""Visits of zoo cameras. A visit reads a camera under a supervisor, as the program does, and counts all frames."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _RECOVERED_AT = 31  # the number of the first intact frame after all kinds of lo
 
 @dataclass(frozen=True)
 class Published:
-    """One published frame, and the number of frames before it."""
+    """Published frame, and the number of frames before it."""
 
     number: int | None  # in its pixels; None if it is damaged
     counted: int  # frames that were published or dropped before it
@@ -42,7 +42,7 @@ class Published:
 
 
 class Sink:
-    """A `FrameSink` that reads the number of every frame."""
+    """`FrameSink` that reads the number in every frame."""
 
     def __init__(self) -> None:
         self.published: list[Published] = []
@@ -78,7 +78,7 @@ class Sink:
 
 @dataclass(slots=True)
 class Visit:
-    """The result of a visit. `faults` is empty if everything was as expected."""
+    """Result of a visit. `faults` is empty if the camera behaved as expected."""
 
     name: str
     reader: Reader
@@ -112,7 +112,7 @@ def config_of(camera: Camera, reader: Reader, remedy: Mapping[str, object] | Non
 def visit(
     zoo: Zoo, persona: Persona, reader: Reader, fault: Fault, remedy: Mapping[str, object] | None = None
 ) -> Visit:
-    """Read a camera of the zoo until the goal of this fault is reached. Return the result."""
+    """Read a zoo camera until the goal of the fault is reached. Return the result."""
     result = Visit(persona.name, reader, fault)
     camera = Camera(persona, fault, fault_after_s=FAULT_AFTER_S, repeats=False)
     zoo.start([camera])
@@ -158,7 +158,7 @@ def visit(
 
 
 def codes_while_running(configs: Sequence[CameraConfig]) -> dict[str, str]:
-    """Read cameras as the program does until the first connection of each fails. Return the codes of the failures."""
+    """Read cameras as the program does, until the first connection of each camera fails. Return the error codes."""
     supervisors = [
         CameraSupervisor(
             config.id,
@@ -196,7 +196,7 @@ def _is_reached(camera: Camera, sink: Sink) -> bool:
 
 
 def _enough(camera: Camera) -> int:
-    """Return the number of frames of a visit without a fault, enough for an oddity that comes late in the stream."""
+    """Return the number of frames of a visit without a fault, which includes oddities that occur late in the stream."""
     stream = camera.persona.stream
     if isinstance(stream, RtspStream):
         late = max(stream.jump_at, stream.new_ssrc_at, 2 * stream.resize_every)
@@ -206,10 +206,10 @@ def _enough(camera: Camera) -> int:
 
 
 def account(camera: Camera, published: list[Published]) -> list[str]:
-    """Return the faults of the published frames: those that are damaged, repeated, or not counted.
+    """Return the faults of the published frames: damaged, repeated, and uncounted frames.
 
-    The frames of each connection are compared with what the camera sent to each client, because a library can connect
-    more often than the program does.
+    The function compares the frames of each connection with the frames that the camera sent to each client, because a
+    library can connect more often than the program.
     """
     damaged = sum(frame.number is None for frame in published)
     faults = [f"{damaged} damaged frames were published"] if damaged else []
@@ -224,7 +224,7 @@ def account(camera: Camera, published: list[Published]) -> list[str]:
 
 
 def _account_epoch(camera: Camera, published: list[Published], playback: Playback) -> list[str]:
-    """Compare the frames of one epoch with the frames of a playback. All frames that were sent must be counted."""
+    """Compare the frames of one epoch with the frames of a playback. All sent frames must be counted."""
     start = playback.sent[0]
     sent = sorted((number - start) % FRAMES for number in playback.sent[:FRAMES])
     lost = {(playback.sent[position] - start) % FRAMES for position in playback.damaged if position < FRAMES}
@@ -287,7 +287,7 @@ def _account_start(camera: Camera, first: Published) -> list[str]:
 
 
 def in_parallel(jobs: list[Callable[[], Visit]], at_once: int) -> list[Visit]:
-    """Run the visits in `at_once` threads. If a visit raises an exception, raise it after all visits."""
+    """Run the visits in `at_once` threads. If a visit raises an exception, raise it after the end of all visits."""
     results: list[Visit | None] = [None] * len(jobs)
     failures: list[BaseException] = []
     indices = iter(range(len(jobs)))

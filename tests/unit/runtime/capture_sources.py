@@ -21,7 +21,7 @@ _stuck: list[bool] = []  # contains an item once a source of this process is stu
 
 
 class Faulty:
-    """A source that works for `FRAMES` frames, and then has the fault that `kind` names."""
+    """Source that works for `FRAMES` frames, and then has the fault `kind`."""
 
     def __init__(self, source: Source, kind: str) -> None:
         self._source = source
@@ -71,5 +71,5 @@ class Faulty:
 
 
 def open_faulty(config: CameraConfig, **options: Any) -> Source:
-    """Open the source of a camera. The first part of the camera's id is the fault."""
+    """Open the source of a camera. The first part of the camera id names the fault."""
     return Faulty(open_source(config, **options), config.id.partition("-")[0])

@@ -24,7 +24,7 @@ MS = 1_000_000
 
 @dataclass
 class ManualClock:
-    """A clock that the test advances."""
+    """Clock that the test advances."""
 
     now_ns: int = 1_000 * MS
 
@@ -40,7 +40,7 @@ allocate = FrameBuffer.allocate
 
 @dataclass
 class Camera:
-    """Writer of numbered frames into a slot, like a supervisor."""
+    """Writer of numbered frames into a slot, in the same way as a supervisor."""
 
     slot: LatestSlot
     clock: ManualClock
@@ -101,7 +101,7 @@ def test_lease_has_the_newest_frame_and_the_drops_before_it(make: MakeCamera) ->
 
 
 def test_drops_after_the_waiting_frame_are_reported_with_the_next(make: MakeCamera) -> None:
-    """A frame waits for the reader, and later frames are dropped without a buffer."""
+    """A frame waits for the reader. The camera drops subsequent frames, for which there is no buffer."""
     camera = make()
     camera.slot.drop(DropReason.CORRUPT)
     camera.write()
@@ -303,7 +303,7 @@ def layout_of(buffer: FrameBuffer) -> tuple[int, int, PixelFormat]:
 
 
 def test_new_format_of_the_same_shape_gets_new_buffers(clock: ManualClock) -> None:
-    """Buffers of the old format, leased or waiting, are not used again."""
+    """Buffers of the previous format, whether leased or waiting, must not be used again."""
     camera = Camera(LatestSlot("a", Allocator(), clock=clock, leases=2), clock)
     camera.configure("nv12")
     leases = []
@@ -349,7 +349,7 @@ def test_number_of_buffers_is_constant_when_a_size_returns(clock: ManualClock) -
 
 
 def test_failed_allocation_leaves_no_buffers(clock: ManualClock) -> None:
-    """The old buffers are freed first, and no buffer of the failed allocation is kept."""
+    """The slot frees the old buffers before the allocation, and keeps no buffer of the failed allocation."""
     allocate = Allocator(room=3)
     camera = Camera(LatestSlot("a", allocate, clock=clock, leases=1), clock)
     camera.write()
@@ -373,7 +373,7 @@ def test_failed_allocation_leaves_no_buffers(clock: ManualClock) -> None:
 
 
 def is_held(lock: threading.Condition) -> bool:
-    """Return True if another thread would have to wait for the lock, which is reentrant."""
+    """Return True if another thread would have to wait for the reentrant lock."""
     found: list[bool] = []
 
     def look() -> None:
@@ -389,7 +389,7 @@ def is_held(lock: threading.Condition) -> bool:
 
 
 def test_buffers_are_freed_without_the_shared_lock(clock: ManualClock) -> None:
-    """The lock must be free, because freeing a buffer waits for all work of the GPU."""
+    """The lock must be free, because freeing a buffer waits for all GPU work."""
     changed = threading.Condition()
     freed: list[bool] = []
     allocate = Allocator(when_freed=lambda: freed.append(is_held(changed)))
@@ -563,7 +563,7 @@ Steps = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(Steps, st.booleans(), st.integers(1, 3))
 def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: int) -> None:
-    """The test also checks that each frame is in a buffer that was allocated for its size and format."""
+    """The test also checks that the buffer of each frame was allocated for its size and format."""
     clock, allocate = ManualClock(), Allocator()
     slot = LatestSlot("a", allocate, clock=clock, lossless=lossless, leases=leases, max_fps=20.0, max_frame_age_s=0.1)
     camera = Camera(slot, clock)
@@ -616,7 +616,7 @@ def test_every_frame_is_accounted_for(steps: list[str], lossless: bool, leases: 
 
 @dataclass
 class Simulation:
-    """Simulation, with a virtual clock, of a detector that takes `service_ms` per batch, and of a faster camera."""
+    """Simulation of a detector that needs `service_ms` per batch, and of a faster camera, with a virtual clock."""
 
     service_ms: float
     slots: int
@@ -626,7 +626,7 @@ class Simulation:
     clock: ManualClock = field(default_factory=lambda: ManualClock(0))
 
     def run(self, seconds: float) -> tuple[float, float]:
-        """Return the batches per second, and the median age in ms of a frame when its batch returns."""
+        """Return the batches per second, and the median age of a frame, in ms, when its batch returns."""
         timer = SubmitScheduler(self.parallel)
         running: list[tuple[int, int]] = []  # captured, done
         ages: list[float] = []

@@ -44,7 +44,7 @@ CLIP = Path(__file__).parents[3] / "configs" / "vtest.mp4"
 
 @dataclass
 class Site:
-    """A program with capture workers. The program itself runs in a thread of the test."""
+    """Program with capture workers. The main program runs in a thread of the test."""
 
     runtime: Runtime
     cameras: dict[str, Camera]
@@ -114,7 +114,7 @@ def _no_process_remains() -> Iterator[None]:
 
 
 def children() -> list[psutil.Process]:
-    """Return the capture workers, without the spare process."""
+    """Return the capture workers, except the spare process."""
     return [child for child in worker_children() if name_of(child) != SPARE.strip()]
 
 
@@ -175,7 +175,7 @@ def test_slow_detector_drops_old_frames() -> None:
 
 
 def allocations(monkeypatch: pytest.MonkeyPatch) -> list[FrameMemory]:
-    """Return a list of the memory that the main process allocates from now on."""
+    """Return a list to which each subsequent memory allocation of the main process is added."""
     allocated: list[FrameMemory] = []
 
     def allocate(*arguments: Any, on_gpu: bool) -> FrameMemory:
@@ -187,7 +187,7 @@ def allocations(monkeypatch: pytest.MonkeyPatch) -> list[FrameMemory]:
 
 
 def test_killed_workers_are_replaced_and_every_frame_is_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new processes use the memory of the killed ones, because a new allocation would interrupt the GPU."""
+    """The new processes reuse the memory of the killed processes, because a new allocation would interrupt the GPU."""
     allocated = allocations(monkeypatch)
     run = site(
         {f"c{n}": "synthetic:160x120@100" for n in range(4)}, workers=4, detector=FakeDetector(service_ns=5_000_000)
@@ -237,7 +237,7 @@ def test_faulty_camera_disturbs_only_its_worker(
 
 
 def test_camera_whose_library_does_not_return_gets_a_new_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The camera also gets new memory, because the call that hangs can still write to the old memory."""
+    """The camera also gets new memory, because the blocked call can still write to the previous memory."""
     allocated = allocations(monkeypatch)
     run = site(
         {"stuck-0": "synthetic:160x120@25", "good-1": "synthetic:160x120@25"}, workers=1, faulty=True, hang_s=2.0
@@ -263,7 +263,7 @@ def test_stop_does_not_wait_for_a_camera_that_hangs() -> None:
 
 
 class SmallMemory(FakeDetector):
-    """A detector that has no memory for wide frames when the main process allocates them."""
+    """Detector that has no memory for wide frames when the main process allocates these frames."""
 
     def shared_buffers(self, memory: np.ndarray[Any, Any], frames: Sequence[FrameBuffer]) -> list[FrameBuffer]:
         if frames[0].width_px > 200:

@@ -1,4 +1,4 @@
-"""A program without free file descriptors continues, or ends with a clear error."""
+"""Tests that a program without free file descriptors continues, or ends with a clear error."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def children(pid: int) -> set[int]:
 
 
 def wait_until_idle(pid: int) -> None:
-    """Wait until the child processes are idle. If the limit were lowered before this, the program would abort."""
+    """Wait until the child processes are idle. Before that, a lower descriptor limit would abort the program."""
     used_s = float("inf")
     while True:
         before_s = used_s
@@ -114,7 +114,7 @@ def wait_until_idle(pid: int) -> None:
 
 
 def starve(pid: int, *, below: bool = False) -> None:
-    """Lower the limit of a process so that no descriptor is free.
+    """Lower the file descriptor limit of a process so that no descriptor is free.
 
     If `below` is True, the process cannot even use descriptors that it releases.
     """

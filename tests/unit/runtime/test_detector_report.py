@@ -1,4 +1,4 @@
-"""Tests of the state of the detector in reports, in status messages, and in the terminal."""
+"""Tests of the detector's state in reports, in status messages, and in the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REASON = "the model has outputs whose size depends on the frame"
 
 
 class OnAGpu(FakeDetector):
-    """A fake detector that reports the properties of a detector on a GPU."""
+    """Fake detector that reports the properties of a detector on a GPU."""
 
     def __init__(self, graphs_off: str) -> None:
         super().__init__(max_batch=4)
@@ -39,7 +39,7 @@ class OnAGpu(FakeDetector):
 
 
 class OnTheCpu(FakeDetector):
-    """A fake detector that runs on the CPU although the machine has a GPU."""
+    """Fake detector that runs on the CPU although the machine has a GPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tests of the maximum age of frames: refused frames, results that are too old, and the accounting of every frame."""
+"""Tests of the maximum age of frames: rejected frames, results that are too old, and the accounting of all frames."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_lossless_camera_waits_for_the_results_and_has_no_limit_of_age() -> None
 
 @dataclass
 class Site:
-    """Cameras, and a results thread that the test runs itself, on a manual clock."""
+    """Cameras, and a results thread that the test itself executes on a manual clock."""
 
     clock: ManualClock = field(default_factory=ManualClock)
     stages: Sequence[Stage] = ()
@@ -131,7 +131,7 @@ class Site:
         self.handler = ResultHandler(self.stages, [self.sink], list(self.names), self.clock)
 
     def infer(self, names: str, busy_ms: int = 0) -> None:
-        """Take a frame of each camera, and hand over the results `busy_ms` later."""
+        """Take a frame from each camera. Pass the results to the results thread `busy_ms` later."""
         leases = [take(self.cameras[name]) for name in names]
         taken_ns = self.clock()
         self.clock.advance_ms(busy_ms)
@@ -206,7 +206,7 @@ def test_next_result_reports_the_drops_of_a_result_that_was_too_old() -> None:
 
 @dataclass
 class Together:
-    """A stage that processes batches in `takes_ms` each, and records the cameras of each batch."""
+    """Stage that needs `takes_ms` per batch, and records the cameras of each batch."""
 
     clock: ManualClock
     takes_ms: int = 0
@@ -247,7 +247,7 @@ def test_queued_batches_are_processed_together_up_to_a_limit() -> None:
 
 
 def test_refused_frame_does_not_wake_the_batcher() -> None:
-    """A frame is refused while results are unfinished. The batcher wakes when such a result is finished."""
+    """A frame is rejected while results are unfinished. When one of these results is finished, the batcher wakes."""
     clock = ManualClock()
     camera = Camera(slot_of(clock), clock)
     leases = [take(camera) for _ in range(MAX_UNFINISHED)]
@@ -262,7 +262,7 @@ def test_refused_frame_does_not_wake_the_batcher() -> None:
 
 
 class Woken(threading.Condition):
-    """Condition that counts the calls of `notify_all`."""
+    """Condition variable that counts the calls of `notify_all`."""
 
     count = 0
 
@@ -383,7 +383,7 @@ def test_every_frame_is_accounted_for_with_results(steps: list[str]) -> None:
 
 @dataclass
 class Ages(Collector):
-    """Sink that records the age of each frame when it receives the result, and then sleeps for `sleep_s` seconds."""
+    """Sink that records the age of each result's frame, and then sleeps for `sleep_s` seconds."""
 
     sleep_s: float = 0.0
     ages_s: list[float] = field(default_factory=list)
@@ -411,7 +411,7 @@ class SlowPixels:
 @pytest.mark.integration
 @pytest.mark.parametrize("slow", ["stage", "pixel stage", "sink", "detector"])
 def test_overload_keeps_frames_young_and_accounts_for_each(slow: str) -> None:
-    """The cameras send three times as many frames as the slow part can process, at 50 ms per frame."""
+    """The cameras send three times as many frames as the slow part can process, which needs 50 ms per frame."""
     sink = Ages(sleep_s=0.05 if slow == "sink" else 0.0)
     stages: dict[str, Stage] = {"stage": sleep_stage(0.05), "pixel stage": SlowPixels()}
     detector = FakeDetector(max_batch=1, service_ns=50 * MS if slow == "detector" else 0)

@@ -1,4 +1,4 @@
-"""A model that other users can replace is refused, even if it is the second model."""
+"""Tests that a model that other users can replace is rejected, even if it is the second model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Return the folder of a model that only this user can write."""
+    """Return the folder of a model that only this user can write to."""
     folder = tmp_path / "a model"
     shutil.copytree(shipped_models() / NAME, folder)
     folder.chmod(0o755)
@@ -46,7 +46,7 @@ def refusal(path: Path) -> ModelError:
 
 
 def carry_out(error: ModelError) -> None:
-    """Run the first command in the hint of an error."""
+    """Execute the first command in the hint of an error."""
     subprocess.run(shlex.split(error.hint.split("`")[1]), check=True)
 
 

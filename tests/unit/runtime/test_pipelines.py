@@ -53,7 +53,7 @@ LEFT = {"name": "left", "polygon": ((0, 0), (0.5, 0), (0.5, 1), (0, 1)), "anchor
 
 @dataclass
 class Kept:
-    """A sink that stores all results and reports."""
+    """Sink that stores all results and reports."""
 
     results: list[Result] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
@@ -197,7 +197,7 @@ def test_rules_publish_events() -> None:
 
 @pytest.mark.integration
 def test_reader_that_the_detector_cannot_use_is_refused() -> None:
-    """If the configuration names a reader, the program does not silently use a different one."""
+    """If the configuration names a reader, the program must not silently use another reader."""
 
     def on_cpu(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Detector:
         return open_detector(folder, spec, detect.model_copy(update={"backend": "onnxruntime"}))
@@ -217,7 +217,7 @@ def test_evaluation_writes_no_files(tmp_path: Path) -> None:
 
 @contextmanager
 def published(config: AppConfig, kinds: tuple[Kind, ...], *, offline: bool = False) -> Iterator[list[Item]]:
-    """Run the program until it ends. Yield the messages that a subscriber has received."""
+    """Run the program until it ends. Yield the messages that a subscriber received."""
     items: list[Item] = []
     stop = threading.Event()
     with ExitStack() as resources:
@@ -323,7 +323,7 @@ def test_second_program_with_the_same_state_dir_is_refused(tmp_path: Path) -> No
 
 
 def programs() -> dict[str, str]:
-    """Return the complete programs in docs/pipelines.md, by their docstrings."""
+    """Return the complete programs in docs/pipelines.md, by module docstring."""
     found = re.findall(r"^```python\n(.*?)^```$", DOCS, re.DOTALL | re.MULTILINE)
     return {program.split('"""')[1]: program for program in found}
 

@@ -1,4 +1,4 @@
-"""Each stage that reads frames gets the right frame, holds few frames, and releases all of them after any failure."""
+"""Tests that each stage that reads frames gets the right frame, holds few frames, and releases all after a failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def leased(camera: Camera) -> int:
 
 @dataclass
 class Looker:
-    """Pixel stage that checks the pixel in the middle of every object, and records the largest number of leases."""
+    """Pixel stage that checks the center pixel of every object, and records the largest number of leases."""
 
     cameras: list[Camera] = field(default_factory=list)
     wrong: int = 0
@@ -118,7 +118,7 @@ def test_leases_end_with_the_detector_without_a_pixel_stage() -> None:
 
 
 class FailingDetector(FakeDetector):
-    """Detector that fails at its third batch."""
+    """Detector that fails in its third batch."""
 
     def submit(self, slot: int, frames: list[Frame]) -> None:  # type: ignore[override]
         if self._submitted == 2:
@@ -156,7 +156,7 @@ def test_every_lease_is_released_after_a_failure(culprit: str) -> None:
 
 
 def test_memory_of_a_pixel_stage_run_does_not_grow() -> None:
-    """Buffers are allocated once: one for each lease, one for the waiting frame, and one for the next frame."""
+    """The program allocates only one buffer for each lease, one for the waiting frame, and one for the next frame."""
     made: list[int] = []
 
     class Counting(FakeDetector):
@@ -173,7 +173,7 @@ def test_memory_of_a_pixel_stage_run_does_not_grow() -> None:
 
 @dataclass
 class LateReader:
-    """Stage that reads each frame after `with_frame` has returned, like a stage whose work the GPU does later."""
+    """Stage that reads each frame after `with_frame` has returned, like a stage with asynchronous GPU work."""
 
     unread: list[Frame] = field(default_factory=list)
     sink: Collector = field(default_factory=Collector)
@@ -201,7 +201,7 @@ class LateReader:
 
 
 def test_lease_is_kept_until_a_stage_has_read_the_frame() -> None:
-    """The result does not wait for the stage: it is published before the frame is read."""
+    """The program publishes the result before the stage reads the frame."""
     reader = LateReader()
     sources = [f"synthetic:160x120@1000?frames=60&seed={seed}&format=bgr" for seed in (1, 2)]
     detector = FakeDetector(batches_in_flight=2, max_batch=2)

@@ -1,4 +1,4 @@
-"""All files of a program contain the masks: snapshots, the annotated video, and the image of `vision draw`."""
+"""Tests that all files of a program contain the masks: snapshots, the annotated video, and the `vision draw` image."""
 
 from __future__ import annotations
 

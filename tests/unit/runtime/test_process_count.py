@@ -1,4 +1,4 @@
-"""Tests of `process_count`: how many worker processes `processes: auto` chooses."""
+"""Tests of `process_count`, which determines the number of worker processes for `processes: auto`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apply random changes to a running program. Other parts continue, and invalid changes have no effect."""
+"""Tests that apply random changes to a running program. Other parts continue, and invalid changes have no effect."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def section(**changes: Any) -> Content:
 
 
 class RandomSite(Site):
-    """The program with a sink and with `realign`, and the checks after each change."""
+    """Program with a sink and with `realign`, and the checks after each change."""
 
     def __init__(self, folder: Path, processes: int, hook: Server) -> None:
         super().__init__(folder, processes=processes)
@@ -68,7 +68,7 @@ class RandomSite(Site):
         self.first = copy.deepcopy(self.content)
 
     def begin(self) -> None:
-        """Restore the original configuration, and start a new record of the received messages."""
+        """Restore the original configuration, and clear the record of the received messages."""
         self.restore()
         self.opened = {name: int(name in self.present()) for name in NAMES}
 
@@ -80,7 +80,7 @@ class RandomSite(Site):
         return {name: reply for name, reply in replies.items() if isinstance(reply, AnalyticsReply)}
 
     def apply(self, step: Step) -> None:
-        """Make one change, and check the response of the program."""
+        """Make one change, and check the program's response."""
         what, name, number = step
         if what in INVALID:
             self._refuse(what, name, number)
@@ -97,7 +97,7 @@ class RandomSite(Site):
             self.opened[each] += 1
 
     def _request(self, changed: Content, what: str, name: str, number: int) -> dict[str, list[str]]:
-        """Write a change to the file. Apply it with a reload, or with requests about one camera."""
+        """Write a change to the file. Apply the change with a reload, or with requests about one camera."""
         before = self.present()
         self.write(**changed)
         if number % 2 == 0:
@@ -116,7 +116,7 @@ class RandomSite(Site):
         return self.change()
 
     def _refuse(self, what: str, name: str, number: int) -> None:
-        """Request an invalid change, and check that it has no effect."""
+        """Request an invalid change, and check that the change has no effect."""
         before = self.analytics()
         if what == "control":
             requests = (
@@ -139,7 +139,7 @@ class RandomSite(Site):
         }
 
     def check(self) -> None:
-        """Check frames, tracks, counts, and events in all messages since `begin`."""
+        """Check the frames, tracks, counts, and events in all messages since `begin`."""
         self.wait_frames("".join(self.present()), 5)
         self.wait(lambda: sorted(self.cameras()) == sorted(self.present()), "a status with the present cameras")
         items = list(self.items)
@@ -158,17 +158,17 @@ class RandomSite(Site):
         assert numbers == [*range(min(numbers, default=0), max(numbers, default=-1) + 1)]
 
     def delivered(self) -> list[int]:
-        """Return the numbers of the events that the sink has delivered."""
+        """Return the numbers of the events that the sink delivered."""
         with suppress(json.JSONDecodeError):  # the server is writing
             return [json.loads(body)["number"] for _, body in requests_of(self.hook)]
         return []
 
 
 def check_tracks(frames: list[DetectionsMessage]) -> None:
-    """Check that the tracks of a camera never all end at once while it has several objects.
+    """Check that the tracks of a camera never all end in the same frame while the camera has several objects.
 
-    A new track is published with its second detection, so one frame without tracks can lie between
-    the old and the new. If the program dropped more frames, fast objects also get new tracks.
+    A new track is published with its second detection, so one frame without tracks can lie between old and new tracks.
+    If the program dropped several frames, fast objects also get new tracks.
     """
     tracked = [message for message in frames if ids(message)]
     for before, after in pairwise(tracked):
@@ -177,7 +177,7 @@ def check_tracks(frames: list[DetectionsMessage]) -> None:
 
 
 def check_counts(messages: list[CountsMessage]) -> None:
-    """Check that the totals of a line never decrease while the line exists."""
+    """Check that the totals of a line never decrease as long as the line exists."""
     for before, after in pairwise(messages):
         for name in before.lines.keys() & after.lines.keys():
             assert after.lines[name].in_ >= before.lines[name].in_
@@ -187,7 +187,7 @@ def check_counts(messages: list[CountsMessage]) -> None:
 def _changed(content: Content, what: str, name: str, number: int) -> Content:
     """Return a valid configuration with one change.
 
-    If the change does not fit, for example because the camera does not exist, return an equal configuration.
+    If the change is not possible, for example because the camera does not exist, return an equal configuration.
     """
     own = next((each for each in content["cameras"] if each["id"] == name), None)
     analytics = content["analytics"]
@@ -228,7 +228,7 @@ def _changed(content: Content, what: str, name: str, number: int) -> Content:
 
 
 def _invalid(content: Content, what: str, name: str, number: int) -> str:
-    """Return the text of a configuration that the program must refuse."""
+    """Return the text of a configuration that the program must reject."""
     if what == "text":
         return ("cameras: [", "", "- a", "cameras: {id: a}")[number]
     content = copy.deepcopy(content)

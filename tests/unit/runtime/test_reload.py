@@ -1,4 +1,4 @@
-"""The program changes while it runs: other cameras and their tracks continue, and invalid changes have no effect."""
+"""Tests of changes to a running program: other cameras and tracks continue, and invalid changes have no effect."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SECTION = {"units": "fraction", "lines": [DOOR], "zones": [HALL]}
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Yield a folder with a short path, because the path of a socket is limited."""
+    """Yield a folder with a short path, because the length of a socket path is limited."""
     path = Path(tempfile.mkdtemp(prefix="vr-", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNTIME_DIRECTORY", str(path))
@@ -67,7 +67,7 @@ def camera(name: str, seed: int = 1, **more: Any) -> dict[str, Any]:
 
 
 class Site:
-    """A running program, its configuration, and the messages that a subscriber in this process has received."""
+    """Running program, its configuration, and the messages that a subscriber in this process received."""
 
     def __init__(self, folder: Path, *, processes: int = 1, cameras: int = 4) -> None:
         self.path = folder / f"camera-{processes}-{cameras}.yaml"
@@ -92,7 +92,7 @@ class Site:
         self.path.write_text(yaml.safe_dump(self.content, sort_keys=False))
 
     def restore(self) -> None:
-        """Restore the original configuration, and discard the received messages."""
+        """Restore the original configuration, and discard the messages received so far."""
         self.content = {}
         self.write(**self.first)
         self.change()
@@ -108,7 +108,7 @@ class Site:
         return {kind: names for kind in reply.__struct_fields__ if (names := getattr(reply, kind))}
 
     def cameras(self) -> list[str]:
-        """Return the cameras of the last status report of the program."""
+        """Return the cameras of the program's most recent status report."""
         status = self.ask(StatusRequest())
         assert isinstance(status, StatusReply)
         return [each.camera for each in status.cameras]
@@ -117,7 +117,7 @@ class Site:
         return [item for item in self.items if isinstance(item, DetectionsMessage) and item.camera == name]
 
     def wait_frames(self, names: str, count: int = 10) -> None:
-        """Wait until each camera has delivered `count` more frames."""
+        """Wait until each camera in `names` has delivered `count` more frames."""
         before = {name: len(self.frames(name)) for name in names}
         self.wait(lambda: all(len(self.frames(name)) >= before[name] + count for name in names), f"frames of {names}")
 
@@ -174,7 +174,7 @@ def ids(message: DetectionsMessage) -> set[int]:
 
 
 def check_unbroken(frames: list[DetectionsMessage]) -> None:
-    """Check that no frame is missing, except those that are reported as dropped."""
+    """Check that no frame is missing, except for frames that are reported as dropped."""
     assert {message.epoch for message in frames} == {frames[0].epoch}
     assert [message.seq for message in frames] == [*range(frames[0].seq, frames[0].seq + len(frames))]
     for before, after in pairwise(frames):
@@ -209,7 +209,7 @@ LEFT_HALF = {"units": "fraction", "masks": [[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]
 
 
 def brightness(site: Site, name: str) -> int:
-    """Return the largest pixel value in the left half of a camera's next snapshot."""
+    """Return the largest pixel value in the left half of the next snapshot of a camera."""
     since = rfc3339(time.time_ns())
 
     def found() -> list[Path]:
@@ -346,7 +346,7 @@ def test_what_cannot_change_changes_nothing(site: Site, capsys: pytest.CaptureFi
 
 
 def used(pid: int) -> tuple[int, int]:
-    """Return the numbers of threads and of open files of a process."""
+    """Return the number of threads and the number of open files of a process."""
     return len([*Path(f"/proc/{pid}/task").iterdir()]), len([*Path(f"/proc/{pid}/fd").iterdir()])
 
 

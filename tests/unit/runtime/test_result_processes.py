@@ -43,7 +43,7 @@ RULE = {"name": "visited", "when": "zone_entered left"}
 
 
 def site(folder: Path, *, processes: int, cameras: int = 3, source: str = "", **top: Any) -> AppConfig:
-    """Return a configuration with synthetic cameras, which each have a line and a zone."""
+    """Return a configuration with synthetic cameras, each of which has a line and a zone."""
     source = source or "synthetic:160x120@30?objects=3"
     ids = [f"c{number}" for number in range(cameras)]
     section = {"units": "fraction", "lines": [LINE], "zones": [ZONE]}
@@ -61,7 +61,7 @@ def site(folder: Path, *, processes: int, cameras: int = 3, source: str = "", **
 
 @dataclass
 class Running:
-    """A program of this process, and everything that a subscriber received from it."""
+    """Program in this process, and all data that a subscriber received from it."""
 
     runtime: Runtime
     stop: threading.Event = field(default_factory=threading.Event)
@@ -75,7 +75,7 @@ class Running:
         return [found[name] for name in sorted(found) if name.startswith("result worker")]
 
     def spare(self) -> psutil.Process:
-        """Wait until the spare process runs. Return it."""
+        """Wait until the spare process runs. Return the spare process."""
         wait_until(lambda: "spare worker" in by_name(worker_children()), "the spare process")
         return by_name(worker_children())["spare worker"]
 
@@ -141,7 +141,7 @@ def finished(program: Running) -> bool:
 
 
 def comparable(program: Running) -> dict[str, list[bytes]]:
-    """Return the messages of each topic in JSON, with times since the first frame of the camera."""
+    """Return the messages of each topic in JSON, with times relative to the first frame of the camera."""
     starts_ns = {item.camera: item.captured_monotonic_ns for item in reversed(program.of(DetectionsMessage))}
     found: dict[str, list[bytes]] = {}
     for item in [*program.of(DetectionsMessage), *program.of(EventMessage), *program.of(ObjectMessage)]:

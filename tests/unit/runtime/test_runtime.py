@@ -1,4 +1,4 @@
-"""Tests of the threads, the inference loop, the start, and the stop, with fake cameras and detectors."""
+"""Tests of the threads, the inference loop, the start, and the stop of a program, with fake cameras and detectors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MS = 1_000_000
 
 @dataclass
 class Collector:
-    """A sink that stores all results by camera, and all reports."""
+    """Sink that stores all results, by camera, and all reports."""
 
     results: dict[str, list[Result]] = field(default_factory=lambda: defaultdict(list))
     reports: list[Report] = field(default_factory=list)
@@ -81,7 +81,7 @@ def make_runtime(
 
 
 def check_accounts(camera: Camera, published: list[Result]) -> None:
-    """Check that grabbed = published + dropped, and that the messages report every drop."""
+    """Check that grabbed = published + dropped, and that the messages report every dropped frame."""
     counts = camera.slot.counts()
     assert counts.grabbed == len(published) + sum(counts.dropped.values())
     reported = sum(sum(result.dropped_before.values()) for result in published)
@@ -156,7 +156,7 @@ def test_dead_camera_does_not_disturb_the_others() -> None:
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_unreadable_file_is_an_error_after_the_others_have_ended(*, offline: bool) -> None:
-    """In contrast to a camera, an unreadable file is not opened again, because a second attempt would not help."""
+    """Unlike a camera, an unreadable file is not reopened, because a second attempt would not help."""
     runtime, sink, _ = make_runtime(
         ["missing.mp4", "synthetic:160x120@50?frames=20", "lost.mp4"], FakeDetector(), offline=offline
     )
@@ -264,7 +264,7 @@ def test_hanging_device_is_an_error() -> None:
 
 
 class StuckDetector(FakeDetector):
-    """Detector whose device does not return from a call."""
+    """Detector with a device call that does not return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ print(threads)
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python program to its end, which must come within 60 s."""
+    """Run a Python program to its end. Fail if this takes longer than 60 s."""
     command = [sys.executable, "-c", program]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
 
@@ -368,7 +368,7 @@ class PausingSink(Collector):
 @pytest.mark.integration
 @pytest.mark.parametrize("max_batch", [1, 8])
 def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batch: int) -> None:
-    """A camera has at most `MAX_UNFINISHED` unfinished results, plus the results of batches in flight."""
+    """A camera has at most `MAX_UNFINISHED` unfinished results, in addition to the results of batches in flight."""
     waiting: list[int] = []
 
     def until_refused() -> None:
@@ -389,7 +389,7 @@ def test_unfinished_results_are_bounded_while_the_results_thread_pauses(max_batc
 
 @pytest.mark.integration
 def test_loop_that_waits_for_the_results_thread_makes_progress() -> None:
-    """The loop reports progress while it waits, so that the watchdog does not count it as hanging."""
+    """The loop reports progress while it waits, so that the watchdog does not treat it as hanging."""
 
     def move() -> None:
         before_ns = runtime._loop.progress_ns
@@ -434,7 +434,7 @@ def test_ended_loop_is_not_stuck() -> None:
 
 
 class CrowdedDetector(FakeDetector):
-    """Detector that reports three truncated candidates for each frame."""
+    """Detector that reports three truncated candidates per frame."""
 
     def wait(self, slot: int, timeout_s: float) -> list[Detections]:
         return [replace(found, truncated_candidates=3) for found in super().wait(slot, timeout_s)]

@@ -1,4 +1,4 @@
-"""Tests of `vision run` with models that have keypoints, oriented boxes, or masks, from model.yaml to the video."""
+"""Tests of `vision run` with models with keypoints, oriented boxes, or masks, from model.yaml to the video."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def site(folder: Path, name: str, *, pipeline: str, masks: str) -> Path:
 
 
 def vision(*arguments: str) -> None:
-    """Run a command of `vision`, which must succeed."""
+    """Run a command of `vision`. Fail if the command fails."""
     command = [sys.executable, "-m", "vision", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -97,7 +97,7 @@ def test_video_of_an_evaluation_shows_the_shapes_of_the_class(name: str, tmp_pat
 
 
 def is_drawn(video: str, x: int, y: int) -> bool:
-    """Return True if a pixel of the first frame of a video is not gray like its background."""
+    """Return True if the pixel at (`x`, `y`) in the first frame of a video differs from the gray background."""
     clip = cv2.VideoCapture(video)
     found, image = clip.read()
     clip.release()

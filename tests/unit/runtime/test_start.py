@@ -1,4 +1,4 @@
-"""A service repeats its start after temporary errors. Errors that only an operator can solve end the start."""
+"""Tests that a service repeats its start after temporary errors, but not after errors that need an operator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def quickly() -> Backoff:
 
 
 def attempt(outcomes: list[Exception | str], closed: list[int]) -> Callable[[ExitStack], str]:
-    """Return a function that raises or returns the outcomes one after the other, and registers a resource each time."""
+    """Return a function that raises or returns the outcomes in order, and registers a resource in each call."""
 
     def open_parts(opened: ExitStack) -> str:
         opened.callback(closed.append, len(outcomes))
@@ -80,7 +80,7 @@ def test_stop_ends_the_wait() -> None:
 
 @contextmanager
 def full_file_system(folder: Path) -> Iterator[Path]:
-    """Mount a file system in memory that has no free page and no free inode."""
+    """Mount a file system in memory that has no free pages and no free inodes."""
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=4", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mounting, check=False, capture_output=True).returncode:

@@ -1,4 +1,4 @@
-"""Status messages are built from the runtime's counters."""
+"""Tests of the status messages that are built from the counters of the runtime."""
 
 from __future__ import annotations
 

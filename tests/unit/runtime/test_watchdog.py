@@ -1,4 +1,4 @@
-"""Each part that can hang is made to hang once. The watchdog finds it, and replaces it or ends the program."""
+"""Tests of the watchdog with each part that can hang: the watchdog replaces the part or ends the program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SOURCE = "synthetic:160x120@50"
 
 
 class Parts:
-    """One part whose progress the test sets, and the reactions of the watchdog."""
+    """Part whose progress the test sets, and the reactions of the watchdog."""
 
     def __init__(self, *, repairs: bool | None = None) -> None:
         self.clock = ManualClock()
@@ -48,7 +48,7 @@ class Parts:
         self.watchdog.watch(part)
 
     def wait(self, seconds: int) -> bool:
-        """Check every second. Return the result of the last check."""
+        """Run a check for each of `seconds`. Return the result of the last check."""
         working = True
         for _ in range(seconds):
             self.clock.advance(1)
@@ -94,7 +94,7 @@ def test_part_that_cannot_be_repaired_fails() -> None:
 
 
 class HangingStage:
-    """Stage that does not return from its tenth call."""
+    """Stage whose tenth call does not return."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -108,7 +108,7 @@ class HangingStage:
 
 
 class HangingSink(Collector):
-    """Sink that does not return from `publish`."""
+    """Sink whose method `publish` does not return."""
 
     def __init__(self, returns: threading.Event) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class HangingSink(Collector):
 
 @contextmanager
 def returning(name: str) -> Iterator[threading.Event]:
-    """At the end of the `with` block, make the calls that hang return, and wait for their threads."""
+    """At the end of the `with` block, make all hanging calls return, and wait for their threads."""
     returns = threading.Event()
     try:
         yield returns
@@ -153,7 +153,7 @@ def test_sink_that_hangs_ends_the_run() -> None:
 
 
 class StageWithThread:
-    """Stage that passes its frames to a thread, which never finishes a frame."""
+    """Stage that passes its frames to a thread that never finishes a frame."""
 
     def __init__(self, returns: threading.Event) -> None:
         self.returns = returns
@@ -184,7 +184,7 @@ def test_thread_of_a_stage_that_hangs_ends_the_run(caplog: pytest.LogCaptureFixt
 
 
 class SlowStage:
-    """Stage that takes a quarter of the limit for each result."""
+    """Stage that needs a quarter of the limit for each result."""
 
     def __call__(self, result: Result) -> Result:
         time.sleep(0.25)
@@ -306,7 +306,7 @@ build = pipeline_with([stage])
 
 
 class Manager:
-    """A service manager that started `vision run`."""
+    """Service manager that started `vision run`."""
 
     def __init__(self, folder: Path, *, hang: int = 0, abstract: bool = False, config: str = CONFIG) -> None:
         (folder / "camera.yaml").write_text(config.replace("FOLDER", str(folder)))
@@ -325,7 +325,7 @@ class Manager:
         )
 
     def wait_for(self, start: str) -> list[str]:
-        """Receive messages until one starts with `start`. Return all of them."""
+        """Receive messages until a message starts with `start`. Return all of these messages."""
         messages: list[str] = []
         while not any(message.startswith(start) for message in messages):
             messages += self.socket.recv(4096).decode().split("\n")

@@ -43,7 +43,7 @@ def poll_until(workers: Workers, condition: Callable[[], bool], timeout_s: float
 
 @dataclass
 class StoppedClock:
-    """Clock in ns that does not advance until the test sets `now_ns`."""
+    """Clock, in ns, that does not advance until the test sets `now_ns`."""
 
     now_ns: int = 0
 
@@ -145,7 +145,7 @@ def test_killed_process_is_replaced_at_once_if_it_ran_well(workers: Workers) -> 
 
 @pytest.fixture
 def with_spare() -> Iterator[tuple[Workers, StoppedClock]]:
-    """Yield workers that keep a spare process, and their clock."""
+    """Yield workers that keep a spare process, and the clock of the workers."""
     clock, before = StoppedClock(time.monotonic_ns()), set(psutil.Process().children())
     group = Workers(clock, SpareProcess([ENTRIES], clock), keeps_spare=True)
     yield group, clock
@@ -158,7 +158,7 @@ def spares() -> list[psutil.Process]:
 
 
 def spare_of(workers: Workers, clock: StoppedClock) -> psutil.Process:
-    """Wait until the spare process runs its program. Return the process."""
+    """Wait until the spare process runs its program. Return the spare process."""
 
     def found() -> list[psutil.Process]:
         clock.now_ns += 500_000_000
@@ -169,7 +169,7 @@ def spare_of(workers: Workers, clock: StoppedClock) -> psutil.Process:
 
 
 def has_received(recorded: Recorded, number: int, clock: StoppedClock) -> bool:
-    """Return True if `number` messages have arrived. Let 10 ms pass, because a replacement can be delayed."""
+    """Return True if `number` messages have arrived. Let 10 ms pass first, because a replacement can be delayed."""
     clock.now_ns += 10_000_000
     return len(recorded.messages) == number
 

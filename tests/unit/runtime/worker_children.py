@@ -8,7 +8,7 @@ import psutil
 def worker_children() -> list[psutil.Process]:
     """Return the child processes that are workers of `vision`, including zombie processes.
 
-    Other children, such as the resource tracker of `multiprocessing`, can belong to earlier tests.
+    Other children, such as the resource tracker of `multiprocessing`, can belong to previous tests.
     """
     return [child for child in psutil.Process().children() if _is_worker(child)]
 

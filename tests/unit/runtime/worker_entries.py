@@ -1,4 +1,4 @@
-"""Functions that the worker processes of the tests run, and a handler that records what happens to a worker."""
+"""Functions that the worker processes of tests execute, and a handler that records events of a worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("vision.tests.worker")
 
 
 def echo(channel: WorkerChannel, setup: bytes) -> None:
-    """Send the setup and then each received message, with its descriptors, back."""
+    """Send back the setup, and then each received message with its descriptors."""
     channel.send(setup)
     channel.ready()
     while True:
@@ -31,14 +31,14 @@ def echo(channel: WorkerChannel, setup: bytes) -> None:
 
 
 def count_threads(channel: WorkerChannel, _setup: bytes) -> None:
-    """Import NumPy, and send the number of threads of this process."""
+    """Import NumPy. Send the number of threads of this process."""
     importlib.import_module("numpy")
     channel.send(str(len([*Path("/proc/self/task").iterdir()])).encode())
     echo(channel, b"")
 
 
 def act(channel: WorkerChannel, setup: bytes) -> None:
-    """Do what each message requests: crash, hang, use memory, log, or ignore the stop."""
+    """Perform the action of each message: crash, hang, use memory, log, or ignore the stop."""
     channel.ready()
     kept = []
     while True:
@@ -68,19 +68,19 @@ def act(channel: WorkerChannel, setup: bytes) -> None:
 
 
 def wait_for_message(channel: WorkerChannel, _setup: bytes) -> None:
-    """Become ready after the first message."""
+    """Report readiness after the first message."""
     while channel.receive(1.0) is None:
         pass
     echo(channel, b"")
 
 
 def refuse(channel: WorkerChannel, setup: bytes) -> None:
-    """Fail before the worker is ready."""
+    """Fail before the worker reports readiness."""
     raise ConfigError("no such model", hint="choose another model", code="no-model")
 
 
 def flood(channel: WorkerChannel, setup: bytes) -> None:
-    """Log far more lines than a socket holds, then report the end."""
+    """Log far more lines than fit into a socket buffer, and then report the end."""
     channel.ready()
     for number in range(5000):
         log.info("line %d", number)
@@ -91,7 +91,7 @@ def flood(channel: WorkerChannel, setup: bytes) -> None:
 
 @dataclass
 class Recorded:
-    """Handler that records what happens to a worker."""
+    """Handler that records the events of a worker."""
 
     starts: int = 0
     messages: list[Message] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Tests of the pixels of annotated snapshots: the object's box, the line or zone, and the time."""
+"""Tests of the pixels of annotated snapshots, which show the object's box, the line or zone, and the time."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def annotated(shapes: Shapes, *, background: int = GRAY) -> NDArray[np.int64]:
 
 
 def keypoints(score: float = 1.0) -> NDArray[np.float32]:
-    """Return 17 keypoints of two objects, in three rows of the first box and of the second box."""
+    """Return 17 keypoints for each of two objects, in three rows of the object's box."""
     steps = np.arange(17)
     both = [
         np.stack([x + 10.0 * (steps % 6), 180 + 40.0 * (steps // 6), steps * 0 + score], axis=1) for x in (120, 420)

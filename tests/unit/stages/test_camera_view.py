@@ -1,4 +1,4 @@
-"""Lines follow a moved camera, counting pauses while the scene cannot be found, and views survive restarts."""
+"""Tests that lines follow a moved camera, counting pauses without a known view, and views survive restarts."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def square() -> Pixels:
 
 
 def seen(square: Pixels, x: int = 0, y: int = 0) -> Pixels:
-    """Return the frame of a camera that was moved, so that the scene is shifted by (x, y) pixels."""
+    """Return the frame of a moved camera, in which the scene is shifted by (x, y) pixels."""
     left, top = 104 - x, 78 - y
     return np.ascontiguousarray(square[top : top + HEIGHT, left : left + WIDTH])
 
 
 def person(at: float) -> Tracks:
-    """Return a person with its center at (`at`, 200)."""
+    """Return a person whose center is at (`at`, 200)."""
     return Tracks(
         boxes_xyxy=np.array([[at - 20, 150, at + 20, 250]], np.float32), scores=np.ones(1, np.float32),
         class_ids=np.zeros(1, np.int32), track_ids=np.array([7]), age_ms=np.array([1000]),
@@ -62,7 +62,7 @@ def config_of(section: dict[str, Any] | None = SECTION, **report_after_s: float 
 
 
 class Program:
-    """The stages for analytics and for the view of the camera, with one camera at 10 frames/s."""
+    """Stages for analytics and for the view of the camera, with one camera at 10 frames/s."""
 
     def __init__(self, folder: Path | None, config: AppConfig | None = None) -> None:
         config = config or config_of()
@@ -76,7 +76,7 @@ class Program:
         return self.counts.view
 
     def show(self, pixels: Pixels, objects: Tracks, seconds: float) -> list[Event]:
-        """Show a frame for some seconds. Wait while the thread has work. Return the events."""
+        """Show a frame for `seconds`, and wait until the thread has no work. Return the events."""
         events: list[Event] = []
         for _ in range(round(seconds * 10)):
             now_ns = 1 + self.index * 100_000_000
@@ -138,7 +138,7 @@ UNALIGNED: dict[str, Any] = {**SECTION, "realign": False}
 
 @pytest.fixture
 def watching(tmp_path: Path) -> Iterator[Program]:
-    """Yield a program that reports movements and covers, and does not move the lines."""
+    """Yield a program that reports moved and covered cameras, but does not move the lines."""
     started = Program(tmp_path / "views", config_of(UNALIGNED, moved=15, covered=30))
     with closing(started.views):
         yield started

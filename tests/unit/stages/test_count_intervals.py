@@ -1,4 +1,4 @@
-"""Messages contain the intervals of totals that follow from the accuracy file in camera.yaml."""
+"""Tests that messages contain intervals of totals, computed with the accuracy file that camera.yaml names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counters are reset at a configured time of day, including over restarts and changes of the clock."""
+"""Tests that counters are reset at a configured time of day, even across restarts and clock changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Site:
-    """One camera with a line and a zone, whose clock the test sets."""
+    """Camera with a line and a zone. The test sets the camera's clock."""
 
     def __init__(self, reset_at: Sequence[str] = ("00:00",), state: StateDatabase | None = None) -> None:
         section = CameraAnalytics.model_validate({"lines": [line()], "zones": [zone()], "reset_at": reset_at})
@@ -41,7 +41,7 @@ class Site:
         self.result: Result | None = None
 
     def see(self, at: datetime, path: Sequence[tuple[float, float]] = (), track_id: int = 1) -> list[Event]:
-        """Move one object along `path` from a local time on, at 10 frames/s. Return the events."""
+        """Move one object along `path`, starting at the local time `at`, at 10 frames/s. Return the events."""
         return self.see_utc(at.timestamp(), path, track_id)
 
     def see_utc(self, utc_s: float, path: Sequence[tuple[float, float]] = (), track_id: int = 1) -> list[Event]:
@@ -56,7 +56,7 @@ class Site:
         return events
 
     def counted(self) -> tuple[int, int, int]:
-        """Return the current counters: in and out of the line, and entered of the zone."""
+        """Return the current counters: `in` and `out` of the line, and `entered` of the zone."""
         assert self.result is not None and self.result.counts is not None
         counts = self.result.counts
         return counts.lines["door"]["in"], counts.lines["door"]["out"], counts.zones["queue"]["entered"]

@@ -1,4 +1,4 @@
-"""Tests of the copies of a `FrameWorker`: the limit of their size, and the memory that the worker keeps."""
+"""Tests of the frame copies of a `FrameWorker`: their size limit, and the memory that the worker keeps."""
 
 from __future__ import annotations
 

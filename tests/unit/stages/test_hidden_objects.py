@@ -1,4 +1,4 @@
-"""The log warns, once for each camera, if a threshold hides every detection."""
+"""Tests that the log warns once per camera if a threshold hides every detection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the questions of `InquiryStage`: chosen events, frames and parts of frames, statements, and limits."""
+"""Tests of the questions of `InquiryStage`: selected events, frames and parts of frames, statements, and limits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.unit
 
 
 class Receiver:
-    """Receiver of the questions that the stage sends, in place of the process that asks."""
+    """Receiver of the questions that the stage sends, which replaces the process that asks."""
 
     def __init__(self) -> None:
         self.address = f"vision-test-{secrets.token_hex(8)}"
@@ -51,7 +51,7 @@ class Receiver:
         return self._questions.get(timeout=60)
 
     def failures(self, number: int) -> list[Unasked]:
-        """Return the next reports about questions that were not sent."""
+        """Return the next `number` reports about questions that were not sent."""
         with zmq.Context() as context, context.socket(zmq.PULL) as socket:
             socket.bind(failures_address(self.address))
             found = []
@@ -77,7 +77,7 @@ def receiver() -> Receiver:
 
 
 def encode(frame: Frame, box: Box | None) -> bytes:
-    """Return a text instead of a JPEG file."""
+    """Return a text that replaces the contents of a JPEG file."""
     return f"{frame.meta.index} {frame.pixels[0, 0, 0]} {box}".encode()
 
 
@@ -100,7 +100,7 @@ def show(
     epoch: int = 0,
     box: Any = (10, 20, 30, 40),
 ) -> Result:
-    """Pass a frame to the stage. Frames are 100 ms apart."""
+    """Pass a frame with events to the stage. The interval between frames is 100 ms."""
     meta = FrameMeta(camera, index, epoch, index * 100_000_000, 10**18 + index * 100_000_000, 64, 48)
     tracks = Tracks(
         np.array([box], np.float32), np.ones(1, np.float32), np.zeros(1, np.int32), np.array([7]), np.array([0])

@@ -1,4 +1,4 @@
-"""Tests of the summaries of objects that left: their content, the time at which they are created, and their limits."""
+"""Tests of the summaries of objects that left the frame: their content, time of creation, and limits."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_detections_without_tracks_are_refused() -> None:
 
 
 def paint(made: Result) -> Frame:
-    """Return a gray frame. The brightness of each object is the number of the frame."""
+    """Return a gray frame. The brightness of each object is the frame number."""
     pixels = np.full((SIZE[1], SIZE[0], 3), 200, np.uint8)
     for x1, y1, x2, y2 in made.objects.boxes_xyxy.astype(int).tolist():
         pixels[max(0, y1) : y2, max(0, x1) : x2] = made.meta.index

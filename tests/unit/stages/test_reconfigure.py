@@ -25,7 +25,7 @@ def config(*cameras: str, **top: Any) -> AppConfig:
 
 
 class Stages:
-    """The stages of the pipeline `count`, and the changes of their configuration."""
+    """Stages of the pipeline `count`, and changes of their configuration."""
 
     def __init__(self, first: AppConfig) -> None:
         ids = [camera.id for camera in first.cameras]

@@ -1,4 +1,4 @@
-"""Tests of rules: when they report, when they are silent, and the data of their events."""
+"""Tests of rules: when they report, when they do not report, and the data of their events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def crossing(track_id: int = 1) -> Event:
 
 
 class Site:
-    """Cameras with rules. `at` takes one frame and returns the events of the rules."""
+    """Cameras with rules. `at` processes one frame and returns the events of the rules."""
 
     def __init__(self, *rules: tuple[str, str] | RuleConfig) -> None:
         configs = [

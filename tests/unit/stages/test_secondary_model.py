@@ -39,7 +39,7 @@ CLASSES = ("person", "car")
 
 @dataclass
 class Grey:
-    """A classifier of the gray level: dark below 100, light above 150, and uncertain in between."""
+    """Classifier of gray levels: dark below 100, light above 150, and uncertain in between."""
 
     exclusive: bool = True
     max_batch: int = 4

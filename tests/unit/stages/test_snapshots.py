@@ -1,4 +1,4 @@
-"""Tests of the snapshots of events: they show the right frame, their files are complete, and limits apply."""
+"""Tests of event snapshots: they show the right frame, their files are complete, and their limits apply."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def result(snapshot_stage: Frame, *kinds: str) -> Result:
 
 
 def size_and_name(snapshot_stage: Frame, _result: Result) -> bytes:
-    """Return 1000 bytes with the number of the frame, instead of a JPEG."""
+    """Return 1000 bytes that contain the frame number, instead of a JPEG."""
     return b"%1000d" % snapshot_stage.meta.index
 
 

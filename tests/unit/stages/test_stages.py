@@ -40,7 +40,7 @@ def result(
 
 
 def walker(index: int, *, y: float = 100.0, step: float = 20.0) -> tuple[float, float, float, float]:
-    """Return the box of a person who walks down, with the feet at ``y + 100 + step * index``."""
+    """Return the box of a person who walks down the frame. The feet are at y = ``y + 100 + step * index``."""
     return (200, y + step * index, 240, y + 100 + step * index)
 
 
@@ -64,7 +64,7 @@ def test_each_camera_has_its_own_tracker() -> None:
 
 
 def test_ids_continue_when_a_process_is_replaced_twice() -> None:
-    """The ids continue even if the first replacement ends before it has assigned an id."""
+    """The ids must continue even if the first replacement ends before it assigns an id."""
     stage = TrackStage(camera_ids=["gate", "yard"])
     stage.continue_after({"gate": 7, "yard": 12})
     reported = stage.last_ids()
@@ -76,7 +76,7 @@ def test_ids_continue_when_a_process_is_replaced_twice() -> None:
 
 
 def test_results_of_several_cameras_are_tracked_together() -> None:
-    """The results equal the results of single calls, even if a crowd requires several groups of cameras."""
+    """The results equal those of separate calls, even if a crowd requires several groups of cameras."""
     alone, together = TrackStage(), TrackStage()
     for index in range(6):
         batch = [
@@ -118,7 +118,7 @@ def test_detector_score_is_the_lower_of_score_and_low_score(score: float, detect
 
 
 def found_with(stage: TrackStage, scores: Iterable[float]) -> list[int]:
-    """Return the number of published objects per frame of a walker that is detected with these scores."""
+    """Return the number of published objects per frame, for a walker that is detected with these scores."""
     return [len(tracks(stage(result(walker(at), index=at, score=score)))) for at, score in enumerate(scores)]
 
 
@@ -241,7 +241,7 @@ def test_counters_continue_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_rule_event_carries_the_occupancy_of_its_own_instant() -> None:
-    """The occupancy of the zone increases between the start of the crowd and the time at which the rule is due."""
+    """The occupancy of the zone increases between the start of the crowd and the due time of the rule."""
     zone = {"name": "square", "polygon": ((0, 0), (640, 0), (640, 480), (0, 480)), "crowd_threshold": 0}
     sections = {"gate": section(zones=[zone])}
     watch = AnalyticsStage(sections, CLASSES)

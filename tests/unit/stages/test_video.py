@@ -1,4 +1,4 @@
-"""Tests of the annotated video: all frames of an offline run, limited queues, and errors that stop only the video."""
+"""Tests of the annotated video: all frames of an offline run, limited queues, and errors that end only the video."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def full_disk(folder: Path) -> Iterator[None]:
 
 
 class SlowDisk:
-    """A disk whose fsync does not return until `go` is set."""
+    """Disk whose fsync does not return until `go` is set."""
 
     def __init__(self) -> None:
         self.waiting, self.go = threading.Event(), threading.Event()
@@ -48,6 +48,6 @@ class SlowDisk:
         os.fsync(descriptor)
 
     def stop(self) -> None:
-        """Block each further fsync until `go` is set."""
+        """Block each subsequent fsync until `go` is set."""
         self.go.clear()
         self.waiting.clear()

@@ -1,4 +1,4 @@
-"""Counters continue after a restart, a kill, and a power failure, and while the disk is slow or full."""
+"""Tests that counters continue after a restart, a kill, or a power failure, and with a slow or full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only one process can use the state database, and a damaged database is moved away."""
+"""Tests that only one process can use the state database, and that a damaged database is moved away."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_state_of_an_earlier_version_is_upgraded(tmp_path: Path) -> None:
 
 
 def test_earlier_version_can_use_the_state(tmp_path: Path) -> None:
-    """Earlier versions compare the version of the database, and use these tables. They ignore other tables."""
+    """Earlier versions of the program check the database version, and use these tables. They ignore other tables."""
     with opened(tmp_path) as state:
         fill(state.events, 1)
         state.run.begin()

@@ -1,4 +1,4 @@
-"""The event log keeps every written event, gives no number twice, and stays within its limits."""
+"""Tests that the event log keeps every written event, never reuses a number, and stays within its limits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def numbers_of(page: Page) -> list[int]:
 
 
 def numbers(events: EventLog, since: int = 0) -> list[int]:
-    """Return all numbers after `since`, read page by page. The payload of each event must match its number."""
+    """Return all numbers after `since`, read page by page. Check that each event's payload matches its number."""
     result: list[int] = []
     while True:
         page = events.read(since, limit=7)

@@ -1,4 +1,4 @@
-"""A disk fails and loses events that were already published. Their numbers are not used again."""
+"""Tests with a disk that fails and loses published events, whose numbers must not be used again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SYNC = "state._sync.request(urgent=True)\nwhile not any(marks.iterdir()): pass\n
 
 
 class Disk:
-    """A disk whose fsync fails while `is_read_only` is True."""
+    """Disk whose fsync fails while `is_read_only` is True."""
 
     def __init__(self) -> None:
         self.is_read_only = False

@@ -1,4 +1,4 @@
-"""Snapshots, recordings, and videos leave free space on a disk, and only the group of the program can read them."""
+"""Tests that snapshots, recordings, and videos leave free space, and that only the program's group can read them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEBIBYTE = 2**20
 
 
 def use(folder: Path, nbytes: int) -> None:
-    """Use up `nbytes` of the disk, as another program would."""
+    """Use `nbytes` of the disk, as another program would."""
     (folder / "other").write_bytes(bytes(nbytes))
 
 

@@ -1,4 +1,4 @@
-"""Files are written completely or not at all, and files of other users are refused."""
+"""Tests that files are written completely or not at all, and that files of other users are rejected."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_lock_of_killed_process_is_released(folder: Path) -> None:
 
 
 def test_lock_on_removed_file_is_not_valid(folder: Path) -> None:
-    """The lock file can be removed while a process waits for it. Two processes must not hold the lock of one path."""
+    """A lock file can be removed while a process waits for it. Two processes must never hold the lock of one path."""
     path, entered = folder / "l", threading.Event()
 
     def other() -> None:

@@ -1,4 +1,4 @@
-"""The record of a run states how the previous run ended."""
+"""Tests that the record of a run states how the previous run ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vision.state.run_record import LastRun
 
 
 def kill(folder: Path, boot: str = "boot-1") -> Path:
-    """Start a run. Return a copy of its folder, like the folder of a process that is killed at this moment."""
+    """Start a run. Return a copy of its folder, which is equal to the folder of a killed process."""
     copy = folder.with_name(f"{folder.name}-copy")
     with opened(folder, boot=boot) as state:
         state.run.begin()

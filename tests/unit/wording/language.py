@@ -1,4 +1,4 @@
-"""Expected texts of errors about language models, as the log shows them, and the expected text of a prompt."""
+"""Expected texts of errors about language models in the log, and the expected text of a prompt."""
 
 from __future__ import annotations
 

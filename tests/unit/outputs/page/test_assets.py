@@ -36,7 +36,7 @@ def test_file_loads_nothing_from_other_hosts_and_sets_no_html(path: Path) -> Non
 
 
 def loaded(name: str) -> set[str]:
-    """Return the files that a browser loads together with the file `name`, except files that it imports later."""
+    """Return the files that a browser loads together with the file `name`, without files that it imports later."""
     found = set(
         re.findall(
             r"""(?:from |\{\{assets\}\}/|^import )"?(?:\./)?([\w./]+\.(?:js|css|svg))""", (STATIC / name).read_text()

@@ -1,4 +1,4 @@
-"""Drafts of the editor are merged with the file, and every invalid draft causes faults or a `ConfigError`."""
+"""Tests that drafts of the editor are merged with the file, and that invalid drafts cause faults or a `ConfigError`."""
 
 from __future__ import annotations
 

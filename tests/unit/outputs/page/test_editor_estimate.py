@@ -1,4 +1,4 @@
-"""An estimate ends at its time limit, when nobody waits for it, and if no archive exists. Only one runs at a time."""
+"""Tests of the end of an estimate: its time limit, an absent client, a missing archive, and simultaneous estimates."""
 
 from __future__ import annotations
 

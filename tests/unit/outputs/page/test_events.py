@@ -1,4 +1,4 @@
-"""Tests of the pages of events from the journal, from the archive, and from the memory of the process."""
+"""Tests of pages of events that come from the journal, from the archive, or from the memory of the process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_NS = 1_790_000_000_000_000_000
 
 
 def message(index: int, camera: str = "gate", **changes: Any) -> EventMessage:
-    """Return event number `index`, one minute after the previous one."""
+    """Return the event with the number `index`, one minute after the previous event."""
     event = Event("line_crossed" if index % 2 else "zone_entered", "door", camera, index, 0)
     made = codec.event(HEADER, event, result())
     assert isinstance(made, EventMessage)
@@ -34,7 +34,7 @@ def message(index: int, camera: str = "gate", **changes: Any) -> EventMessage:
 
 
 def tracks(client: Client, query: str = "") -> list[int]:
-    """Request all pages of events. Return the track ids of the events, in their order."""
+    """Request all pages of events. Return the track ids of the events in order."""
     found, cursor = [], ""
     for _ in range(1000):
         response = client.get(f"/api/events?{query}&cursor={cursor}")
@@ -54,7 +54,7 @@ def journal(tmp_path: Path) -> Iterator[StateDatabase]:
 
 
 def add(journal: StateDatabase, *messages: EventMessage) -> list[EventMessage]:
-    """Store events as the publisher does. Return them with their numbers."""
+    """Store events as the publisher does. Return the events with their numbers."""
     first = journal.events.newest + 1
     numbered = [
         msgspec.structs.replace(each, journal=journal.events.journal, number=number)

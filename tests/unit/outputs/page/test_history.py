@@ -1,4 +1,4 @@
-"""Tests of counts over time: increases per bucket, resets, and equal results from messages and from the archive."""
+"""Tests of counts over time: increases per bucket, resets, and equal results from messages and the archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server closes connections of clients that do not read, and serves the others."""
+"""Tests that the server closes connections of clients that do not read, and serves all other clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `CameraFeed`: which packets, results, and images each viewer receives."""
+"""Tests of `CameraFeed`, which selects the packets, results, and images for each viewer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECOND: Final = 1_000_000_000
 
 
 class Viewer:
-    """A viewer that stores its records, or accepts none."""
+    """Viewer that either stores its records or accepts no records."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
@@ -40,14 +40,14 @@ class Viewer:
         pass
 
     def kinds(self) -> list[str]:
-        """Return the kinds of the records since the last call, except the scene."""
+        """Return the kinds of the records since the previous call, except the scene."""
         kinds = [record["kind"] for record in self.records if record["kind"] != "scene"]
         self.records.clear()
         return kinds
 
 
 class Rig:
-    """A feed, and the camera that feeds it."""
+    """Feed, and the camera that supplies the feed."""
 
     def __init__(self, *, is_private: bool = False) -> None:
         self.requests: list[ImageRequest] = []
@@ -94,7 +94,7 @@ class Rig:
 
 
 def h264() -> list[bytes]:
-    """Return a key frame and a frame that depends on it, in Annex B."""
+    """Return a key frame, and a frame that depends on the key frame, in Annex B."""
     encoder = av.CodecContext.create("libx264", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = 160, 128, "yuv420p"
@@ -226,7 +226,7 @@ def test_a_private_camera_wants_no_packets_and_whole_frames() -> None:
 
 
 def test_viewers_receive_the_view_of_a_camera_that_was_moved() -> None:
-    """Viewers use the view to draw lines and zones where objects are counted."""
+    """Viewers use the view of the camera to draw lines and zones at the places where objects are counted."""
     rig = Rig()
     viewer = rig.viewer("h264")
     counts = Counts({"door": {"in": 1, "out": 0}}, {}, {}, view=(1.0, 0.2, 40.0, 0.1, 1.0, 7.0))

@@ -56,7 +56,7 @@ def test_objects_have_a_path_a_text_and_the_color_of_their_class() -> None:
 
 
 def shape(**fields: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return the paths of an object with these fields, after the path of its box."""
+    """Return the paths of an object with these fields, without the path of its box."""
     message = message_of(META, 5, (10.0, 20.0, 30.0, 60.0))
     drawn = drawing(msgspec.structs.replace(message, objects=[msgspec.structs.replace(message.objects[0], **fields)]))
     paths: list[tuple[str, dict[str, Any]]] = drawn["objects"][0]["paths"]

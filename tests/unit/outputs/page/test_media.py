@@ -1,4 +1,4 @@
-"""The page serves only snapshots and videos that the program has written. Videos can be requested in parts."""
+"""Tests that the page serves only snapshots and videos that the program has written, and serves videos in parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the texts that the page shows for values of messages."""
+"""Tests of the texts that the page shows for the values of messages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_durations_have_no_exponent() -> None:
 
 
 def state_of(**changes: Any) -> Any:
-    """Return the response of `/api/state` for a program with a camera whose status has the values `changes`."""
+    """Return the response of `/api/state` for a program with one camera, whose status contains `changes`."""
     state = PageState(1.0)
     state.add(node(rates={"published": 25.0}, uptime_s=7260.0))
     state.add(status("gate", **changes))

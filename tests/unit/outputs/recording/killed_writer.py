@@ -1,4 +1,4 @@
-"""A program that records as fast as it can until it is killed."""
+"""Program that records as fast as possible until it is killed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vision.outputs.recording.index import RecordingIndex
 
 
 def main() -> None:
-    """Record in the folder that is the first argument. Print a line when recording starts."""
+    """Record in the folder that the first argument names. Print a line when recording starts."""
     coded(frames=100)
     print("started", flush=True)
     record_forever(Path(sys.argv[1]))
 
 
 def record_forever(folder: Path) -> None:
-    """Record clips and continuous files without end."""
+    """Record clips and continuous files in an endless loop."""
     desk = Desk(folder / "recordings", RecordingIndex(folder), mode="both", file_s=10, max_gb=3e-4)
     for connection in count(1):
         start_s = connection * 12.0 + time.time() % 1e6

@@ -1,4 +1,4 @@
-"""Functions that create coded video, as packets of a camera, for the tests of recordings."""
+"""Functions that create coded video, as packets of a camera, for tests of recordings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NS = 1_000_000_000
 
 @dataclass(frozen=True)
 class Coded:
-    """One coded frame in Annex B. `pts` is in frames."""
+    """One coded frame in Annex B. The unit of `pts` is one frame."""
 
     data: bytes
     pts: int
@@ -36,7 +36,7 @@ class Coded:
 def coded(
     codec: str = "h264", *, b_frames: int = 0, width: int = 128, frames: int = 60, open_gop: bool = False
 ) -> tuple[Coded, ...]:
-    """Encode frames whose brightness shows their number, up to 63, with a key frame every 10 frames."""
+    """Encode frames whose brightness shows their number (0 to 63), with a key frame every 10 frames."""
     context = av.CodecContext.create({"h264": "libx264", "hevc": "libx265"}[codec], "w")
     assert isinstance(context, VideoCodecContext)
     context.width, context.height, context.pix_fmt = width, 96, "yuv420p"
@@ -69,7 +69,7 @@ def packets(
     codec: str = "h264",
     offset_ns: int = 5_000_000_000,
 ) -> list[CodedPacket]:
-    """Return frames as packets that arrive from `start_s` on. `pace` is the rate of their presentation times."""
+    """Return frames as packets that arrive from `start_s` on. `pace` is the speed of their presentation times."""
     made = []
     for seq, frame in enumerate(frames):
         at_ns = round((start_s + seq / FPS) * NS)
@@ -81,7 +81,7 @@ def packets(
 
 @dataclass(frozen=True)
 class Decoded:
-    """The frames of a file: their times in seconds, and their numbers, which their brightness shows."""
+    """Frames of a file: their times in seconds, and their numbers, which the brightness shows."""
 
     times_s: list[float]
     numbers: list[int]

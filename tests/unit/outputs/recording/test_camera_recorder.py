@@ -21,7 +21,7 @@ EVENT = RecordedEvent("journal", 7, "2027-01-15T08:00:00Z", "rule", "long-queue"
 
 
 class Desk:
-    """A recorder of one camera. Its clock shows the arrival times of the packets."""
+    """Recorder of one camera. Its clock shows the arrival times of the packets."""
 
     def __init__(self, folder: Path, index: RecordingIndex, **keys: Any) -> None:
         config = RecordingConfig(folder=str(folder), **{"pre_s": 1.0, "post_s": 1.0, **keys})
@@ -33,7 +33,7 @@ class Desk:
         self.camera = CameraRecorder("gate", config, self.store, self.ring, lambda: self.now_ns)
 
     def play(self, arriving: Sequence[CodedPacket], events_s: Sequence[float] = ()) -> None:
-        """Process packets and events as they arrive. The times of the events are in seconds since the start."""
+        """Process packets and events in order of arrival. `events_s` are seconds since the start."""
         waiting = [START_NS + round(each * NS) for each in events_s]
         for packet in arriving:
             self.now_ns = packet.header.arrived_ns
@@ -86,7 +86,7 @@ def test_clip_starts_with_a_key_frame_before_the_event_and_ends_after_it(
 def test_key_frame_that_later_frames_refer_across_starts_a_clip_only_if_there_is_no_other(
     tmp_path: Path, index: RecordingIndex
 ) -> None:
-    """In this stream, frames after each key frame, except the first, refer to frames before this key frame."""
+    """In this stream, frames after each key frame except the first refer to frames before this key frame."""
     made = desk(tmp_path, index)
     made.play(packets(coded(b_frames=2, open_gop=True, frames=200)), [5.0, 15.5])
     made.wait(10)
@@ -169,7 +169,7 @@ def test_missing_presentation_times_are_replaced(tmp_path: Path, index: Recordin
 
 @pytest.mark.parametrize("jump_s", [3600, -3, -95_443])
 def test_jump_of_the_presentation_times_leaves_no_gap(tmp_path: Path, index: RecordingIndex, jump_s: int) -> None:
-    """Times jump if a camera sets its clock, and if the timestamps of RTP wrap, which happens after 13 hours."""
+    """Times jump if a camera sets its clock, or if the RTP timestamps wrap, which happens every 13 hours."""
     made = desk(tmp_path, index, mode="continuous")
     before = packets(coded())[:33]
     after = packets(coded(), offset_ns=(5 + jump_s) * NS)[33:]
@@ -194,7 +194,7 @@ def test_lost_packets_are_counted_and_left_out_until_the_next_key_frame(tmp_path
 
 
 def test_slow_disk_loses_the_packets_that_the_ring_cannot_keep(tmp_path: Path, index: RecordingIndex) -> None:
-    """While the disk hangs, packets arrive for longer than the ring can keep them."""
+    """While the disk hangs, more packets arrive than the ring buffer can hold."""
     made = desk(tmp_path, index, mode="continuous")
     arriving = packets(coded(frames=400))
     made.play(arriving[:50])

@@ -1,4 +1,4 @@
-"""Tests of `vision run` with the section `recording`, `vision clips`, and `vision verify`, with RTSP cameras."""
+"""Tests of `vision run` with the section `recording`, of `vision clips`, and of `vision verify`, with RTSP cameras."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VISION = [sys.executable, "-m", "vision.cli.main"]
 
 @cache
 def crossing_frames() -> tuple[bytes, ...]:
-    """Return 100 coded frames. A rectangle moves to the right in the first 40. Every 10th frame is a key frame."""
+    """Return 100 coded frames. A rectangle moves right in the first 40 frames. Every 10th frame is a key frame."""
     encoder = av.CodecContext.create("libx264", "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 160, 120, "yuv420p", Fraction(1, 10)
@@ -88,7 +88,7 @@ def write_config(folder: Path, addresses: list[str], **top: Any) -> Path:
 
 @dataclass(frozen=True)
 class Done:
-    """The exit code and the standard output of a command."""
+    """Exit code and standard output of a command."""
 
     code: int
     output: str
@@ -116,7 +116,7 @@ def vision(capsys: pytest.CaptureFixture[str]) -> Vision:
 
 @contextmanager
 def crossing_camera() -> Iterator[str]:
-    """Serve `crossing_frames` as a camera stream at 25 frames/s, and yield its address."""
+    """Serve the stream `crossing_frames` at 25 frames/s. Yield its address."""
     with rtsp_camera(RtspCamera(crossing_frames(), lambda index: index / 25, lambda index: index / 25)) as address:
         yield address
 
@@ -177,14 +177,14 @@ def test_killed_recorder_is_replaced_and_its_files_are_completed(tmp_path: Path,
 
 @contextmanager
 def control_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use a folder with a short path for control sockets, because the path of a socket is limited."""
+    """Use a folder with a short path for control sockets, because the length of a socket path is limited."""
     with TemporaryDirectory(prefix="vr-", dir="/tmp") as path:
         monkeypatch.setenv("RUNTIME_DIRECTORY", path)
         yield
 
 
 def test_recorder_follows_the_cameras(tmp_path: Path, vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reload selects a camera for recording, and changes it. Requests add and remove cameras."""
+    """A reload selects a camera for recording, and changes the camera. Requests add and remove cameras."""
 
     def change(request: Request) -> dict[str, list[str]]:
         reply = ask(find_socket(config), request)

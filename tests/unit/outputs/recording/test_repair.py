@@ -1,4 +1,4 @@
-"""Tests of the index after crashes, deleted files, and damage, and of the limits of the folder."""
+"""Tests of the index after crashes, file deletions, and damage, and of the limits of the folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNT = 3
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Iterator[Desk]:
-    """Yield a recorder that has written three files of a continuous recording, 10 s each."""
+    """Yield a recorder that has written three files of a continuous recording, which last 10 s each."""
     with closing(RecordingIndex(tmp_path / "state")) as index:
         desk = Desk(tmp_path / "recordings", index, mode="continuous", file_s=10)
         desk.play(packets(coded(frames=100 * COUNT)))
@@ -138,7 +138,7 @@ def test_missing_index_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [{"max_gb": 25_000e-9}, {"max_days": 85 / 86_400}])
 def test_oldest_files_are_deleted(tmp_path: Path, limit: dict[str, float]) -> None:
-    """The clock of the store is 100 s after the start of the first file."""
+    """The clock of the store is 100 s ahead of the start of the first file."""
     with closing(RecordingIndex(tmp_path / "state")) as index:
         desk = Desk(tmp_path / "recordings", index, mode="continuous", file_s=10, **limit)
         desk.play(packets(coded(frames=300)))
@@ -173,7 +173,7 @@ def test_full_disk_makes_room_and_leaves_the_reserve(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_open_file_does_not_grow_into_the_reserve(tmp_path: Path) -> None:
-    """There is nothing to delete: the only recording is still being written."""
+    """Nothing can be deleted, because the only recording is still being written."""
     with small_disk(tmp_path / "disk", 4 * 1024) as disk, closing(RecordingIndex(tmp_path / "state")) as index:
         desk = Desk(disk / "recordings", index, mode="continuous", file_s=3600)
         arriving = packets(coded(frames=400))
@@ -199,7 +199,7 @@ WRITER = "from tests.unit.outputs.recording.killed_writer import main; main()"
 
 @pytest.mark.integration
 def test_killed_writer_leaves_a_readable_index(tmp_path: Path) -> None:
-    """This test kills the writer twice. tests/soak/recording_kills.py does so as often as requested."""
+    """The test kills the writer twice. tests/soak/recording_kills.py kills it as often as requested."""
     for kill in range(2):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Prometheus evaluates the alert rules. Each rule fires for its problem, and does not fire for a working program."""
+"""Tests in which Prometheus evaluates the alert rules: each rule fires only for its problem."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOX = '{instance="box"}'
 
 @dataclass(frozen=True)
 class Case:
-    """Values of series, in the notation of promtool: `5x3` means four times 5, and `0+2x3` means 0, 2, 4, and 6.
+    """Values of series in promtool notation: `5x3` means four values of 5, and `0+2x3` means 0, 2, 4, and 6.
 
     There is one value per minute, and the rule is evaluated after `minutes`.
     """
@@ -103,7 +103,7 @@ CASES = {
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Run promtool. Return its output."""
+    """Run promtool. Return the output of promtool."""
     command = ["promtool", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -111,7 +111,7 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def evaluation(alert: str, case: Case, *, fires: bool) -> dict[str, object]:
-    """Return a test for promtool that checks whether the rule `alert` fires."""
+    """Return a promtool test that checks whether the rule `alert` fires."""
     series = case.fires if fires else case.quiet
     expression = f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)'
     check = {

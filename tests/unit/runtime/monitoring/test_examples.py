@@ -1,4 +1,4 @@
-"""The documentation, the dashboard, and the alert rules use metrics and labels that exist."""
+"""Tests that the metrics and labels in the documentation, the dashboard, and the alert rules exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GPU = {
 
 
 def metrics() -> dict[str, set[str]]:
-    """Return the labels of each metric of a program, by the name of the metric."""
+    """Return the labels of each metric of a program, by metric name."""
     state = state_of("streaming")
     state.add(codec.detections(HEADER, result(camera="c0"), CLASSES, PUBLISHED_NS))
     state.add(codec.event(HEADER, Event("line_crossed", "door", "c0", 1, 0), result()))

@@ -48,7 +48,7 @@ class Clock:
 
 
 def state_of(*states: str, clock: Clock | None = None) -> ProgramState:
-    """Return the state of a program with a camera in each of `states`."""
+    """Return the state of a program with one camera in each of `states`."""
     state = ProgramState(clock or Clock())
     for number, name in enumerate(states):
         report = camera_status(f"c{number}", state=name, dropped_by_stage={"detector": 1})
@@ -118,7 +118,7 @@ def test_program_without_status_is_not_live() -> None:
 
 
 def samples(state: ProgramState) -> dict[tuple[str, ...], float]:
-    """Return the value of each sample in the metrics, by name and labels."""
+    """Return the value of each metric sample, by name and labels."""
     families = text_string_to_metric_families(state.exposition().decode())
     return {
         (sample.name, *(f"{key}={value}" for key, value in sorted(sample.labels.items()))): sample.value
@@ -295,7 +295,7 @@ def test_answers_contain_no_address_of_a_camera() -> None:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Run the HTTP server in a thread. Yield its port."""
+    """Run the HTTP server in a thread. Yield the port of the server."""
     server = http_server(
         Endpoints(state_of("streaming"), token=None, interval_s=1.0).app(), connections=CONNECTIONS, request_s=2.0
     )
