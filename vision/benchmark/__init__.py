@@ -1,1 +1,1 @@
-"""Measurements of models, deployments, and language models, and the implementation of `vision chaos`."""
+"""Measurements of models, deployments, and language models, and implementation of `vision chaos`."""

@@ -121,7 +121,7 @@ def load_gpu(backend: str) -> tuple[Any, str]:
 
 
 class _Benchmark:
-    """One run of a benchmark. The results are in `rows` and `notes`."""
+    """One run of a benchmark. `rows` and `notes` contain the results."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class _Benchmark:
         self._sampler = ThreadPoolExecutor(1, "clocks")  # reads the clocks during a warm-up, under load
 
     def run(self) -> DetectorSpec:
-        """Measure all rows. Return the spec of the detector that was opened last."""
+        """Measure all rows. Return the specification of the most recently opened detector."""
         precisions: Sequence[str] = self._settings.precisions
         if self._gpu is None:
             precisions = ("fp32",)
@@ -207,7 +207,7 @@ class _Benchmark:
     # --- the stage ---
 
     def _stages(self, precision: str) -> DetectorSpec:
-        """Measure the stage and the program. Return the spec of the detector that was opened last.
+        """Measure the stage and the program. Return the specification of the most recently opened detector.
 
         On a GPU, slots are independent, so one detector serves all numbers of slots. On a CPU, slots share the cores,
         so each number of slots needs its own detector.

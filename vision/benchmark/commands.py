@@ -39,9 +39,9 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 
     Args:
         folder: folder of the model.
-        spec: spec of the model.
+        spec: specification of the model.
         batch: batch size to measure.
-        detect: settings of the engine; its `max_batch` is at least `batch`.
+        detect: settings of the engine, whose `max_batch` is at least `batch`.
         named: arguments of `vision build` that select the model.
 
     Raises:

@@ -1,7 +1,7 @@
 """Comparison of two benchmarks, and a check whether they are comparable.
 
-A ratio of measurements from different machines, clocks, or models does not show the effect of a change of the code.
-Therefore, all such differences are reported with the ratios.
+A ratio of measurements from different machines, clocks, or models does not show the effect of a code change. Therefore,
+the comparison reports all such differences together with the ratios.
 """
 
 from __future__ import annotations
@@ -143,5 +143,5 @@ def verdict(rate_ratio: float | None, tolerance: float, p99_ratio: float | None,
 
 
 def _side(ratio: float, tolerance: float) -> int:
-    """Return 1 if a ratio is above 1 + `tolerance`, -1 if it is below 1 / (1 + `tolerance`), otherwise 0."""
+    """Return 1 if a ratio is above 1 + `tolerance`, -1 if it is below 1 / (1 + `tolerance`), and otherwise 0."""
     return (ratio > 1 + tolerance) - (ratio < 1 / (1 + tolerance))

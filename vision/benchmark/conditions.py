@@ -211,7 +211,7 @@ def query_gpu() -> dict[str, Any]:
 
 
 def parse_tegrastats(line: str) -> dict[str, float]:
-    """Parse a line of tegrastats from JetPack 5 to 7. Return its values by the field names of `Clocks`."""
+    """Parse a line of tegrastats (JetPack 5 to 7). Return its values, by field name of `Clocks`."""
     patterns = {
         "gpu_mhz": r"GR3D_FREQ \d+%@\[?(\d+)",
         "gpu_memory_mhz": r"EMC_FREQ \d+%@(\d+)",

@@ -33,7 +33,7 @@ _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The setup that one row measures. A comparison pairs the rows of two files that have equal cases."""
+    """Setup that one row measures. A comparison pairs the rows of two files that have equal cases."""
 
     part: Part
     mode: str  # engine: "eager" or "graph"; stage: "slots" or "alone"; pipeline: "full" or "half" load

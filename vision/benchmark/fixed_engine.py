@@ -59,7 +59,7 @@ def open_on_gpu(graph: Graph, precision: str, samples: Samples) -> Network:
 def build_plan(precision: str, batch: int, spec: ModelSpec) -> BuildPlan:
     """Return the build plan of an engine whose inputs and outputs have the types of the ONNX file.
 
-    `precision` is a `Precision` or "int8-sparse". `batch` is the maximum batch size.
+    `precision` is a `Precision` or "int8-sparse". `batch` is the maximum batch size of the engine.
     """
     name = "int8" if precision == _SPARSE else precision
     assert name in get_args(Precision)
@@ -76,7 +76,7 @@ def build_plan(precision: str, batch: int, spec: ModelSpec) -> BuildPlan:
 
 
 def _spec(samples: Samples) -> ModelSpec:
-    """Return the spec of the model, or a placeholder if the model has no spec.
+    """Return the specification of the model, or a placeholder if the model has no specification.
 
     In the placeholder, only the input size is meaningful: the size of the first input with four axes, or
     `_FALLBACK_SIDE` if there is no such input. The other values only make the placeholder valid.

@@ -59,8 +59,8 @@ class GpuLane:
         Args:
             engine: the engine to run.
             shapes: shapes of the inputs for frames, by name.
-            graph: True to run the network as a CUDA graph.
-            values: values of the inputs, by name; None means random values.
+            graph: True if the network runs as a CUDA graph.
+            values: values of the inputs, by name, or None for random values.
 
         Raises:
             ModelError: no profile includes these shapes, or the size of an output depends on the data.
@@ -149,7 +149,7 @@ def network_shapes(engine: Engine, spec: ModelSpec, batch: int) -> Mapping[str, 
 
 @contextlib.contextmanager
 def opened_engine(folder: Path, spec: ModelSpec, detect: DetectConfig) -> Iterator[Engine]:
-    """Open the engine of a model, with its own memory pool, for a `with` block.
+    """Open the engine of a model, with a separate memory pool, until the end of the `with` block.
 
     If the engine is not in the cache, build the engine first.
     """

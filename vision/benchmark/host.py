@@ -1,4 +1,4 @@
-"""The machine that hosts a language model: its platform, its GPU, and the memory that `vision` leaves free."""
+"""Machine that hosts a language model: its platform, its GPU, and the memory that `vision` leaves free."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def other_host(machine: str, jetpack: str | None, plan: Path | None) -> Host:
 
     Args:
         machine: name in `MACHINES`.
-        jetpack: version of JetPack that the machine supports; None means the default of the machine.
-        plan: file of `vision plan --json` from such a Jetson, which contains the memory; None means that the memory is
-            assumed.
+        jetpack: version of JetPack that the machine supports, or None for the default of the machine.
+        plan: file of `vision plan --json` from such a Jetson, which contains the memory, or None for an assumed memory.
 
     Raises:
         ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.
@@ -58,7 +57,7 @@ def find_host(plan: Path | None) -> Host:
     """Return the platform, the GPU, and the memory of this machine.
 
     Args:
-        plan: file of `vision plan --json`, which contains the memory; None means that this call measures the memory.
+        plan: file of `vision plan --json`, which contains the memory. If None, this call measures the memory.
 
     Raises:
         ConfigError: the file cannot be read, is not a plan of `vision plan`, or contains no measurement of the memory.
@@ -74,7 +73,7 @@ def find_host(plan: Path | None) -> Host:
 def parse_jetson(release: str, model: str) -> tuple[Platform, int, str]:
     """Return the platform, the compute capability, and the version of JetPack of a Jetson.
 
-    The version is empty if it is unknown. A release of L4T 39 after JetPack 7.2.1 counts as JetPack 7.2.2.
+    An unknown version is an empty string. A release of L4T 39 after JetPack 7.2.1 counts as JetPack 7.2.2.
 
     Args:
         release: contents of /etc/nv_tegra_release, which start like ``# R36 (release), REVISION: 4.7``.

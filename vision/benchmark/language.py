@@ -39,7 +39,7 @@ _QUALITY: Final = 4  # JPEG quality of FFmpeg, from 2 (best) to 31 (worst)
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers to one kind of question. Each question is about an image with people or an empty image."""
+    """Answers to one kind of question. Each question is about an image with people or an empty image."""
 
     durations: Durations  # latencies of the valid answers
     right: int  # number of valid and right answers
@@ -48,7 +48,7 @@ class Answers:
 
     @property
     def asked(self) -> int:
-        """Number of questions that the model was asked."""
+        """Number of questions that were sent to the model."""
         return self.right + self.wrong + sum(self.invalid.values())
 
 
@@ -67,7 +67,7 @@ class LanguageCheck:
 
     @property
     def works(self) -> bool:
-        """True if every answer was valid and right."""
+        """True if every answer was valid and correct."""
         return all(answers.right == answers.asked for answers in (self.words, self.json))
 
     def as_json(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _check_model(model: str | None, models: Sequence[str]) -> None:
 
 
 class Sample(NamedTuple):
-    """A JPEG file, and the right answer to `QUESTION` about it."""
+    """JPEG file, and the correct answer to `QUESTION` about this file."""
 
     jpeg: bytes
     right: str
@@ -160,7 +160,7 @@ def _jpeg(pixels: NDArray[np.uint8], max_px: int) -> bytes:
 def _ask(
     config: LanguageServer, images: Iterator[Sample], requests: int, complete: Callable[..., Answer]
 ) -> tuple[Answers, bool]:
-    """Ask `complete` about the next `requests` images. Return the answers, and True if any answer has a confidence."""
+    """Ask `complete` about the next `requests` images. Return the answers, and whether any answer has a confidence."""
     samples = list(islice(images, requests))
 
     def ask(sample: Sample) -> Answer | str:

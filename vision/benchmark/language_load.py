@@ -35,7 +35,7 @@ class LanguageRun:
 
 
 class LanguageLoad:
-    """Threads that keep a server busy. Each thread asks its next question after the answer, or 1 s after a failure."""
+    """Threads that keep a server busy. Each thread asks its next question after an answer, or 1 s after a failure."""
 
     def __init__(self, config: LanguageServer) -> None:
         self._config = config

@@ -63,7 +63,8 @@ class Durations:
     def of(durations_ns: Sequence[int], independent: int | None = None) -> Durations:
         """Return the statistics of durations. Each percentile is one of the samples.
 
-        `independent` is the number of independent samples, from which the confidence limits follow; None means all.
+        `independent` is the number of independent samples, which determines the confidence limits, or None if all
+        samples are independent.
         """
         if not durations_ns:
             return Durations(0, *(0.0,) * 9)
@@ -88,8 +89,9 @@ def relative_error(parts: Sequence[float]) -> float | None:
     all parts are 0.
 
     Args:
-        parts: durations of equal amounts of work, or amounts of work in equal durations, in order. From 20 parts on,
-            neighbors are added up first, because a disturbance often affects several successive parts.
+        parts: durations of equal amounts of work, or amounts of work in equal durations, in order. With 20 or more
+            parts, the function first adds neighboring parts, because a disturbance often affects several successive
+            parts.
     """
     together = max(1, len(parts) // _PARTS)
     whole = len(parts) // together

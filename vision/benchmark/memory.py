@@ -1,6 +1,6 @@
-"""The memory in which models run, and how much of it is free.
+"""Size of the memory in which models run, and of its free part.
 
-A model on a GPU needs memory of this GPU. A Jetson or a DGX Spark has one memory for the CPU and the GPU.
+A model on a GPU needs memory of this GPU. On a Jetson or a DGX Spark, the CPU and the GPU share one memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MIB: Final = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """The size of the memory in which models run, and how much of it no program used at one moment."""
+    """Size of the memory in which models run, and of the part that no program used at the time of the measurement."""
 
     owner: Literal["GPU", "CPU and GPU", "CPU"]  # the processor whose memory this is
     total_mib: float

@@ -163,8 +163,8 @@ def run_deployment(
         config: configuration of the deployment.
         seconds: duration of the run, including its warm-up.
         open_detector: a function like `vision.detect.open.open_detector`. The pipeline closes the detectors.
-        publish: True to publish every result on a private socket.
-        open_source: a replacement for `vision.capture.open.open_source`; None means no replacement.
+        publish: True if the run publishes every result on a private socket.
+        open_source: a replacement for `vision.capture.open.open_source`, or None for no replacement.
     """
     interval_s = min(config.status.interval_s, seconds / _REPORTS)
     status = config.status.model_copy(update={"interval_s": interval_s})
@@ -193,7 +193,7 @@ def run_deployment(
 class NonClosingDetector:
     """Wrapper that keeps a detector open when a pipeline closes it, and can lower the maximum batch size.
 
-    The wrapper can pass `images` to the detector instead of the frames of synthetic cameras, because a network finds
+    The wrapper can pass `images` to the detector instead of the frames of synthetic cameras, because a network detects
     almost nothing in such frames. NMS and the results thread then have as much work as with real cameras, and the work
     of the camera threads does not change.
     """
@@ -238,7 +238,7 @@ class _End(NamedTuple):
 
 
 class _Window:
-    """Measured part of a run: from the first report after `after_s` seconds to the last report before the stop."""
+    """Measured part of a run, from the first report after `after_s` seconds to the last report before the stop."""
 
     def __init__(self, after_s: float) -> None:
         self._from_ns = time.monotonic_ns() + int(after_s * 1e9)

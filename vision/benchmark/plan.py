@@ -242,9 +242,9 @@ def _notes(cameras: Sequence[StandIn], run: DeploymentRun, cores: int, language:
 
 
 def measure_loads(run: DeploymentRun, parallel: int, cores: int) -> tuple[Load, ...]:
-    """Return the load of every part of the program during a run, the highest first.
+    """Return the load of every part of the program during a run, in descending order.
 
-    The load of threads or workers of one kind is the load of the busiest of them.
+    The load of several threads or workers of one kind is the load of the busiest thread or worker.
 
     Args:
         run: measurements of the run.
@@ -329,7 +329,7 @@ def find_capacity(
 def _next(fit: int, too_many: int | None) -> int | None:
     """Return the number of cameras to try next, or None if the search is complete.
 
-    `fit` cameras fit, and `too_many` cameras do not; None means that all tried numbers fit.
+    `fit` cameras fit, and `too_many` cameras do not. If `too_many` is None, all tried numbers fit.
     """
     if too_many is None:
         return min(2 * fit, MAX_CAMERAS) if fit < MAX_CAMERAS else None

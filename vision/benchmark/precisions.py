@@ -1,7 +1,8 @@
 """Measurements of `vision bench MODEL --precisions`: speed, size, memory, and accuracy of a network.
 
-The int8 model and the sparse model are made for the measurement. The same frames or random inputs calibrate these
-models and compare the outputs. Without a GPU, ONNX Runtime runs the float32 model and the int8 models.
+The program creates the int8 model and the sparse model for the measurement. It uses the same frames or random inputs to
+calibrate these models and to compare the outputs. Without a GPU, ONNX Runtime runs the float32 model and the int8
+models.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class PrecisionSettings:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionRow:
-    """Results of one precision and batch size, or the reason why there are none."""
+    """Results of one precision and batch size, or the reason why there are no results."""
 
     precision: str
     batch: int
@@ -111,7 +112,7 @@ class PrecisionReport:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network that is ready to run."""
+    """Network that is ready to run."""
 
     size_bytes: int
     """Size of the engine, or of the model for ONNX Runtime."""
@@ -138,7 +139,7 @@ def measure_precisions(
 
     Args:
         path: the ONNX file.
-        spec: spec of a detection model. None means any other network, which receives random inputs.
+        spec: specification of a detection model, or None for any other network, which receives random inputs.
         settings: the options.
         say: function that receives a description of each step.
 

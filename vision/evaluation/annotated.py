@@ -128,7 +128,7 @@ class _Painter:
 
 
 def _former_tracks(scene: Scene) -> dict[int, int]:
-    """Return the former track at each row of `scene.found` at which a true object changes to a different track."""
+    """Return the former track for each row of `scene.found` at which a true object changes to a different track."""
     former: dict[int, int] = {}
     last: dict[int, int] = {}
     for true_id, partner in zip(scene.subject.truth.boxes.ids.tolist(), scene.partners.tolist(), strict=True):

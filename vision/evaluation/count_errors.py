@@ -93,9 +93,9 @@ def _counted_times(events: Sequence[tuple[int, Event]], class_name: str, video: 
 def match_times(
     true_s: Sequence[float], counted_s: Sequence[float], duration_s: float, *, window_s: float
 ) -> list[CountBlock]:
-    """Match each true time with a counted time that differs by at most `window_s`, earliest times first.
+    """Match each true time with a counted time that differs by at most `window_s`, starting with the earliest times.
 
-    All arguments are in seconds. The video lasts `duration_s`. Return the numbers of true, missed, and false times in
+    All arguments are in seconds. The video lasts `duration_s`. Return the number of true, missed, and false times in
     each block of `BLOCK_S` seconds of the video.
     """
     number = max(1, round(duration_s / BLOCK_S))
@@ -121,7 +121,7 @@ def match_times(
 def true_passages(
     zone: ZoneConfig, units: Units, truth: Boxes, video: Video, lost_s: float
 ) -> Iterator[tuple[float, str]]:
-    """Yield (time in seconds, ``entered`` or ``left``) for each true entry into a zone, and for each true exit from it.
+    """Yield (time in seconds, ``entered`` or ``left``) for each true entry into a zone and each true exit from it.
 
     If the last box of an object is less than `lost_s` before the end of the video, do not yield an exit at this box,
     because the video ends before the pipeline reports such an exit.
@@ -148,7 +148,7 @@ def _passages(
     Args:
         times_s: times of the object's boxes, (N,), ascending.
         inside: True if the anchor point of the box is in the zone, (N,).
-        far: True if the anchor point is so far from the border of the zone that jitter of the box does not matter,
+        far: True if the anchor point is so far from the border of the zone that the jitter of the box has no effect,
             (N,).
         lost_s: time in seconds without a box after which the object is lost.
         stays: if True, the end of the path does not count as an exit.

@@ -1,9 +1,9 @@
-"""True crossings of each line, computed from the ground truth alone, and their comparison with counted crossings.
+"""True crossings of each line, computed from the ground truth alone, and a comparison with the counted crossings.
 
-This code is independent of the stage that counts, but follows the same definition (docs/analytics.md). An object
-establishes a side of the line only at a minimum distance from the line. This code uses the minimum distance for boxes
-that do not jitter. It evaluates each true path as a whole: it splits the path into visits to either side of the line,
-and finds the visits that establish a side.
+This code is independent of the stage that counts crossings, but uses the same definition of a crossing
+(docs/analytics.md). An object establishes a side of the line only at a minimum distance from the line. This code uses
+the minimum distance for boxes that do not jitter. It evaluates each true path as a whole: it splits the path into
+visits to either side of the line, and finds the visits that establish a side.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LineScore:
     def error(self) -> float:
         """Error of the count as a fraction of the true crossings.
 
-        If there are no true crossings, the error is infinite if any crossings were counted, and otherwise 0.
+        If there are no true crossings, the error is infinite with counted crossings, and 0 without counted crossings.
         """
         wrong = abs(self.counted - self.true)
         return wrong / self.true if self.true else (float("inf") if wrong else 0.0)
@@ -131,7 +131,7 @@ def crossings_of_path(
         times_s: times of the boxes, (N,), ascending.
         line: a line with points in pixels.
         lost_s: time in seconds without a box after which the object is lost.
-        frame_size_px: width and height of the frame that cuts off boxes. None means that the boxes are whole.
+        frame_size_px: width and height of the frame that cuts off boxes, or None if no box is cut off.
     """
     ends = np.array(line.points, np.float64)
     path = _Path.of(boxes_xyxy, times_s, line.anchor, ends, frame_size_px)
@@ -152,7 +152,7 @@ def cut_sides(boxes_xyxy: NDArray[np.float64], frame_size_px: tuple[int, int]) -
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """N positions of one object, relative to one line."""
+    """N positions of one object relative to one line."""
 
     times_s: NDArray[np.float64]  # (N,)
     right: NDArray[np.float64]  # (N,) distance from the line in object sizes; positive on the right
@@ -227,7 +227,7 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
 
 
 def _meeting(path: _Path, later: int) -> float:
-    """Return the place where the step to the position `later` meets the extended line, in the unit of `_Path.place`."""
+    """Return the place where the step to the position `later` crosses the extended line, in units of `_Path.place`."""
     before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
     share = before / (before - after)
     return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

@@ -130,7 +130,7 @@ def evaluate(subject: Subject, findings: Findings, config_name: str, seconds: fl
     Args:
         subject: the checked inputs.
         findings: the results of the pipeline.
-        config_name: name of the configuration, as the user has written it.
+        config_name: name of the configuration, as specified by the user.
         seconds: duration of the pipeline run.
     """
     config, video, truth = subject.config, subject.video, subject.truth.boxes

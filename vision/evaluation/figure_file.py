@@ -18,7 +18,7 @@ def write_figure(figure: Any, path: Path, option: str, *, dpi: float | None = No
         figure: figure of matplotlib.
         path: the file to write. Its extension selects the format.
         option: option of the command that names the file, for error messages.
-        dpi: pixels per inch; None means the resolution of the figure.
+        dpi: pixels per inch, or None for the resolution of the figure.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -1,7 +1,7 @@
 """Text files in the format of MOTChallenge: the ground truth of a video, and results.
 
-An error in the ground truth silently distorts every metric. Therefore, the whole file is checked before the pipeline
-runs, and every fault is reported with its line.
+An error in the ground truth silently distorts every metric. Therefore, `vision eval` checks the whole file before the
+pipeline runs, and reports every fault with its line.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Truth:
 def read_truth(path: Path) -> Truth:
     """Read and check a ground-truth file.
 
-    The columns of the file are `COLUMNS`. The last three columns are ignored, and can be missing.
+    The columns of the file are `COLUMNS`. The function ignores the last three columns, which can be missing.
 
     Raises:
         ConfigError: the file cannot be read, has no valid rows, or has faulty rows. The message lists the first 8

@@ -1,8 +1,8 @@
 """Two passes over the labeled video. The first pass measures the video, and the second pass runs the pipeline.
 
-Because the first pass measures the length, the command can refuse, before the pipeline runs, ground truth that is
-longer than the video. The second pass works like the command `vision run --offline`, but also records all detections
-with a score of at least `LOWEST_SCORE`, which average precision needs.
+The first pass measures the length of the video, so that the command can reject ground truth that is longer than the
+video before the pipeline runs. The second pass works like the command `vision run --offline`, but also records all
+detections with a score of at least `LOWEST_SCORE`, which average precision needs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Subject:
 
     @property
     def section(self) -> CameraAnalytics:
-        """Lines and zones of the camera. The section is empty if none are configured."""
+        """Lines and zones of the camera. The section is empty if no line or zone is configured."""
         return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
 
 
@@ -84,7 +84,7 @@ class Scene:
 
 @dataclass(slots=True)
 class Findings:
-    """Results of the second pass, with their frame numbers from 1."""
+    """Results of the second pass, with frame numbers from 1."""
 
     detections: list[tuple[int, Detections]] = field(default_factory=list)  # including scores below the threshold
     objects: list[tuple[int, Detections | Tracks]] = field(default_factory=list)  # as `vision run` publishes them
@@ -100,7 +100,7 @@ class Findings:
 def select_camera(config: AppConfig, camera_id: str | None) -> AppConfig:
     """Return the configuration with only the camera of the labeled video, which is `camera_id`.
 
-    The result contains no rules, and no settings of saved state and snapshots. If `camera_id` is None, the
+    The result contains no rules, and no settings for saved state or snapshots. If `camera_id` is None, the
     configuration must have only one camera.
 
     Raises:

@@ -79,8 +79,8 @@ def plot_objects(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video:
 def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: Video, path: Path) -> None:
     """Plot a bar over time for each true object to the file `path`.
 
-    The bar is gray while the object is missed, and has a different color for each track. `partners` is the result of
-    `match_frames`.
+    The bar is gray while the detector or tracker misses the object, and has a different color for each track.
+    `partners` is the result of `match_frames`.
     """
     ids = np.unique(truth.ids)
     figure, (axes,) = _figure(10.0, min(30.0, 1.4 + 0.26 * len(ids)), 1)

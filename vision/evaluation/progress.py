@@ -20,14 +20,14 @@ _PROGRESS_S: Final = 5.0  # minimum time between two lines of progress, if the o
 def show_progress(
     words: str, total: int | None, stop: threading.Event | None = None, *, unit: str = "frames"
 ) -> Iterator[Callable[[int], None]]:
-    """Yield a function that shows the progress of some work: as a bar on a terminal, otherwise as lines.
+    """Yield a function that shows the progress of some work, as a bar in a terminal, and otherwise as lines.
 
-    The function receives the number of units that are done. It raises `Closed` if `stop` is set.
+    The function receives the number of finished units. It raises `Closed` if `stop` is set.
 
     Args:
         words: description of the work.
-        total: number of units; None if unknown.
-        stop: event that ends the work when it is set; None if the work cannot be stopped.
+        total: number of units, or None if the number is unknown.
+        stop: event that ends the work when it is set, or None if the work cannot be stopped.
         unit: name of the units.
     """
     console = rich.get_console()

@@ -46,10 +46,7 @@ class Evaluation:
 
     @property
     def line_error(self) -> float | None:
-        """Sum of the errors of all lines, divided by the number of true crossings.
-
-        It is None if there are no true crossings.
-        """
+        """Sum of the errors of all lines, divided by the number of true crossings, or None without true crossings."""
         true = sum(line.true for line in self.lines)
         return sum(abs(line.counted - line.true) for line in self.lines) / true if true else None
 

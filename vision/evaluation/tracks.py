@@ -92,10 +92,9 @@ def score_tracks(truth: Boxes, tracks: Boxes, frames: int, partners: NDArray[np.
 
 
 def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[float, int, int]:
-    """Return the fraction of a true object's frames in which it was found, and the numbers of its switches and gaps.
+    """Return the fraction of a true object's frames with a matched track, and the number of switches and gaps.
 
-    `partners` contains the row of the matched track for each frame of the object, in order. The row is -1 if no track
-    is matched.
+    `partners` contains, for each frame of the object in order, the row of the matched track, or -1 without a match.
     """
     found = partners >= 0
     switches = np.diff(track_ids[partners[found]]) != 0
@@ -105,11 +104,11 @@ def _life(partners: NDArray[np.int64], track_ids: NDArray[np.int64]) -> tuple[fl
 
 
 def match_frames(truth: Boxes, found: Boxes, frames: int) -> NDArray[np.int64]:
-    """Match N true boxes to found boxes. Return the row of `found` for each true box (N,), or -1 if there is no match.
+    """Match N true boxes to found boxes. Return the row of `found` for each true box (N,), or -1 without a match.
 
-    A true object keeps the track of its last match while the IoU of their boxes is at least `MIN_OVERLAP`. The other
-    boxes are matched so that there are as many matches as possible. If there are several such solutions, choose the
-    solution with the largest sum of IoUs. `frames` is the number of frames of the video.
+    A true object keeps the track of its previous match while the IoU of their boxes is at least `MIN_OVERLAP`. For the
+    other boxes, choose the largest number of matches. If there are several such solutions, choose the solution with the
+    largest sum of IoUs. `frames` is the number of frames of the video.
     """
     assign = importlib.import_module("scipy.optimize").linear_sum_assignment
     partners = np.full(len(truth), -1, np.int64)

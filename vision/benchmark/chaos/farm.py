@@ -1,4 +1,4 @@
-"""The cameras of a run: RTSP cameras of the camera zoo, one for each configured camera."""
+"""Cameras of a run: RTSP cameras of the camera zoo, one for each configured camera."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _JUMP_S: Final = 3600  # time by which the camera's clock is ahead
 
 @dataclass(frozen=True, slots=True)
 class FarmCamera:
-    """The id, frame size, frame rate, and scene of one camera."""
+    """Id, frame size, frame rate, and scene of one camera."""
 
     camera_id: str
     width_px: int
@@ -34,7 +34,7 @@ class FarmCamera:
 
 
 class Farm:
-    """The running cameras, whose faults can be switched on and off."""
+    """Running cameras with faults that can be switched on and off."""
 
     def __init__(self, zoo: Zoo, cameras: Sequence[FarmCamera], control: Path) -> None:
         """Encode the clips, and start the cameras. `control` is the folder of the files that make calls hang."""
@@ -66,7 +66,7 @@ class Farm:
         """End a fault of the camera with the index `index`.
 
         Raises:
-            OSError: another program has taken the port of a camera that was down.
+            OSError: another program uses the port of a camera that was down.
         """
         self._switch(kind, index, on=False)
 

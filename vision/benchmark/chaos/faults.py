@@ -54,7 +54,7 @@ class Injector:
         self._active: list[tuple[Injected, End]] = []
 
     def start(self, fault: Fault) -> Injected:
-        """Start a fault, and record it. Return the record, whose `left_out` is the reason if the fault was left out."""
+        """Start a fault, and return its record. If the fault was skipped, `left_out` of the record is the reason."""
         injected = Injected(fault, "" if fault.camera is None else self._record.cameras[fault.camera])
         injected.started_ns = time.monotonic_ns()
         self._record.faults.append(injected)
@@ -68,7 +68,7 @@ class Injector:
         return injected
 
     def end_due(self) -> None:
-        """End the faults whose time is over. Raise `OSError` if a camera cannot get its port back."""
+        """End the faults that are due to end. Raise `OSError` if a camera cannot get its port back."""
         for entry in tuple(self._active):
             injected, _ = entry
             if self._is_over(injected):

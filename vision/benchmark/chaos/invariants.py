@@ -1,4 +1,4 @@
-"""The checks of a run. Each check is a function that reads only the record, and returns a `Verdict`."""
+"""Checks of a run. Each check is a function that reads only the record and returns a `Verdict`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _unbalanced_at_end(record: Record) -> Iterator[str]:
 def check_events(record: Record) -> Verdict:
     """Check that each numbered event was received once and is stored, and that the counters agree with the events.
 
-    Events without a number, which were not stored, are a problem unless there were faults of the disk.
+    Events without a number were not stored. They are a problem, unless there were disk faults.
     """
     numbers = [event.number for event in record.events if event.number is not None]
     problems = list(record.reports)

@@ -1,4 +1,4 @@
-"""Check that a fault of a camera, a subscriber, or the disk does not delay the other cameras."""
+"""Check that a fault of a camera, of a subscriber, or of the disk does not delay unaffected cameras."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _PROGRAM_WIDE: Final = ("process-stop", "worker-kill", "program-kill", "detector
 def check_latency(record: Record) -> Verdict:
     """Check that faults do not delay the frames of unaffected cameras.
 
-    The check fails if the p99 latency of these frames is more than `MAX_RATIO` times the p99 latency in times without
-    faults. Both kinds of times alternate through the whole run, so other programs on the machine disturb both. Faults
-    that affect all cameras do not count. If one of the groups has too few frames, the verdict is "not judged".
+    The check fails if the p99 latency of these frames is more than `MAX_RATIO` times the p99 latency in periods without
+    faults. Periods with and without faults alternate during the whole run, so other programs on the machine disturb
+    both. Faults that affect all cameras do not count. If there are too few frames with or without faults, the verdict
+    is "not judged".
     """
     undisturbed_ms, others_ms = split_latencies(record)
     if not len(undisturbed_ms) or not len(others_ms):
@@ -40,9 +41,9 @@ def check_latency(record: Record) -> Verdict:
 
 
 def split_latencies(record: Record) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return two arrays of latencies in ms: in times without faults, and of unaffected cameras during faults.
+    """Return two arrays of latencies in ms: in periods without faults, and of unaffected cameras during faults.
 
-    Frames in times with an active fault of a process are in neither array.
+    Neither array contains frames from periods with an active process fault.
     """
     received_ns = np.array([seen.received_ns for seen in record.frames], np.int64)
     total_ms = np.array([seen.total_ms for seen in record.frames], np.float64)

@@ -1,4 +1,4 @@
-"""A subscriber to the program under test. It records the messages that the checks need."""
+"""Subscriber to the program under test, which records the messages that the checks need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NS_PER_S: Final = 1e9
 
 
 class Observer:
-    """Recorder of the messages of a publisher, in a thread. Restarts of the publisher do not end the recording."""
+    """Recorder of a publisher's messages, in a thread. The recording continues after restarts of the publisher."""
 
     def __init__(self, address: str, replay: str, record: Record) -> None:
         self._record = record

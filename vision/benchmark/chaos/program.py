@@ -1,4 +1,4 @@
-"""The program under test: `vision run` in a separate process, which is restarted when it ends."""
+"""Program under test: `vision run` in a separate process, which is restarted when it ends."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Program:
 
     @property
     def children(self) -> dict[int, str]:
-        """The processes that the program had started and that ran at the last `poll`: names by process id."""
+        """Names of the child processes of the program that ran during the previous `poll`, by process id."""
         return dict(self._children)
 
     def poll(self) -> None:
-        """Start the program if it does not run and its pause is over. Record the ends of the program's processes."""
+        """Start the program if it does not run and its pause has ended. Record the ends of the program's processes."""
         now_ns = time.monotonic_ns()
         if self._process is None:
             if time.monotonic() >= self._start_at_s:
@@ -99,7 +99,7 @@ class Program:
             self._process.kill()
 
     def stop(self) -> None:
-        """Stop the program with SIGTERM, and record its end. Kill it if it does not end within 20 s."""
+        """Stop the program with SIGTERM, and record its end. Kill the program if it does not end within 20 s."""
         process = self._process
         if process is None:
             return

@@ -1,4 +1,4 @@
-"""The record of a run: messages, faults, processes, and resources. The checks in `invariants.py` read only a record."""
+"""Record of a run: messages, faults, processes, and resources. The checks in `invariants.py` read only a record."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class ProgramEnd(NamedTuple):
 
 
 class ProcessEnd(NamedTuple):
-    """One end of a process that the program under test had started."""
+    """One end of a process that the program under test started."""
 
     at_ns: int
     name: str
 
 
 class Sample(NamedTuple):
-    """The resources that one process used at one time."""
+    """Resources that one process used at one point in time."""
 
     at_ns: int
     pid: int
@@ -78,7 +78,7 @@ class Sample(NamedTuple):
 
 @dataclass(slots=True)
 class Injected:
-    """A fault of the schedule that was started or left out."""
+    """Fault of the schedule that was either started or skipped."""
 
     fault: Fault
     target: str  # the camera or process that the fault affected; empty if there is none
@@ -89,7 +89,7 @@ class Injected:
 
     @property
     def camera(self) -> str | None:
-        """The id of the affected camera, or None if the fault affects no single camera."""
+        """Id of the affected camera, or None if the fault does not affect a single camera."""
         return None if self.fault.camera is None else self.target
 
 
@@ -99,7 +99,7 @@ Crossing: TypeAlias = tuple[str, str, str]
 
 @dataclass(slots=True)
 class Stored:
-    """The content of the state database after the run."""
+    """Content of the state database after the run."""
 
     journal: str  # id of the journal
     numbers: list[int] = field(default_factory=list)  # numbers of the stored events, ascending

@@ -2,12 +2,13 @@
 
 A camera must be back within 2 s after the end of the fault. In these cases, the allowed time is longer:
 
-* If the camera is in a back-off when the fault ends, or enters a back-off within a second, the rest of the back-off is
-  added.
-* If the fault ended a process, twice the time of the first start of the program is added, because the cameras and other
-  faults compete with the new process.
+* If the camera is in a back-off when the fault ends, or enters a back-off within a second, the check adds the remaining
+  back-off time.
+* If the fault ended a process, the check adds twice the time of the program's first start, because the cameras and
+  other faults compete with the new process for CPU time.
 
-If another fault that affects the camera begins within the allowed time, the time restarts at the end of this fault.
+If another fault that affects the camera begins within the allowed time, the allowed time restarts at the end of this
+fault.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _STATUS_NS: Final = 1_000_000_000  # time after the end of the fault in which a 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """The time from the end of a fault until one camera delivered a frame."""
+    """Time from the end of a fault until one camera delivered a frame."""
 
     fault: Injected
     camera: str
@@ -85,9 +86,9 @@ def affected(each: Injected, cameras: Sequence[str]) -> Sequence[str]:
 
 
 def back_ns(recoveries: Sequence[Recovery]) -> Mapping[int, int]:
-    """Return, by the number of each fault, the monotonic time in nanoseconds at which its last camera was back.
+    """Return, by fault number, the monotonic time in nanoseconds at which the last camera delivered frames again.
 
-    For a camera that never came back, use the time at which it had to be back.
+    For a camera that never recovered, use its deadline for the recovery.
     """
     back: dict[int, int] = {}
     for each in recoveries:

@@ -27,7 +27,7 @@ def all_held(verdicts: Sequence[Verdict]) -> bool:
 
 
 def print_report(record: Record, verdicts: Sequence[Verdict], console: Console) -> None:
-    """Print the faults by kind, the faults that were left out, and the verdicts with their problems."""
+    """Print the faults by kind, the skipped faults, and the verdicts with their problems."""
     console.print(_faults_table(record, measure_recoveries(record)))
     for kind, reasons in _left_out(record).items():
         for reason, count in reasons.items():
@@ -61,7 +61,7 @@ def _faults_table(record: Record, recoveries: Sequence[Recovery]) -> Table:
 
 
 def _left_out(record: Record) -> Mapping[str, Mapping[str, int]]:
-    """Return the number of faults that were left out, by kind and reason."""
+    """Return the number of skipped faults, by kind and reason."""
     counts: dict[str, dict[str, int]] = {}
     for each in record.faults:
         if each.left_out:

@@ -1,4 +1,4 @@
-"""One run of `vision chaos`: the program with the cameras of the farm, the faults of a schedule, and the record."""
+"""One run of `vision chaos`: the program with the simulated cameras, the faults of a schedule, and the record."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OnFault = Callable[[Injected], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The configuration to run, and the schedule of faults."""
+    """Configuration to run, and the schedule of faults."""
 
     subject: Subject
     schedule: Sequence[Fault]
@@ -124,7 +124,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of a run: one for its own files, and one for the files of the program."""
+    """Folders of a run: one for the run's own files, and one for the files of the program."""
 
     work: Path  # folder for the private files of the run
     data: Path  # folder for the files of the program, whose disk can fail

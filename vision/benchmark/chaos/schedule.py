@@ -1,4 +1,4 @@
-"""The kinds of faults, and schedules of faults. Equal arguments give equal schedules."""
+"""Kinds of faults, and schedules of faults. Equal arguments give equal schedules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _FAULTS: Final = 3  # number of faults per round
 
 @dataclass(frozen=True, slots=True)
 class KindSpec:
-    """The properties of a kind of fault, such as its duration and frequency."""
+    """Properties of a kind of fault, such as its duration and frequency."""
 
     text: str  # description for the user
     has_camera: bool  # True if the fault affects one camera
@@ -78,7 +78,7 @@ KINDS: Final[Mapping[Kind, KindSpec]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault of a schedule: its kind, its start, its duration, and what it affects."""
+    """One fault of a schedule: its kind, its start, its duration, and its target."""
 
     number: int  # from 1
     at_s: float  # time after the start of the schedule
@@ -131,7 +131,7 @@ def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]
 
 
 def _shuffled(kinds: Sequence[Kind], choose: random.Random, *, once: bool) -> list[Kind]:
-    """Return the kinds in random order: each kind once if `once` is True, otherwise as often as its `weight` states."""
+    """Return the kinds in random order. If `once` is True, each kind occurs once, and otherwise `weight` times."""
     queue = [kind for kind in kinds for _ in range(1 if once else KINDS[kind].weight)]
     choose.shuffle(queue)
     return queue

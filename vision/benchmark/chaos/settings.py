@@ -1,4 +1,4 @@
-"""The configuration of a run: the user's pipeline, model, and analytics, with the cameras of the farm."""
+"""Configuration of a run: the user's pipeline, model, and analytics, with the simulated cameras."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _DEMO_LINES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The configuration to run, and the descriptions of its cameras."""
+    """Configuration to run, and the descriptions of its cameras."""
 
     config: AppConfig
     cameras: tuple[FarmCamera, ...]

@@ -18,7 +18,7 @@ _ROUND_S: Final = 0.2  # duration for which the connections of a round stay open
 
 
 class StoppedSubscriber:
-    """A subscriber to all topics that never reads, like a suspended program."""
+    """Subscriber to all topics that never reads, like a suspended program."""
 
     def __init__(self, address: str) -> None:
         self._context = zmq.Context()
@@ -34,7 +34,7 @@ class StoppedSubscriber:
 
 
 class Flood:
-    """A thread that opens and closes many connections until `close` is called."""
+    """Thread that opens and closes many connections until `close` is called."""
 
     def __init__(self, address: str) -> None:
         self._address = address

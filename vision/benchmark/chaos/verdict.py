@@ -11,7 +11,7 @@ Result: TypeAlias = Literal["held", "broken", "not judged"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of one check, and the evidence for it."""
+    """Result of one check, and the evidence for this result."""
 
     name: str  # name of the check
     result: Result

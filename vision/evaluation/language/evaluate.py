@@ -62,10 +62,10 @@ def evaluate_prompts(
 
 
 def _by_entry(config: AppConfig, events: Sequence[LabeledEvent]) -> list[tuple[VerifyConfig, tuple[LabeledEvent, ...]]]:
-    """Return each entry of `verify:` that chooses any of the events, with the events that it chooses.
+    """Return each entry of `verify:` that selects any of the events, together with the selected events.
 
     Raises:
-        ConfigError: no entry chooses an event.
+        ConfigError: no entry selects an event.
     """
     found: dict[str, list[LabeledEvent]] = {entry.name: [] for entry in config.verify}
     for event in events:

@@ -1,4 +1,4 @@
-"""Functions that ask the questions of `verify:` about labeled events, as a running program does."""
+"""Functions that ask a language model the questions of `verify:` about labeled events, as a running program does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OF_ONE_EVENT: Final = ("images-refused", "image-too-large", "refused")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to evaluate: an entry of `verify:`, and the events that it chooses."""
+    """Prompt to evaluate: an entry of `verify:`, and the events that this entry selects."""
 
     name: str  # name in the report
     entry: VerifyConfig
@@ -45,9 +45,9 @@ def judge(
 
     Args:
         server: the client of the server.
-        limits: the section `language`, of which only `parallel` and `max_image_px` are used.
+        limits: the section `language`. Only its values `parallel` and `max_image_px` are used.
         prompt: the prompt and its events.
-        progress: function that receives the number of events that are done. It is called in the caller's thread.
+        progress: function that receives the number of finished events, in the caller's thread.
         stop: event that ends the evaluation when it is set.
 
     Raises:
@@ -81,7 +81,7 @@ def judge(
 def _judge_event(
     server: ChatServer, max_image_px: int, entry: VerifyConfig, event: LabeledEvent
 ) -> tuple[Judgment, str]:
-    """Ask about one event. Return the judgment, and the name of the model. The name is empty if there is no answer.
+    """Ask about one event. Return the judgment, and the name of the model, which is empty if there is no answer.
 
     If the request fails for a reason that concerns only this event, the judgment contains the error.
 
@@ -146,7 +146,7 @@ def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, f
 
 
 def _jpeg(encoder: JpegEncoder, path: Path, box: tuple[float, float, float, float] | None) -> bytes:
-    """Encode an image, or the part of it in a box, as a running program does.
+    """Encode an image, or the part of the image inside `box`, as a JPEG, as a running program does.
 
     If the image is a snapshot of a larger frame, `box` is in pixels of the frame.
 

@@ -1,4 +1,4 @@
-"""The judgments of one prompt about labeled events, and the curve of removed false alarms against lost true events."""
+"""Judgments of one prompt about labeled events, and the curve of removed false alarms against lost true events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Z: Final = 1.959964  # 97.5 % quantile of the normal distribution, for a 95 % i
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """The answer of the language model to the question about one event, or the error."""
+    """Answer of the language model to the question about one event, or the error."""
 
     line: int  # line number of the event in the file of labels
     is_true: bool  # as labeled
@@ -25,7 +25,7 @@ class Judgment:
 
 
 class Point(NamedTuple):
-    """The effect of a threshold, which removes the events with a lower probability."""
+    """Effect of a threshold. Events with a lower probability are removed."""
 
     threshold: float
     removed: int  # number of removed false alarms
@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A number of events as a share of `total` events, with its 95 % confidence interval."""
+    """Number of events as a share of `total` events, with its 95 % confidence interval."""
 
     count: int
     total: int
@@ -78,7 +78,7 @@ class Judgments:
 
     @property
     def errors(self) -> dict[str, int]:
-        """The number of events without an answer, by the code of the error."""
+        """Number of events without an answer, by error code."""
         return dict(Counter(judgment.error for judgment in self.judgments if judgment.error))
 
     def curve(self) -> tuple[Point, ...]:
@@ -106,13 +106,13 @@ class Judgments:
         return max(allowed, key=lambda point: (point.removed, -point.lost), default=curve[0])
 
     def latencies_ms(self) -> Sequence[float]:
-        """Return the latencies of the answers in milliseconds, in ascending order."""
+        """Return the latencies of the answers, in milliseconds, in ascending order."""
         return sorted(judgment.latency_ms for judgment in self.judgments if judgment.latency_ms is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptEvaluation:
-    """The judgments of every prompt."""
+    """Judgments of every prompt."""
 
     config: str  # name of the configuration, as the user has written it
     labels: str  # path of the file of labels

@@ -52,8 +52,8 @@ class Actor:
     def headings(self, times_s: FloatArray) -> FloatArray:
         """Return the directions of motion (T,) in radians at `times_s` (T,), counterclockwise from x.
 
-        An object at rest keeps its last direction. Before its first motion, an object has the direction of this motion.
-        If it never moves, the direction is 0.
+        An object at rest keeps the direction of its previous motion. Before its first motion, an object has the
+        direction of the first motion. If an object never moves, its direction is 0.
         """
         steps = np.diff(self.places_m, axis=0) / np.diff(self.times_s)[:, None]
         moving = np.hypot(steps[:, 0], steps[:, 1]) > _STILL
@@ -102,7 +102,8 @@ def travel(
         waypoints_m: at least two positions (x, y) on the ground, in meters.
         speed: speed in m/s, except while the actor starts or stops.
         start_s: time in seconds at the first waypoint.
-        stops: duration in seconds of each stop, by its fraction of the way (0 to 1); None if there are no stops.
+        stops: duration, in seconds, of each stop, by the position of the stop as a fraction of the path (0 to 1), or
+            None if there are no stops.
     """
     about = KINDS[kind]
     line = _rounded(np.asarray(waypoints_m, np.float64))
@@ -127,7 +128,7 @@ def travel(
 def rest(kind: str, place_m: tuple[float, float], heading: float, until_s: float) -> Actor:
     """Return an actor that rests from 0 s to `until_s`, such as a parked car.
 
-    To have a heading, the actor moves by one millimeter in the direction `heading` (in radians) at the start.
+    At the start, the actor moves by one millimeter in the direction `heading` (in radians), so that it has a heading.
     """
     ahead = (np.cos(heading) * 1e-3, np.sin(heading) * 1e-3)
     places = np.array([place_m, (place_m[0] + ahead[0], place_m[1] + ahead[1]), place_m])

@@ -31,7 +31,7 @@ _NORMAL: Final = NormalDist()
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
-    """The errors of a detector. Lengths in `jitter` are fractions of the width or height of the object's box."""
+    """Errors of a detector. Lengths in `jitter` are fractions of the width or height of the object's box."""
 
     recall: tuple[float, ...] = (1.0,) * len(PARTS)
     """Fraction of the objects that are detected, for each visible fraction in `PARTS`."""
@@ -93,7 +93,7 @@ class SimulatedDetector:
 
     Args:
         errors: the error model.
-        view: the camera. Only the size of its frame is used.
+        view: the camera, of which only the frame size is used.
         class_ids: true class id of each object, by object number from 1.
         confused: wrong class ids that the detector sometimes reports for each object, by object number from 1.
         seed: seed of the errors, an integer of at least 0.

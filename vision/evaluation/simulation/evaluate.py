@@ -24,7 +24,7 @@ from vision.evaluation.tracks import load_metrics
 
 @dataclass(frozen=True, slots=True)
 class SimulationRequest:
-    """The arguments of `vision eval --simulate`."""
+    """Arguments of `vision eval --simulate`."""
 
     scenes: tuple[str, ...]  # names of scenes
     rates: tuple[float, ...]  # frame rates in frames/s

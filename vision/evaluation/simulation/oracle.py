@@ -64,7 +64,7 @@ def _ground(view: CameraView) -> GroundConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TruePath:
-    """The exact path of an object during one period in which it is in the frame."""
+    """Exact path of an object during one period in which the object is in the frame."""
 
     actor: int  # number of the actor in the scene, from 1
     times_s: FloatArray  # (N,)
@@ -127,7 +127,7 @@ def true_stays(paths: Sequence[TruePath], section: CameraAnalytics, view: Camera
     """Yield the stays in all zones of `section`.
 
     An object keeps its previous state (inside or outside) while its distance from the border of the zone is at most a
-    tenth of its size.
+    tenth of the object's size.
     """
     for path in paths:
         for zone in section.zones:
@@ -137,7 +137,7 @@ def true_stays(paths: Sequence[TruePath], section: CameraAnalytics, view: Camera
 
 
 def true_occupancy(stays: Sequence[TrueStay], section: CameraAnalytics, times_s: FloatArray) -> FloatArray:
-    """Return the numbers of objects (T, Z) in the Z zones of `section` at the times `times_s` (T,)."""
+    """Return the number of objects (T, Z) in each of the Z zones of `section` at the times `times_s` (T,)."""
     occupancy = np.zeros((len(times_s), len(section.zones)))
     names = [zone.name for zone in section.zones]
     for stay in stays:
@@ -172,7 +172,8 @@ def _contains(polygon: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
 def _distance(polygon: FloatArray, points: FloatArray, size: FloatArray) -> FloatArray:
     """Return the distances (N,) of points (N, 2) from the border of a polygon (K, 2), all in px.
 
-    Ignore sides on the edge of the frame, because nothing crosses them. `size` (2,) is the frame's width and height.
+    Ignore sides on the edge of the frame, because no object crosses these sides. `size` (2,) is the frame's width and
+    height.
     """
     ends = np.roll(polygon, -1, axis=0)
     on_edge = ((polygon <= 0) & (ends <= 0)) | ((polygon >= size) & (ends >= size))

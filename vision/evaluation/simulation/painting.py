@@ -1,7 +1,8 @@
 """Video of a simulated scene for the detector `fake`, with the ground truth and a configuration.
 
 Each object is a rectangle in the color of a class of `vision.drawing.test_pattern`. Nearer objects hide objects that
-are farther away. A gray border around each object separates objects of one class, which would otherwise count as one.
+are farther away. A gray border around each object separates objects of the same class, which would otherwise count as
+one object.
 """
 
 from __future__ import annotations

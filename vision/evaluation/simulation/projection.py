@@ -86,7 +86,7 @@ class CameraView:
 
     @property
     def horizon_px(self) -> float:
-        """The y coordinate of the horizon in pixels, computed without distortion. It can be outside the frame."""
+        """Y coordinate of the horizon in pixels, computed without distortion. The horizon can be outside the frame."""
         return self.height_px / 2 - self._focal_px * math.tan(math.radians(self.tilt_deg))
 
     @property

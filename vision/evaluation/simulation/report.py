@@ -36,7 +36,7 @@ _COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """The results of all runs of `vision eval --simulate`."""
+    """Results of all runs of `vision eval --simulate`."""
 
     detector: str  # name of the error model
     timing: Timing
@@ -132,7 +132,7 @@ def _run(run: SceneScores) -> dict[str, Any]:
 
 
 def _speed(speeds_kmh: FloatArray) -> dict[str, float | int | None]:
-    """Return the number of speeds, and the median and 90th percentile of their errors (None if there are no speeds)."""
+    """Return the number of speeds, and the median and 90th percentile of their errors, or None without speeds."""
     errors = np.abs(speeds_kmh[:, 0] - speeds_kmh[:, 1])
     median, p90 = np.quantile(errors, (0.5, 0.9)).tolist() if len(errors) else (None, None)
     return {"events": len(errors), "median_error_kmh": median, "p90_error_kmh": p90}

@@ -216,7 +216,7 @@ def groups(rng: Rng) -> Scene:
 
 
 def waiting(rng: Rng) -> Scene:
-    """Return a scene in which groups of people come, stand together, and leave, while other people pass them."""
+    """Return a scene in which groups of people arrive, stand together, and leave, while other people pass by."""
     view = CameraView(height_m=4.5, tilt_deg=20.0)
     actors = []
     for start_s, spot in zip(_starts(rng, 6, 35.0), rng.permutation(6).tolist(), strict=True):
@@ -237,7 +237,7 @@ def waiting(rng: Rng) -> Scene:
 
 
 def gate(rng: Rng) -> Scene:
-    """Return a scene in which cars and trucks stop at a gate, where each fills almost half of the frame."""
+    """Return a scene in which cars and trucks stop at a gate. Each vehicle fills almost half of the frame."""
     view = CameraView(height_m=2.5, tilt_deg=18.0)
     actors = []
     free_s = 0.0

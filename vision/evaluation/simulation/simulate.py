@@ -43,7 +43,7 @@ _UNSURE_S: Final = 0.5  # if the duration of a stay differs by less from `DWELL_
 
 
 class Follower(Protocol):
-    """A tracker to evaluate."""
+    """Tracker that the simulation evaluates."""
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Process the detections of one frame. Return the published tracks."""
@@ -67,7 +67,7 @@ class ZoneScore:
 
 @dataclass(frozen=True, slots=True)
 class SceneScores:
-    """The metrics of one run of one scene."""
+    """Metrics of one run of one scene."""
 
     scene: str
     frames_per_s: float
@@ -90,7 +90,7 @@ class SceneScores:
 
 @dataclass(frozen=True, slots=True)
 class PreparedScene:
-    """A scene at one frame rate, and its ground truth, for runs with several detectors and trackers."""
+    """Scene at one frame rate, and its ground truth, for runs with several detectors and trackers."""
 
     scene: Scene
     frames_per_s: float
@@ -104,7 +104,7 @@ class PreparedScene:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The tracks, events, and counts that were published in one run of one scene."""
+    """Tracks, events, and counts that one run of one scene published."""
 
     events: tuple[tuple[int, Event], ...]  # events with their frame numbers from 1
     boxes: Boxes  # boxes of the published tracks
@@ -118,7 +118,7 @@ def frame_times(duration_s: float, frames_per_s: float, timing: Timing, seed: in
     Args:
         duration_s: duration of the recording in seconds.
         frames_per_s: usual frame rate.
-        timing: "steady" for regular times; "gaps" for times with random gaps of 0.4 to 1.2 s; "bursts" for a camera
+        timing: "steady" for regular times, "gaps" for times with random gaps of 0.4 to 1.2 s, or "bursts" for a camera
             that sometimes delivers five frames at the same time, of which only the last frame is used.
         seed: random seed of the gaps and bursts.
     """
@@ -143,7 +143,10 @@ def prepare(name: str, seed: int, frames_per_s: float, timing: Timing = "steady"
 
 
 def prepare_scene(scene: Scene, seed: int, frames_per_s: float, timing: Timing = "steady") -> PreparedScene:
-    """Compute the ground truth of a scene. `seed` selects the gaps, bursts, and errors of the detector."""
+    """Compute the ground truth of a scene, and keep the seed for the errors of the detector.
+
+    `seed` also selects the gaps and bursts of the frames. `timing` selects the regularity of the frame times.
+    """
     section = camera_analytics(scene)
     times_s = frame_times(scene.duration_s, frames_per_s, timing, seed)
     paths = list(true_paths(scene))
@@ -256,7 +259,7 @@ def score_zones(prepared: PreparedScene, run: Run) -> Iterator[ZoneScore]:
 def _speeds(
     prepared: PreparedScene, run: Run, truth: Boxes, partners: NDArray[np.int64]
 ) -> Iterator[tuple[float, float]]:
-    """Yield the measured and the true speed in km/h for each event that has a speed and whose object is known."""
+    """Yield the measured and the true speed, in km/h, for each event that has a speed and a known object."""
     found = partners >= 0
     frames, actors, tracks = truth.frames[found], truth.ids[found], run.boxes.ids[partners[found]]
     for number, event in run.events:
@@ -271,7 +274,7 @@ def _speeds(
 def nearest_overlaps(tracks: Tracks, detections: Detections) -> FloatArray:
     """Return the highest IoU (M,) of each published box with any of the detections.
 
-    The IoU of a box that overlaps no detection is 0.
+    If a box overlaps no detection, its IoU is 0.
     """
     if not len(tracks) or not len(detections):
         return np.zeros(len(tracks))

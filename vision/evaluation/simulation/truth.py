@@ -99,7 +99,7 @@ def _observe(time_s: float, solids: Solids, index: int, scene: Scene) -> TrueFra
 def unhidden(box: FloatArray, nearer: FloatArray, bodies: FloatArray) -> tuple[FloatArray, float]:
     """Return the box (4,) around the visible part of `box`, and the visible part as a fraction of the area of `box`.
 
-    If nearer boxes hide the whole box, return the box itself and 0. The results are sampled on a grid of points.
+    If nearer boxes hide the whole box, return the box itself and 0. The function samples the box on a grid of points.
 
     Args:
         box: the box to observe, (4,).

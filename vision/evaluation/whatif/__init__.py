@@ -1,1 +1,1 @@
-"""Implementation of `vision whatif` and `vision replay`, which evaluate archived tracks again."""
+"""Implementation of `vision whatif` and `vision replay`, which evaluate archived tracks a second time."""

@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
     @property
     def shown(self) -> ArchivedEvent:
-        """The new event, or the lost event if there is no new event."""
+        """New event of the difference, or the lost event if there is no new event."""
         found = self.before if self.after is None else self.after
         assert found is not None
         return found
@@ -73,7 +73,7 @@ class Changes:
     def __init__(self, changes: Iterable[Change] = (), *, most: int | None = None) -> None:
         """Keep `changes`, and the differences that `add` receives.
 
-        If `most` is not None, an iteration yields only the first `most` differences. `numbers` counts all of them.
+        If `most` is not None, an iteration yields only the first `most` differences. `numbers` counts all differences.
         """
         self._most = most
         self._blocks: list[_Block] = []

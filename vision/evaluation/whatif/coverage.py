@@ -1,4 +1,4 @@
-"""`Coverage` finds the times for which an archive has no frames, and the times when the clock was set back."""
+"""`Coverage` finds the periods without frames in an archive, and the times at which the clock was set back."""
 
 from __future__ import annotations
 

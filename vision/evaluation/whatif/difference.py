@@ -1,4 +1,4 @@
-"""The difference between the published events and the events of a different configuration."""
+"""Difference between the published events and the events of a different configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOTALS: Final = ("total_in", "total_out")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The differences of one camera, oldest first."""
+    """Differences of one camera, oldest first."""
 
     changes: Changes
     same: int  # number of events that have no difference, except in their running totals
@@ -40,8 +40,8 @@ class Comparison:
     * If other data differ, the event has changed.
     * If only the time differs, by at most `MOVED_US`, the event has moved.
 
-    Running totals are not compared. If a state was interrupted, for example by the end of the program, the end of the
-    state is ignored, because this end does not follow from the tracks.
+    The comparison ignores running totals. It also ignores the end of a state that was interrupted, for example by the
+    end of the program, because the tracks do not determine this end.
     """
 
     def __init__(self, camera: str, *, same_tracks: bool = True, most: int | None = None) -> None:
@@ -51,7 +51,7 @@ class Comparison:
             camera: name of the camera.
             same_tracks: True if both lists of events have the same track ids. Otherwise, objects and data are not
                 compared.
-            most: number of differences to keep, as in `Changes`; None means all.
+            most: number of differences to keep, as in `Changes`, or None for all differences.
         """
         self._camera = camera
         self._same_tracks = same_tracks
@@ -120,7 +120,7 @@ def compare(
 
 
 class _Known(NamedTuple):
-    """An event, and the properties, other than the time, that identify the event."""
+    """Event, and those of its properties, except the time, that identify the event."""
 
     about: Hashable  # result of `_about`; equal for two events that can be the same event at different times
     event: ArchivedEvent
@@ -179,7 +179,7 @@ def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, 
 
 
 def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
-    """Pair candidates, nearest in time first. Return the pairs, and the events without a partner."""
+    """Pair candidates, smallest time difference first. Return the pairs, and the events without a partner."""
     candidates = sorted(_candidates(lost, gained))
     used_before: set[int] = set()
     used_after: set[int] = set()

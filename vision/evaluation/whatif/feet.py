@@ -1,4 +1,4 @@
-"""`Feet` stores the places of the objects whose events differ, for the drawing in the report."""
+"""`Feet` stores the positions of objects whose events differ, for the drawing in the report."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Feet:
         self._values = array("d")
 
     def add(self, changes: Iterable[Change], boxes: Mapping[Place, Box]) -> None:
-        """Add the places of the objects in the next differences. `boxes` contains the known boxes in pixels."""
+        """Add the positions of the objects in the next differences. `boxes` contains the known boxes in pixels."""
         for change in changes:
             for event in (change.before, change.after):
                 self._values.extend(_feet(event, boxes))
 
     def __iter__(self) -> Iterator[tuple[Point | None, Point | None]]:
-        """Yield the places of both events of each difference. A place that is not known is None."""
+        """Yield the positions of both events of each difference. An unknown position is None."""
         values = iter(self._values)
         for x1, y1, x2, y2 in zip(values, values, values, values, strict=True):
             yield None if math.isnan(x1) else (x1, y1), None if math.isnan(x2) else (x2, y2)

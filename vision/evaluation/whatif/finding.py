@@ -40,7 +40,7 @@ class Finder:
         self._analytics: ObjectAnalytics | None = None
 
     def __call__(self, block: ArchivedBlock) -> FoundEvents:
-        """Return the events in the next block. Start a new epoch if the block belongs to a new epoch."""
+        """Return the events in the next block. If the block belongs to a new epoch, start this epoch first."""
         ended: Sequence[ObjectEvent] = ()
         if self._started is None or self._started[0] != block.instance:
             self._analytics = self._judge.object_analytics(block.frame_size_px)
@@ -52,14 +52,14 @@ class Finder:
 
 
 class FoundBlock(NamedTuple):
-    """A block of archived frames, without its tracks, and the events of the objects in it."""
+    """Block of archived frames without tracks, and the events of the objects in the block."""
 
     block: ArchivedBlock
     events: FoundEvents
 
 
 class Search(NamedTuple):
-    """The frames to search for events, and the configuration."""
+    """Frames to search for events, and the configuration."""
 
     archive: Archive
     judge: Judge  # the configuration

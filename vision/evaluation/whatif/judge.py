@@ -31,7 +31,7 @@ _ROUNDING_S: Final = 1e-6  # larger than the rounding errors of a time
 
 @dataclass(frozen=True, slots=True)
 class FoundEvents:
-    """The events of the objects in a block."""
+    """Events of the objects in a block."""
 
     ended: Sequence[ObjectEvent]  # events that end the previous epoch, in the order of track ids
     events: Sequence[ObjectEvent]  # events in the frames of the block, in order
@@ -67,7 +67,7 @@ class Judge:
         return RecordedStages(self._camera, analytics, RuleStage(self._config.rules, self._sections))
 
     def object_analytics(self, frame_size_px: tuple[int, int]) -> ObjectAnalytics | None:
-        """Return the part of the analytics that concerns single objects. Return None if there are no lines or zones."""
+        """Return the part of the analytics that evaluates single objects, or None if there are no lines or zones."""
         section = self._sections.get(self._camera)
         if section is None:
             return None
@@ -84,7 +84,7 @@ class RecordedStage(AnalyticsStage):
     def begin(
         self, meta: FrameMeta, ended: Sequence[ObjectEvent]
     ) -> tuple[RecordedAnalytics, ResetSchedule, tuple[Event, ...]] | None:
-        """Start the epoch of the frame of `meta`, unless this epoch has already started.
+        """Start the epoch of the frame `meta`, unless this epoch has already started.
 
         `ended` contains the events of objects that end the previous epoch.
 
@@ -108,7 +108,7 @@ class RecordedStage(AnalyticsStage):
 
 
 class RecordedStages:
-    """The analytics and the rules of one camera and one run of the program, for blocks of archived frames."""
+    """Analytics and rules of one camera in one run of the program, for blocks of archived frames."""
 
     def __init__(self, camera: str, analytics: RecordedStage, rules: RuleStage) -> None:
         self._camera = camera
@@ -151,7 +151,7 @@ class RecordedStages:
 
 
 class _Reports:
-    """The reports of a camera's rules in the frames of a block."""
+    """Reports of a camera's rules in the frames of a block."""
 
     def __init__(self, rules: RuleStage, camera: str, block: ArchivedBlock) -> None:
         self.due = 0
@@ -161,7 +161,7 @@ class _Reports:
         self._times = None if self._clock is None else FrameTimes(self._clock, block.tracks.captured_ns)
 
     def are_possible(self, at: int, events: Sequence[Event]) -> bool:
-        """Return True if the rules can report something in the frame with the index `at` and the events `events`."""
+        """Return True if the rules can report something in the frame with the index `at`, whose events are `events`."""
         if self._times is None:
             return False
         return at >= self.due or any((event.kind, event.name) in self._causes for event in events)
@@ -188,7 +188,7 @@ def _meta(camera: str, block: ArchivedBlock, at: int) -> FrameMeta:
 
 
 class _EarlierCounters:
-    """Counters that start at the counts of an earlier run of the program. Changes are not stored."""
+    """Counters that continue from the counts of a previous run of the program. They do not store changes."""
 
     def __init__(self, camera: str, counts: Counts) -> None:
         totals = {**counts.lines, **counts.zones}

@@ -1,4 +1,4 @@
-"""Evaluate archived tracks again: find the events of a configuration, and the events that were published."""
+"""Second evaluation of archived tracks, which finds the events of a configuration and the published events."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Place: TypeAlias = tuple[str, int, int, int]
 
 @dataclass(slots=True)
 class Judgment:
-    """The results of a configuration for one camera in the requested range, without the events themselves."""
+    """Results of a configuration for one camera in the requested range, without the events themselves."""
 
     tallies: Counter[tuple[str, str, str | None]] = field(default_factory=Counter)
     """Number of events by kind, name, and direction. The direction is None for events without a direction."""
@@ -52,7 +52,7 @@ class Judgment:
 
 
 class Part(NamedTuple):
-    """The events of a part of the requested range. All events of later parts are later than `settled_us`."""
+    """Events of a part of the requested range. All events of later parts are later than `settled_us`."""
 
     published: Sequence[ArchivedEvent]  # the published events
     events: Sequence[ArchivedEvent]  # the new events
@@ -72,8 +72,8 @@ class Rejudgment:
             archive: the archive.
             judge: the configuration.
             camera: name of the camera.
-            since_us: start of the range, in microseconds since 1970 (UTC). The frames up to `WARM_UP_US` before the
-                range are also evaluated, but are not in the result.
+            since_us: start of the range, in microseconds since 1970 (UTC). The evaluation also covers the frames up to
+                `WARM_UP_US` before the range, but their events are not in the result.
             until_us: end of the range, in microseconds since 1970 (UTC).
         """
         self._archive, self._judge, self._camera = archive, judge, camera
@@ -83,7 +83,7 @@ class Rejudgment:
 
     @property
     def search(self) -> Search:
-        """The search whose results are the argument of `parts`."""
+        """Search whose results are the argument of `parts`."""
         return Search(self._archive, self._judge, self._camera, self._since_us - WARM_UP_US, self._until_us)
 
     def parts(self, found: Iterable[FoundBlock]) -> Iterator[Part]:
@@ -198,8 +198,8 @@ def boxes_of_tracks(result: Result, instance: str, track_ids: Sequence[int | Non
 def initial_counts(archive: Archive, camera: str, since_us: int, until_us: int) -> dict[str, Counts]:
     """Return the counts before the first frame of each run of the program in a time range, by instance.
 
-    The first archived counts of a run include the events before them, so this function subtracts these events. The
-    totals of a line come from the first event of the line instead, because this event contains exact totals.
+    The first archived counts of a run include previous events, so this function subtracts these events. For a line, the
+    function uses the totals in the first event of the line, because these totals are exact.
     """
     first = archive.first_counts(camera, since_us, until_us)
     until_ns = {instance: counted.at_ns for instance, counted in first.items()}

@@ -1,4 +1,4 @@
-"""Implementation of `vision replay`, which publishes archived tracks again, with the events of a configuration."""
+"""Implementation of `vision replay`, which publishes archived tracks with the events of a configuration."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _JOIN_S: Final = 1.0  # time in seconds for subscribers to connect before the fi
 
 
 def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.0, bind: str | None = None) -> int:
-    """Publish the archived results of a time range again. Return the exit code.
+    """Publish the archived results of a time range. Return the exit code.
 
     Args:
         selection: the configuration and the range.
         stop: event that ends the replay when it is set.
-        speed: speed relative to real time; 0 means as fast as possible.
-        bind: address to publish at; None means `publish.bind` of the configuration.
+        speed: speed relative to real time, or 0 for the maximum speed.
+        bind: address of the publisher, or None for `publish.bind` of the configuration.
 
     Raises:
         ConfigError: the configuration or an argument is invalid, pyarrow is missing, there is no archive, or the range
@@ -67,7 +67,7 @@ def run_replay(selection: Selection, stop: threading.Event, *, speed: float = 1.
 def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_us: int) -> Iterator[Result]:
     """Yield the archived results of a camera, with the events and counts of the configuration of `judge`.
 
-    Frames up to `WARM_UP_US` before `since_us` are also evaluated, but are not in the results.
+    The evaluation also covers frames up to `WARM_UP_US` before `since_us`, which are not in the results.
     """
     instance, stages = "", judge.stages()
     since = since_us - WARM_UP_US
@@ -85,7 +85,7 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
 def _publish(publisher: Publisher, result: Result, last: dict[str, Counts]) -> None:
     """Publish a result.
 
-    If the counts of its camera differ from the counts in `last`, publish the counts, and update `last`.
+    Also publish the counts of the result's camera if they differ from `last`, and update `last`.
     """
     publisher.publish(result)
     meta, counts = result.meta, result.counts
@@ -108,7 +108,7 @@ def _publisher(config: AppConfig, class_names: Sequence[str], bind: str | None) 
 
 
 class _Pacer:
-    """Clock that waits until each frame is due."""
+    """Clock with which the replay waits until each frame is due."""
 
     def __init__(self, speed: float, stop: threading.Event) -> None:
         self._speed = speed

@@ -47,7 +47,7 @@ td:nth-child(n+6) { font-variant-numeric: tabular-nums }
 
 @dataclass(frozen=True, slots=True)
 class CameraReport:
-    """The differences of one camera, and notes on gaps in the archive."""
+    """Differences of one camera, and notes on gaps in the archive."""
 
     camera: str
     section: CameraAnalytics  # the new lines and zones
@@ -65,13 +65,13 @@ class CameraReport:
 
     @property
     def now(self) -> int:
-        """Number of events that the new configuration yields."""
+        """Number of events with the new configuration."""
         return self.judgment.tallies.total()
 
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """The differences of all cameras."""
+    """Differences of all cameras."""
 
     config: str  # name of the new configuration, as the user has written it
     since_us: int  # start of the range, in microseconds since 1970 (UTC), or in the video
@@ -86,7 +86,7 @@ class WhatIf:
 
 
 def time_text(at_us: int) -> str:
-    """Return a time in UTC, to the millisecond, as text. For a position in a video, leave out the date."""
+    """Return a UTC time as text with milliseconds. For a position in a video, omit the date."""
     moment = datetime.fromtimestamp(at_us // 1_000_000, timezone.utc)
     form = "%H:%M:%S" if at_us < _LONGEST_VIDEO_US else "%Y-%m-%d %H:%M:%S"
     return f"{moment:{form}}.{at_us % 1_000_000 // 1000:03d}"
@@ -94,7 +94,7 @@ def time_text(at_us: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files to write. None means that a file is not requested."""
+    """Paths of the files to write. None means that a file is not requested."""
 
     json: Path | None = None
     page: Path | None = None
@@ -124,7 +124,7 @@ def _write(parts: Iterable[str], path: Path, option: str) -> None:
 
 
 def _joined(parts: Iterable[str]) -> Iterator[str]:
-    """Join every `_WRITTEN` consecutive parts of a file, because the parts are short."""
+    """Join every `_WRITTEN` consecutive parts of a file, because single parts are short."""
     rest = iter(parts)
     while some := "".join(islice(rest, _WRITTEN)):
         yield some
@@ -328,7 +328,7 @@ def _colored(cell: str) -> str:
 
 
 def _drawing(camera: CameraReport) -> Iterator[str]:
-    """Yield the parts of an SVG drawing of the new lines and zones, and of the place of each difference."""
+    """Yield the parts of an SVG drawing of the new lines and zones, and of the position of each difference."""
     size = camera.judgment.frame_size_px
     if size is None:
         return

@@ -40,7 +40,7 @@ _CHANGES: Final = 50_000  # number of differences whose boxes are in memory at t
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A configuration, and the part of an archive to which it is applied."""
+    """Configuration, and the part of an archive to which the configuration is applied."""
 
     config: str  # name or path of the configuration
     since_us: int  # start of the range, in microseconds since 1970 (UTC)
@@ -51,7 +51,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """The checked inputs that a `Selection` refers to."""
+    """Checked inputs to which a `Selection` refers."""
 
     config: AppConfig
     class_names: Sequence[str]  # class names of the model, by class id
@@ -61,7 +61,7 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """The work for each camera."""
+    """Work for each camera."""
 
     selected: Selected
     since_us: int  # start of the range, in microseconds since 1970 (UTC)
@@ -86,7 +86,7 @@ def select(selection: Selection) -> Selected:
 
 
 def run(selection: Selection, files: Files, stop: threading.Event) -> int:
-    """Evaluate the archived tracks again, print the difference, and write the requested files. Return the exit code.
+    """Evaluate the archived tracks, print the difference, and write the requested files. Return the exit code.
 
     Raises:
         Closed: `stop` was set.
@@ -130,8 +130,8 @@ def open_archive(folder: Path | None, config: AppConfig) -> Archive:
 def select_cameras(wanted: Sequence[str], config: AppConfig, archive: Archive) -> list[str]:
     """Return the names of the cameras to evaluate, in the order of the configuration.
 
-    These are the cameras `wanted`. If `wanted` is empty, these are all cameras that both the configuration and the
-    archive have.
+    The result contains the cameras `wanted`. If `wanted` is empty, the result contains all cameras that both the
+    configuration and the archive have.
 
     Raises:
         ConfigError: the archive or the configuration lacks a wanted camera, or they have no camera in common.
@@ -202,7 +202,7 @@ def _judge_camera(
 
 
 def _feet(archive: Archive, camera: str, changes: Changes) -> Feet:
-    """Return the places of the objects of all differences. Read the boxes of some differences at a time."""
+    """Return the positions of the objects of all differences. Read the boxes of some differences at a time."""
     feet, rest = Feet(), iter(changes)
     while some := [*islice(rest, _CHANGES)]:
         events = [event for each in some for event in (each.before, each.after) if event is not None]

@@ -45,7 +45,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A piece of stored video."""
+    """Piece of stored video."""
 
     path: Path  # a video file, or a folder of images
     name: str = ""  # identifies the video if there are several videos
@@ -164,7 +164,7 @@ def _configuration(name: str, request: Comparison) -> AppConfig:
 
 @dataclass(slots=True)
 class _Found:
-    """The events of a configuration, the boxes of their objects, and the judgment."""
+    """Events of a configuration, the boxes of their objects, and the judgment."""
 
     events: list[ArchivedEvent] = field(default_factory=list)
     boxes: dict[Place, Box] = field(default_factory=dict)
@@ -188,7 +188,7 @@ def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) ->
 
 
 class _Sink:
-    """Sink that adds the events, the boxes of their objects, and the last counts to `found`."""
+    """Sink that adds the events, the boxes of their objects, and the latest counts to `found`."""
 
     def __init__(self, video: Video, found: _Found, progress: Callable[[int], None]) -> None:
         self._video = video
