@@ -37,7 +37,7 @@ def pipeline_with(
 
     Args:
         stages: additional stages, in the order in which they run. They run after the other stages of the pipeline
-            `after`, but before its snapshot and inquiry stages, so these two stages also process the events of
+            `after`, but before its snapshot and inquiry stages, so these two stages also process the events of the
             additional stages.
         after: name of the shipped pipeline.
         sinks: sinks that receive the results in addition to the publisher.

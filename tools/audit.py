@@ -42,7 +42,7 @@ def audit(name: str, report: Mapping[str, Any] | None) -> int:
 
     Args:
         name: name of the lock file.
-        report: report of pip-audit about the lock file. None if there is no report.
+        report: report of pip-audit about the lock file, or None if there is no report.
     """
     if report is None:
         print(f"{name}: not checked, because the advisory service does not answer")

@@ -2,10 +2,10 @@
 
     python tools/check_language.py [FILE ...]
 
-This command lists each line that breaks a rule, and exits with code 1 if there are any. Without arguments, it reads
-every text file that Git tracks. Each thing has one name: a *frame* is part of a video, and an *image* is a file.
-docs/glossary.md explains the words that the project uses. Prose in Markdown files is wrapped, but tables, code blocks,
-and the targets of links can be longer.
+The command lists each line that breaks a rule, and exits with code 1 if there is such a line. Without arguments, the
+command reads every text file that Git tracks. Each thing has one name: a *frame* is part of a video, and an *image* is
+a file. docs/glossary.md explains the words that the project uses. The prose of Markdown files must be wrapped, but
+tables, code blocks, and the targets of links can be longer.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _HEADER: Final = """\
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A lock file: the exact packages for a set of extras on one type of machine."""
+    """Lock file: the exact packages for a set of extras on one type of machine."""
 
     extras: tuple[str, ...]
     machines: str

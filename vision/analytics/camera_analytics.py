@@ -48,8 +48,8 @@ class Analytics:
             class_names: class names of the model, by class id. `config` must use only these names.
             width_px: width of the source frame in pixels. The boxes refer to this frame.
             height_px: height of the source frame in pixels.
-            forget_s: time in seconds after which an undetected object counts as gone: the `lost_s` of the tracker. If
-                2.5 times the usual frame interval is longer, that time applies.
+            forget_s: time in seconds after which an undetected object counts as gone, which is `lost_s` of the tracker.
+                If 2.5 times the usual frame interval is longer, the longer time applies.
             counters: persistent storage of the counters. If None, the counts exist in memory only.
         """
         self._camera_id = camera_id
@@ -100,11 +100,11 @@ class Analytics:
         return tuple(events)
 
     def reconfigure(self, config: CameraAnalytics, forget_s: float, at_ns: int) -> tuple[Event, ...]:
-        """Continue with a new configuration. Lines and zones that have not changed continue without any event.
+        """Continue with a new configuration. Unchanged lines and zones continue without any event.
 
         A line or zone whose name is in the previous configuration keeps its counts. If a zone has changed, the objects
-        in it leave the old zone and enter the new one. Return the events of these exits and entries, and of the ends of
-        dwelling and crowding.
+        in the zone leave the old zone and enter the new zone. Return the events of these exits and entries, and of the
+        ends of dwelling and crowding.
         """
         self._forget_s = forget_s
         if config == self._config:
@@ -187,7 +187,7 @@ class Analytics:
         self._crowds = CrowdDetector(config.zones)
 
     def _forget(self, at_ns: int, before_s: float) -> Iterator[Event]:
-        """Forget objects last detected before `before_s`. Yield their last crossings, exits, and ends of dwelling."""
+        """Forget objects last detected before `before_s`. Yield the resulting crossings, exits, and dwelling ends."""
         table = self._objects.table
         seen_s = table["seen_s"]
         kept = seen_s >= before_s - CLOCK_GRAIN_S
@@ -340,7 +340,7 @@ class _ShapeCounters:
 
     @property
     def stored(self) -> CameraCounters | None:
-        """The persistent storage of the counters, or None if there is none."""
+        """Persistent storage of the counters, or None if there is no such storage."""
         return self._stored
 
     def add(self, name: str, key: str, class_name: str) -> Mapping[str, int]:
@@ -377,7 +377,7 @@ class _ShapeCounters:
         return totals
 
     def flush(self) -> None:
-        """Save all counts that changed since the last call, if there is persistent storage."""
+        """Save all counts that changed since the previous call, if there is persistent storage."""
         if self._stored is not None:
             self._stored.flush()
 

@@ -1,19 +1,19 @@
-"""`ViewTracker` finds out how a fixed camera has moved since its lines and zones were drawn.
+"""`ViewTracker` determines how a fixed camera has moved since its lines and zones were drawn.
 
 The tracker stores the background of the scene as one or more appearances (day, night, snow), each with points that are
-easy to find again. It compares every image with the appearances, beginning with the appearance that fitted most
+easy to recognize. It compares every image with the appearances, beginning with the appearance that fitted most
 recently:
 
 1. The pyramidal Lucas-Kanade method (Bouguet, 2001) searches for the points near their expected positions, forward and
-   back. RANSAC (Fischler and Bolles, 1981) then fits a similarity: a shift, a rotation, and a zoom.
+   backward. RANSAC (Fischler and Bolles, 1981) then fits a similarity: a shift, a rotation, and a zoom.
 2. If too few points agree, matches of ORB features (Rublee et al., 2011) give a first estimate for step 1.
 
 An appearance contains no points on detected objects, because the objects can leave.
 
-All images are first normalized by their local contrast, so shadows and the brightness of the day hardly matter. In
-experiments with images of different scenes, at most 6 points agreed by chance.
+All images are first normalized by their local contrast, so shadows and the brightness of daylight have little effect.
+In experiments with images of different scenes, at most 6 points agreed by chance.
 
-All computations use images of `WIDTH_PX` columns. They need OpenCV.
+All computations use images of `WIDTH_PX` columns. The module requires OpenCV.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Fit(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Appearance:
-    """The background of a scene at one time of the day, and the view of the camera at that time."""
+    """Background of a scene at one time of the day, and the view of the camera at that time."""
 
     pixels: Image
     view: Similarity
@@ -145,18 +145,18 @@ class ViewTracker:
 
     Attributes:
         view: similarity from the reference view to the current view, for points in images of `WIDTH_PX` columns.
-        state: ``learning`` until the first appearance is stored; ``aligned`` if the last image confirmed `view`;
-            ``unsure`` if it did not; ``moved`` or ``covered`` if no image has fitted for `_UNSEEN_S` seconds; ``dark``
-            if the background cannot be seen, for example behind a crowd, without light, or at night, when successive
-            images differ by noise.
+        state: ``learning`` until the first appearance is stored. ``aligned`` means that the latest image confirmed
+            `view`, and ``unsure`` means that it did not. ``moved`` and ``covered`` mean that no image has fitted for
+            `_UNSEEN_S` seconds. ``dark`` means that the background is not visible, for example behind a crowd, without
+            light, or at night, when successive images differ by noise.
         appearances: the stored appearances. The appearance that fitted most recently comes first.
     """
 
     def __init__(self, appearances: list[Appearance] | None = None, view: Similarity | None = None) -> None:
-        """Continue with the stored `appearances` and the last `view`.
+        """Continue with the stored `appearances` and the latest `view`.
 
-        If there are no appearances, the first images define the reference view. If `view` is None, the last view is the
-        reference view.
+        If there are no appearances, the first images define the reference view. If `view` is None, the tracker starts
+        from the reference view.
         """
         self.view: Similarity = np.eye(2, 3) if view is None else view
         self.state: State = "learning" if not appearances else "unsure"
@@ -249,7 +249,7 @@ class ViewTracker:
                 self._add(added)
 
     def _add(self, added: Appearance) -> None:
-        """Insert an appearance before all others. If there are then too many appearances, remove the last one.
+        """Insert an appearance before all others. If this makes the list too long, remove the last appearance.
 
         Never remove the appearance whose view is nearest to the reference view, because it defines the reference view.
         """
@@ -339,7 +339,7 @@ def in_pixels(view: Similarity, width_px: int) -> Similarity:
 
 
 def moved(section: CameraAnalytics, view: Similarity, width_px: int, height_px: int) -> CameraAnalytics:
-    """Return `section` with all points moved to their positions in the current view, in pixels of the frame."""
+    """Return a copy of `section` with all points at their positions in the current view, in pixels of the frame."""
     scale = np.array(pixels_per_unit(section.units, width_px, height_px))
     view = in_pixels(view, width_px)
 
@@ -377,7 +377,7 @@ def _inverse(view: Similarity) -> Similarity:
 
 
 def _is_steady(before: Appearance, after: Appearance) -> bool:
-    """Return True if the backgrounds of two successive images match, so the camera has not moved."""
+    """Return True if the backgrounds of two successive images match, which means that the camera has not moved."""
     if max(before.hidden, after.hidden) > _MOST_HIDDEN:
         return False
     fits = _track(before, after.pixels, np.eye(2, 3)), _track(after, before.pixels, np.eye(2, 3))

@@ -1,7 +1,7 @@
 """Groups of classes that a detector confuses with each other, such as car, truck, and bus.
 
-Without groups, a vehicle that the detector calls a car in one frame and a truck in the next becomes two objects. With
-groups, the vehicle is one track, and its class is the class with the most votes.
+Without groups, a vehicle becomes two objects if the detector classifies it as a car in one frame and as a truck in the
+next frame. With groups, the vehicle is one track, and its class is the class with the most votes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ClassGroups:
 
     Args:
         class_names: classes of the model, by class id.
-        groups: names of the classes of each group. Names that the model does not have are ignored.
+        groups: class names of each group. Class names that the model does not have are ignored.
     """
 
     def __init__(self, class_names: Sequence[str], groups: Sequence[Sequence[str]]) -> None:
@@ -86,8 +86,8 @@ def single_boxes(
 def vote(classes: ClassIds, lead: FloatArray, total: FloatArray, seen: ClassIds, scores: FloatArray) -> None:
     """Count the classes of the detections of M tracks as votes, weighted by the scores of the detections.
 
-    A track changes its class only if another class leads by a margin. Otherwise, an undecided detector would change the
-    class repeatedly. See Boyer and Moore, "MJRTY: A Fast Majority Vote Algorithm", 1981.
+    A track changes its class only if another class leads by a margin. Without the margin, an uncertain detector would
+    change the class repeatedly. See Boyer and Moore, "MJRTY: A Fast Majority Vote Algorithm", 1981.
 
     Args:
         classes: classes (M,) of the tracks, updated in place.

@@ -28,7 +28,7 @@ _COVERED: Final = 0.95  # probability that an interval contains the true value
 
 
 class CountBlock(NamedTuple):
-    """The crossings, entries, or exits of one block of a labeled video."""
+    """True, missed, and false counts of crossings, entries, or exits in one block of a labeled video."""
 
     true: int  # number of labeled passages
     missed: int  # number of labeled passages that were not counted

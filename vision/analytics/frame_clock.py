@@ -25,7 +25,7 @@ _FRAMES_REMEMBERED: Final = 2.5  # minimum time to keep state, in frame interval
 class FrameClock:
     """Clock that counts the seconds since the first frame.
 
-    If a capture time goes back, the clock advances by the usual interval.
+    If a capture time goes back, the clock advances by the usual frame interval.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class FrameClock:
         return step_s
 
     def memory_s(self, wanted_s: float) -> float:
-        """Return how long to keep state, in seconds: `wanted_s`, but at least 2.5 times the usual frame interval."""
+        """Return the time, in seconds, for which to keep state: `wanted_s`, or 2.5 usual frame intervals if longer."""
         return max(wanted_s, _FRAMES_REMEMBERED * self.usual_s)
 
     def _learn(self, step_s: float) -> None:
@@ -57,7 +57,7 @@ class FrameClock:
 
 
 class FrameTimes:
-    """The times that a clock will show at the next F frames. `seek` sets the clock to one of these times."""
+    """Times that a clock will show at the next F frames. `seek` sets the clock to one of these times."""
 
     now_s: list[float]
     """Time of each frame in seconds."""

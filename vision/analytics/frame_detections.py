@@ -26,7 +26,7 @@ _CENTERS: Final = np.array([[0.5, 0, 0.5, 0], [0, 0.5, 0, 0.5], [-1, 0, 1, 0], [
 
 
 class FrameDetections:
-    """The N usable detections of the frames of one or several cameras, in the order of the cameras."""
+    """N usable detections in the frames of one or several cameras, in the order of the cameras."""
 
     __slots__ = (
         "_usable",
@@ -54,8 +54,8 @@ class FrameDetections:
         Args:
             detections: detections of one frame of each camera.
             config: contains the minimum scores of usable detections and of strong detections.
-            class_groups: groups of classes that the detector confuses, or None if there are none.
-            edges: edges of the cameras' frames, or None if unknown.
+            class_groups: groups of classes that the detector confuses, or None if there are no groups.
+            edges: edges of the cameras' frames, or None if the frame sizes are unknown.
         """
         camera: IndexArray | None = None
         classes: ClassIds

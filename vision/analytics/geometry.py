@@ -2,8 +2,8 @@
 
 Coordinates are pixels of the frame: x increases to the right, and y increases downward.
 
-With 200 objects and 20 zones, this NumPy code takes a third of the time that shapely 2 takes, because a test of
-bounding boxes leaves few pairs of an object and a zone. `python -m tests.perf --only tracking` measures both times.
+With 200 objects and 20 zones, this NumPy code needs a third of the time of shapely 2, because a test of bounding boxes
+excludes most pairs of an object and a zone. `python -m tests.perf --only tracking` measures both times.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def pairs(mask: BoolArray) -> tuple[IndexArray, IndexArray]:
 
 
 class LineSet:
-    """A set of L directed lines, each with the index of the anchor that must cross the line."""
+    """Set of L directed lines. Each line has the index of the anchor that must cross the line."""
 
     def __init__(self, points: Sequence[Sequence[tuple[float, float]]], anchors: Sequence[int]) -> None:
         self.anchors = tuple(anchors)
@@ -129,10 +129,10 @@ class LineSet:
 
 
 class ZoneSet:
-    """A set of Z closed polygons with holes, which tests all points together.
+    """Set of Z closed polygons with holes, which tests all points together.
 
-    If a zone reaches the edge of the frame, points beyond this edge also count as inside, so no object leaves the
-    zone there.
+    If a zone reaches the edge of the frame, points beyond this edge also count as inside the zone, so no object leaves
+    the zone at this edge.
 
     Args:
         zones: the outline and the holes of each zone, as corners in pixels.
@@ -239,7 +239,7 @@ def _snapped(corners: Corners, frame_size_px: tuple[int, int] | None) -> FloatAr
 
 
 def _one_outline(rings: Sequence[FloatArray]) -> tuple[FloatArray, BoolArray]:
-    """Join an outline and its holes into one ring. Return its corners (N, 2), and a mask (N,) of the sides in bridges.
+    """Join an outline and its holes into one ring. Return its corners (N, 2), and a mask (N,) of the bridge sides.
 
     A bridge goes from the first corner of the outline to a hole and back. The even-odd rule counts both directions, so
     a bridge does not change which points are inside.
@@ -338,7 +338,7 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 
 
 class FrameEdges:
-    """Edges of the frames of several cameras, to compare with boxes.
+    """Edges of the frames of several cameras, for comparisons with boxes.
 
     The parameter `camera` of the methods is the index of the camera of each box (N,). It has no effect if all frames
     have the same size, and can be None in this case.

@@ -22,7 +22,7 @@ _MOST_WIDTH: Final = 128  # limit of this number
 
 
 class RecordedCrossing(NamedTuple):
-    """The crossing of a line by an object in archived frames."""
+    """Crossing of a line by an object in archived frames."""
 
     row: int  # row of the detection; the last row of the object if `is_lost`
     line: int  # index of the line
@@ -34,7 +34,7 @@ class LineRounds:
     """Search for the crossings in the frames that `objects` loaded most recently. Use each instance only once."""
 
     def __init__(self, objects: RecordedObjects, watch: LineWatch, fresh: IndexArray) -> None:
-        """Prepare the rounds. `fresh` contains the rows in which new objects appear, in ascending order."""
+        """Prepare the rounds. `fresh` contains, in ascending order, the rows in which new objects appear."""
         self._objects, self._watch, self._fresh = objects, watch, fresh
         self._is_fresh: BoolArray = np.zeros(len(objects.rows.frames), np.bool_)
         self._is_fresh[fresh] = True
@@ -71,7 +71,7 @@ class LineRounds:
         return first
 
     def _following(self, rows: IndexArray, crossings: list[RecordedCrossing]) -> IndexArray:
-        """Return the next row to evaluate after each of `rows`, if there is one.
+        """Return, for each of `rows`, the next row to evaluate, if there is such a row.
 
         Add the crossings of lost objects to `crossings`.
         """
@@ -100,7 +100,7 @@ class LineRounds:
 
         Args:
             starts: first row (M,) of each range.
-            ends: row (M,) after the last of each range.
+            ends: row (M,) after the last row of each range.
             at: rows (M,) of the objects in the table.
         """
         objects, found, width, left = self._objects, ends + 0, _WIDTH, np.arange(len(starts))

@@ -1,12 +1,12 @@
 """`LineWatch` detects when objects cross lines. docs/analytics.md defines a crossing.
 
 Boxes jitter, so a side counts only with a margin: an object is established on a side of a line when its anchor is far
-beyond the line, or slightly beyond the line for some time. For the first side of an object, and for the last side of a
-lost object, it is enough that the anchor is slightly beyond the line, even if only briefly.
+beyond the line, or has been slightly beyond the line for some time. The first side of an object, and the last side of a
+lost object, are established even if the anchor is only briefly and slightly beyond the line.
 
-A crossing is a change from one established side to the other. It counts only if the path of the anchor last met the
-line between the ends of the line. Therefore, a jump across the line between two frames counts, but a path around an end
-of the line does not.
+A crossing is a change from one established side to the other side. The change counts only if the most recent
+intersection of the anchor's path with the line lies between the ends of the line. Therefore, a jump across the line
+between two frames counts, but a path around an end of the line does not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _REMEMBERED_S: Final = 60.0  # a lost object that returns with its track id with
 
 
 class Crossing(NamedTuple):
-    """The crossing of one line by one object."""
+    """Crossing of one line by one object."""
 
     row: int  # row of the object in the track table
     line: int  # index of the line
@@ -49,7 +49,7 @@ class Crossing(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """The next K detections of M objects, and their places relative to L lines."""
+    """Next K detections of M objects, and the positions of these detections relative to L lines."""
 
     right: BoolArray  # (M, K, L) True if the object is on the right side of the line
     sizes_away: FloatArray  # (M, K, L) distances from the lines in object sizes, not negative
@@ -58,7 +58,7 @@ class Ahead(NamedTuple):
 
 
 class _Absent(NamedTuple):
-    """The state of a lost object, from which its path continues if it returns."""
+    """State of a lost object, from which its path continues if the object returns."""
 
     seen_s: float  # time of its last detection
     columns: Mapping[str, NDArray[Any]]  # its row of the track table: the columns of `LineWatch`, and "points"
@@ -100,8 +100,8 @@ class LineWatch:
         """Return the argument `places` of `TrackTable.adopt` for the columns in `columns`.
 
         Args:
-            kept: index of each line among the earlier lines, or -1 if the line is new or has moved.
-            number: number of earlier lines.
+            kept: index of each line in the previous configuration, or -1 if the line is new or has moved.
+            number: number of lines in the previous configuration.
         """
         both = np.concatenate([kept, np.where(kept >= 0, kept + number, -1)])
         return {"right": both, "reach": kept, "passed": kept, "beyond_s": kept}
@@ -115,7 +115,7 @@ class LineWatch:
 
         Args:
             earlier: the instance that has detected the crossings until this call.
-            table: the track table, with the rows of the earlier table.
+            table: the track table, with the rows of the previous table.
             places: the argument `places` of `TrackTable.adopt`.
             known: True for each anchor whose positions are known. The positions of the other anchors are estimates.
         """
@@ -173,8 +173,8 @@ class LineWatch:
     def lost(self, table: TrackTable, row: int) -> list[Crossing]:
         """Return the crossings that end the path of a lost object. Store the state of the object, in case it returns.
 
-        A crossing counts if the object was last detected beyond the line, and had been beyond it by more than one
-        margin. A crossing also counts if the edge of the frame cut off the object beyond the line.
+        A crossing counts if the object was last detected beyond the line, and its distance beyond the line had exceeded
+        one margin. A crossing also counts if the edge of the frame cut off the object beyond the line.
         """
         right, number = table["right"][row], len(self._anchors)
         margin = float(line_margin_px(table["jitter"][row], table["size"][row]))
@@ -228,7 +228,7 @@ class LineWatch:
         return found
 
     def forget_absent(self, now_s: float) -> None:
-        """Forget the objects that have been lost for so long, at `now_s`, that they cannot continue their paths."""
+        """Forget the objects whose loss at `now_s` is too long ago for a continuation of their paths."""
         while self._absent:
             oldest = next(iter(self._absent))
             if self._absent[oldest].seen_s >= now_s - _REMEMBERED_S - CLOCK_GRAIN_S:
@@ -253,7 +253,7 @@ class LineWatch:
                     table[name][row] = values
 
     def _meet(self, table: TrackTable, seen: TrackSnapshot, at: int, row: int, line: int) -> None:
-        """Record that the path of an object meets a line, and whether it does so between the ends or on the extension.
+        """Record that the path of an object meets a line, either between the ends of the line or on its extension.
 
         `at` is the index of the object in `seen`, and `row` is its row in `table`.
         """
@@ -305,7 +305,7 @@ class LineWatch:
 
     @staticmethod
     def _is_sure(beyond_s: FloatArray, line: int, margins: float, now_s: float) -> bool:
-        """Return True if an object is far beyond a line, or has been beyond it for long enough. Update `beyond_s`.
+        """Return True if an object is far beyond a line, or has been beyond the line long enough. Update `beyond_s`.
 
         `margins` is the distance of the object from the line, in margins.
         """
@@ -317,7 +317,7 @@ class LineWatch:
         return True
 
     def _counts(self, table: TrackTable, row: int, line: int, to_right: bool, margin: float) -> bool:
-        """Return True if the move of an object to the other side of a line must be reported as a crossing."""
+        """Return True if the change of an object to the other side of a line must be reported as a crossing."""
         if not table["passed"][row, line] or not self._reported[line][to_right]:
             return False
         if table["reach"][row, line] * table["size"][row] <= margin:  # the first side is not established
@@ -348,7 +348,7 @@ class ClassFilter:
         return bool(self._allowed[class_id if 0 <= class_id < unnamed else unnamed, shape])
 
     def allowed(self, class_ids: NDArray[np.int32], rows: IndexArray) -> BoolArray | None:
-        """Return the mask (M, S) of the objects that each line or zone counts, or None if none of them selects classes.
+        """Return the mask (M, S) of the objects that each line or zone counts, or None if all count every class.
 
         `rows` (M,) are the indices of the objects in `class_ids`.
         """

@@ -51,7 +51,7 @@ def near_pairs(tracks: Near, detections: Near, farthest: FloatArray) -> tuple[In
 def _all_pairs(number: int) -> tuple[IndexArray, IndexArray]:
     """Return the row and the column of each element of a flat table with `number` columns: two arrays (_FEW,).
 
-    A look-up takes a tenth of the time of a division.
+    A table look-up takes a tenth of the time of a division.
     """
     rows, columns = np.divmod(np.arange(_FEW), number)
     return rows, columns

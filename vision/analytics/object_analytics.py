@@ -29,7 +29,7 @@ _DWELLS: Final = 3
 
 
 class ObjectEvent(NamedTuple):
-    """An event of one object, without the counts of its line or zone."""
+    """Event of one object, without the counts of the line or zone."""
 
     frame: int  # from 0 in each `judge`
     kind: str  # as in `Event`
@@ -39,7 +39,7 @@ class ObjectEvent(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """A possible change of the state of an object in a frame. Sorted changes are in the order of the live events."""
+    """Possible change of the state of an object in a frame. Changes are sorted in the order of the live events."""
 
     frame: int
     kind: int  # `_LOST`, `_CROSSED`, `_PASSED`, or `_DWELLS`
@@ -95,7 +95,7 @@ class ObjectAnalytics(Analytics):
         return [_without_counts(event, 0) for event in self.restart(*frame_size_px, at_ns)]
 
     def _load(self, tracks: RecordedTracks) -> None:
-        """Add the next frames, and find all changes in them."""
+        """Add the next frames, and find all changes in these frames."""
         objects = self._recorded
         objects.load(tracks, self._forget_s)
         fresh, continued = objects.new_rows()

@@ -55,7 +55,7 @@ class RecordedAnalytics(Analytics):
             self._await_crowds()
 
     def next_frame(self) -> int | None:
-        """Return the number of the next frame to evaluate, or None if there is none."""
+        """Return the number of the next frame to evaluate, or None if there is no such frame."""
         found = self._found[self._next].frame if self._next < len(self._found) else _END
         frame = min(found, self._frames[0]) if self._frames else found
         return None if frame == _END else frame

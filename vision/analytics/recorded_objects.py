@@ -1,7 +1,7 @@
 """`RecordedObjects` stores the objects of archived frames. It computes positions for many frames together.
 
-The table of `TrackedObjects` has one row per object, which the live analytics update in each frame. Here, a row is
-updated only when its object can change its state at a line or zone.
+The table of `TrackedObjects` has one row per object, which the live analytics update in each frame. `RecordedObjects`
+updates a row only when the state of its object at a line or zone can change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vision.analytics.tracked_objects import FIRST_JITTER, SAMPLES, TableLayout,
 
 @dataclass(frozen=True, slots=True)
 class RecordedTracks:
-    """The N tracks of F successive frames of one epoch, in the order in which the live analytics received them."""
+    """N tracks of F successive frames of one epoch, in the order in which the live analytics received them."""
 
     captured_ns: Sequence[int]  # (F,) capture times of the frames on the monotonic clock
     frames: IndexArray  # (N,) index of the frame of each track, in ascending order
@@ -41,7 +41,7 @@ class RecordedTracks:
 
 @dataclass(frozen=True, slots=True)
 class RecordedRows:
-    """The tracks of some frames, with one row for each track and frame."""
+    """Tracks of some frames, with one row for each track and frame."""
 
     frames: IndexArray  # (N,) index of the frame in memory
     places: IndexArray  # (N,) place in the order of `RecordedTracks`
@@ -208,7 +208,7 @@ class RecordedObjects(TrackedObjects):
         return samples
 
     def _carried_jitter(self) -> FloatArray:
-        """Return the jitter and its weight (L, 2) of each life before the latest `load`."""
+        """Return an array (L, 2) of the jitter and the jitter weight of each life before the latest `load`."""
         lives, found = self.lives, np.tile((FIRST_JITTER, 0.0), (len(self.lives.starts), 1))
         (alive,) = ((self.rows.frames[lives.starts] < self.first) & (lives.gone >= self.first)).nonzero()
         at = self.table.ids.searchsorted(self.rows.track_ids[lives.starts[alive]])
@@ -219,9 +219,9 @@ class RecordedObjects(TrackedObjects):
     # --- lives and samples --------------------------------------------------------------------------------------------
 
     def new_rows(self) -> tuple[IndexArray, IndexArray]:
-        """Return the rows of the latest `load` in which lives start, and the rows in which earlier lives continue.
+        """Return the rows of the latest `load` in which lives start, and the rows in which previous lives continue.
 
-        An earlier life continues in the first of its rows since the latest `load`.
+        A previous life continues in the first of its rows since the latest `load`.
         """
         starts, first = self.lives.starts, self.first
         fresh = starts[self.rows.frames[starts] >= first]
@@ -247,7 +247,7 @@ class RecordedObjects(TrackedObjects):
         return found
 
     def jitter_at(self, rows: IndexArray) -> FloatArray:
-        """Return the jitter and its weight (M, 2) of M objects at their detections `rows` (M,)."""
+        """Return an array (M, 2) of the jitter and the jitter weight of M objects at their detections `rows` (M,)."""
         if not self._has_lines:
             return np.tile((FIRST_JITTER, 0.0), (len(rows), 1))
         return self._samples.jitter_at(rows, self.lives.of_row[rows])

@@ -29,7 +29,7 @@ from vision.analytics.tracked_objects import (
 
 
 def sorted_order(numbers: NDArray[np.int64]) -> IndexArray:
-    """Return the indices (N,) that sort `numbers` (N,). Equal numbers stay in their order."""
+    """Return the indices (N,) that sort `numbers` (N,). The sort is stable."""
     keys: NDArray[Any] = numbers
     if len(numbers) and numbers.max() - (lowest := numbers.min()) < 1 << 16:
         keys = (numbers - lowest).astype(np.uint16)  # NumPy sorts them several times faster
@@ -37,7 +37,7 @@ def sorted_order(numbers: NDArray[np.int64]) -> IndexArray:
 
 
 class Steps:
-    """The times (steps) at which the positions of all objects are stored. Steps are numbered from 1."""
+    """Times (steps) at which the positions of all objects are stored. Steps are numbered from 1."""
 
     def __init__(self) -> None:
         self.number = 0  # number of the last step
@@ -48,9 +48,9 @@ class Steps:
         self._ratios: list[float] = []  # interval before each step divided by the previous interval; NaN if unknown
 
     def add_due(self, times_s: Sequence[float], have_objects: Sequence[bool]) -> Iterator[int]:
-        """Add the steps in the next frames. Yield the number of the last step at each frame.
+        """Add the steps in the next frames. Yield, for each frame, the number of the latest step.
 
-        A frame is a step if it has objects, and at least `SPACING_S` has passed since the last step.
+        A frame is a step if it has objects, and if at least `SPACING_S` has passed since the previous step.
 
         Args:
             times_s: time of each frame in seconds.
@@ -81,7 +81,7 @@ class Steps:
             del self._times_s[:number], self._ratios[:number], self.fades[:number]
 
     def times_of(self, steps: IndexArray) -> FloatArray:
-        """Return the times of steps (...) in seconds; -inf for steps that are not in memory."""
+        """Return the times of steps (...) in seconds. The result for a step that is not in memory is -inf."""
         times_s, at = np.array([-math.inf, *self._times_s]), steps - self.oldest + 1
         return times_s[np.maximum(at, 0)]
 
@@ -93,7 +93,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Lives:
-    """The lives of the tracks in memory.
+    """Lives of the tracks in memory.
 
     A life of a track ends when the object counts as gone. If the track id occurs again later, another life starts.
     """
@@ -105,7 +105,7 @@ class Lives:
 
 
 class Samples:
-    """The positions of S rows, sorted by life, and then by frame. Each row is in the frame of a step."""
+    """Positions of S rows, sorted by life, and then by frame. Each row is in the frame of a step."""
 
     def __init__(
         self, steps: Steps, rows: IndexArray, of_step: IndexArray, of_life: IndexArray, points: Points
@@ -122,7 +122,7 @@ class Samples:
 
         Args:
             sizes: sizes (S,) of the objects in pixels.
-            carried: jitter and weight of the jitter (L, 2) of each life at the step `carried_step`.
+            carried: jitter and jitter weight (L, 2) of each of L lives at the step `carried_step`.
             carried_step: number of the last step at which the jitter is known.
         """
         steps, lives, points = self._of_step, self._of_life, self._points
@@ -176,9 +176,9 @@ class Samples:
         return values, weights
 
     def jitter_at(self, rows: IndexArray, lives: IndexArray) -> FloatArray:
-        """Return the jitter and the weight of the jitter (M, 2) of M objects at their detections `rows` (M,).
+        """Return an array (M, 2) of the jitter and the jitter weight of M objects at their detections `rows` (M,).
 
-        `lives` (M,) are the lives of these rows.
+        `lives` (M,) are the indices of the lives to which these rows belong.
         """
         at = self._rows.searchsorted(rows, "right") - 1
         found: FloatArray = self._carried[lives]

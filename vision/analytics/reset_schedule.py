@@ -13,8 +13,8 @@ class ResetSchedule:
     start of the next period.
 
     Args:
-        times: times of the day as HH:MM. If there are none, no period ever starts.
-        period_s: start of the current period, in seconds since 1970 (UTC), or None if there is none yet.
+        times: times of the day as HH:MM. If `times` is empty, no period ever starts.
+        period_s: start of the current period, in seconds since 1970 (UTC), or None if no period has started yet.
     """
 
     def __init__(self, times: Sequence[str], period_s: int | None = None) -> None:
@@ -28,9 +28,10 @@ class ResetSchedule:
         return self._next_ns
 
     def starts_period(self, utc_ns: int) -> int | None:
-        """If a new period has started, return its start in seconds since 1970; otherwise, return None.
+        """Return the start of a new period, in seconds since 1970, or None if no new period has started.
 
-        The first call returns the start of the current period, unless the constructor received this or a later start.
+        The first call returns the start of the current period, unless the constructor received the same or a later
+        start.
 
         Args:
             utc_ns: capture time of a frame, in nanoseconds since 1970 (UTC).

@@ -38,7 +38,7 @@ def distance_of(least: float) -> float:
 
 
 class Pairs:
-    """The pairs of a track and a detection that can match, with their similarity. All other pairs are omitted."""
+    """Pairs of a track and a detection that can match, with their similarity. All other pairs are omitted."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Pairs:
             least: similarity up to which a detection of `others` cannot continue a track, not below that of the
                 constructor.
             certain: mask (M,) of the tracks that certainly follow their object.
-            matches: detection of each track (M,), or -1 if there is none. Removed matches are set to -1.
+            matches: detection of each track (M,), or -1 if there is no match. Removed matches are set to -1.
         """
         rows, columns, values = self._tracks, self._detections, self._similarity
         if not len(rows) or values[0] > _DOUBTFUL:
@@ -163,7 +163,7 @@ def _settle(rows: IndexArray, columns: IndexArray, gain: FloatArray, contested: 
         columns: detection (K,) of each pair.
         gain: similarity (K,) of each pair above the minimum.
         contested: mask (N,) of the contested detections, which is overwritten.
-        best: array (M,) to which the detection of each competing track is written, or -1 if there is none.
+        best: array (M,) to which the detection of each competing track is written, or -1 if there is no detection.
     """
     competing = np.zeros(len(best), np.bool_)
     number = 0

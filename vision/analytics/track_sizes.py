@@ -1,4 +1,4 @@
-"""`SizeFilter` decides how far the size of a detected box can be trusted as the size of its object.
+"""`SizeFilter` determines how reliably the size of a detected box shows the size of its object.
 
 A box that changes its size suddenly shows a part of an object, or two objects. A change is real if it lasts, if the box
 grows or shrinks steadily, or if the box is at the edge of the frame.
@@ -56,9 +56,10 @@ _QUARTERS: Final = np.array([0.25, 0.25])
 
 
 def size_step(step_s: float) -> tuple[float, float]:
-    """Return two arguments of `SizeFilter` for a step of `step_s` seconds.
+    """Return two arguments of `SizeFilter` for a time step of `step_s` seconds.
 
-    The first is the weight of a new box in the moving average of growth. The second is the expected variance of growth.
+    The first value is the weight of a new box in the moving average of growth. The second value is the expected
+    variance of growth.
     """
     return min(step_s / _TREND_S, 1.0), (_GROWTH * step_s) ** 2
 
@@ -152,10 +153,10 @@ class SizeFilter:
     ) -> None:
         """Make tracks adopt lasting changes of size. Set the weight `belief` of the adopted boxes to 1.
 
-        A track adopts the size of a doubted box if the doubt lasts for `_DOUBT_S`, or increases with the next box. In
-        this case, the object turns, or a part of it stays hidden. The size of a box that the edge of the frame cuts off
-        can change at any rate, so tracks always adopt this size. `changes` (2, M) contains growth and shape, as
-        logarithms of ratios.
+        A track adopts the size of a doubtful box if the doubt lasts for `_DOUBT_S`, or increases with the next box. In
+        this case, the object turns, or a part of the object stays hidden. The size of a box that the edge of the frame
+        cuts off can change at any rate, so tracks always adopt this size. `changes` (2, M) contains growth and shape,
+        as logarithms of ratios.
         """
         now_s = self._now_s
         doubted = belief < _DOUBT
@@ -187,8 +188,8 @@ def hidden_heights_px(
         published: published boxes (M, 4).
 
     Returns:
-        A mask (M,) of the objects that are partly hidden, and the heights (M,) of the hidden parts in pixels. None if
-        nothing is hidden.
+        A mask (M,) of the objects that are partly hidden, and the heights (M,) of the hidden parts in pixels, or None
+            if no object is hidden.
     """
     if not count_nonzero(whole):
         return None

@@ -1,7 +1,7 @@
-"""The rows of the array that stores the state of tracks, and the motion model of the tracks.
+"""Rows of the array that stores the state of tracks, and the motion model of the tracks.
 
 The model treats the speed of an object as an Ornstein-Uhlenbeck process in continuous time, so steps can have any
-length. Lengths are in object sizes (the longer side of the box), so the distance to the camera does not matter. The
+length. Lengths are in object sizes (the longer side of the box), so the distance to the camera has no effect. The
 constants below suit people on foot. The filter also follows faster objects, because it allows acceleration.
 """
 
@@ -75,7 +75,7 @@ _LEAST_EXTENT: Final = np.array(1.0)  # minimum width and height in pixels
 
 
 class Motion(NamedTuple):
-    """The motion model of tracks for a time step of `step_s` seconds."""
+    """Motion model of tracks for a time step of `step_s` seconds."""
 
     transition: FloatArray  # (20, 20) matrix that moves `state[FILTER]`
     growth: FloatArray  # (12, 1) growth of `state[SPREAD]` for an object whose size is 1
@@ -196,7 +196,7 @@ _WHERE_MOVES, _WHERE_GROWTHS = _places_of_coefficients()
 
 
 def restart_motion(state: FloatArray, again: IndexArray, at: FloatArray, noise: FloatArray, gap_s: FloatArray) -> None:
-    """Compute the motion of tracks that are detected again after a gap, from only the last and the new position.
+    """Compute the motion of tracks that are detected again after a gap, from only the previous and the new position.
 
     The result is the limit of OC-SORT's re-update, which runs the filter along a straight path between the positions.
 

@@ -2,9 +2,9 @@
 
 `TrackTable` contains the state of each object between two frames. `TrackSnapshot` contains the objects of one frame.
 
-A straight line, fitted to the positions of about the last second, determines the speed and the direction of an object.
-The difference between two positions at 30 frames/s is mostly noise. A position is stored about every eighth of a
-second. The line is fitted only for objects that have an event.
+A straight line, fitted to the positions of about the last second, determines the speed and the direction of an object,
+because the difference between two positions at 30 frames/s is mostly noise. `TrackedObjects` stores about eight
+positions per second, and fits the line only for objects that have an event.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NO_ID: Final = np.iinfo(np.int64).max
 
 
 class TrackSnapshot(NamedTuple):
-    """The M objects of one frame, with A anchors and L lines."""
+    """M objects of one frame, with A anchors and L lines."""
 
     now_s: float  # time of the frame in seconds
     rows: IndexArray  # (M,) rows in the track table, which still contains the `points` of the previous frame
@@ -89,7 +89,7 @@ class TrackColumn:
 
 
 class TrackTable(dict[str, NDArray[Any]]):
-    """The state of tracks: columns by name, with one row per track, in ascending order of track ids."""
+    """State of tracks: columns by name, with one row per track, in ascending order of track ids."""
 
     def __init__(self, columns: Mapping[str, TrackColumn]) -> None:
         super().__init__({name: column.rows(0) for name, column in columns.items()})
@@ -99,7 +99,7 @@ class TrackTable(dict[str, NDArray[Any]]):
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The R track ids, in ascending order."""
+        """R track ids, in ascending order."""
         return self._ids[:-1]
 
     def rows_of(self, track_ids: NDArray[np.int64]) -> tuple[IndexArray, BoolArray | None]:
@@ -120,13 +120,13 @@ class TrackTable(dict[str, NDArray[Any]]):
         return self._ids.searchsorted(track_ids), ~present
 
     def adopt(self, earlier: TrackTable, places: Mapping[str, IndexArray]) -> None:
-        """Replace all rows with the rows of an earlier table, whose configuration can be different.
+        """Replace all rows with the rows of another table, whose configuration can be different.
 
         Args:
-            earlier: the earlier table.
-            places: for each entry of a column, the index of the entry in the earlier column, or -1 for a new entry,
-                which gets the initial value. The keys are the names of the columns whose entries differ between the
-                tables.
+            earlier: the other table, which this table replaces.
+            places: for each entry of a column, the index of the entry in the column of `earlier`, or -1 for a new
+                entry, which gets the initial value. The keys are the names of the columns whose entries differ between
+                the tables.
         """
         self._ids = earlier._ids
         for name, column in self._kinds.items():
@@ -180,7 +180,7 @@ class TrackedObjects:
         self._sample = 0
 
     def adopt(self, earlier: TrackedObjects, places: Mapping[str, IndexArray]) -> None:
-        """Continue with the objects and the clock of an earlier instance. `TrackTable.adopt` describes `places`."""
+        """Continue with the objects and the clock of the instance `earlier`. `TrackTable.adopt` describes `places`."""
         self.table.adopt(earlier.table, places)
         self.clock, self.oldest_s = earlier.clock, earlier.oldest_s
         self._sample_times_s, self._sample = earlier._sample_times_s, earlier._sample
@@ -293,8 +293,8 @@ class TrackedObjects:
             back: 0 for the newest stored position, 1 for the previous position.
 
         Returns:
-            The deviations (R,) in pixels, NaN if unknown, and the ratio of the two intervals between the three
-            positions. None if fewer than three positions are stored.
+            The deviations (R,) in pixels, or NaN if unknown, and the ratio of the two intervals between the three
+                positions. The result is None if fewer than three positions are stored.
         """
         last, middle, first = (self._sample - back - number for number in range(3))
         last_s, middle_s, first_s = (self._sample_times_s[at] for at in (last, middle, first))

@@ -7,7 +7,7 @@ The tracker matches detections with published tracks in two stages, as in ByteTr
 Multi-Object Tracking by Associating Every Detection Box", ECCV 2022):
 
 1. Strong detections can match any published track.
-2. Weak detections can match tracks that were detected just before, and have no match or a doubtful match.
+2. Weak detections can match recently detected tracks that have no match or a doubtful match.
 
 The other strong detections continue unpublished tracks or start new tracks. The motion model is a Kalman filter in
 continuous time. Two parts come from OC-SORT (Cao et al., "Observation-Centric SORT", CVPR 2023): the similarity
@@ -101,12 +101,12 @@ class Tracker:
     of a track never decreases. A gap longer than both `lost_s` and 2.5 times the usual interval ends every track.
 
     Args:
-        config: scores and times that control the tracks; the defaults if None.
+        config: scores and times that control the tracks, or None for the defaults.
         frame_size_px: width and height of the frame, or None if unknown. The tracker clips published boxes to the
             frame. Boxes that the edge of the frame cuts off may change their size at any rate.
-        groups: groups of classes that the detector confuses, or None if there are none. The class of a track is the
-            class with the most votes in its group.
-        track_ids: ids of new tracks. If None, all such trackers of the process share one sequence of ids.
+        groups: groups of classes that the detector confuses, or None if there are no groups. The class of a track is
+            the class with the most votes in its group.
+        track_ids: ids of new tracks. All trackers of the process without `track_ids` share one sequence of ids.
     """
 
     def __init__(
@@ -133,14 +133,14 @@ class Tracker:
         """Process the detections of one frame.
 
         Args:
-            detections: detections down to `TrackConfig.low_score`. Detections with a lower score, without area, or
-                with infinite or NaN coordinates are ignored.
+            detections: detections down to `TrackConfig.low_score`. Detections with a lower score, without area, or with
+                infinite or NaN coordinates are ignored.
             captured_ns: capture time of the frame on the monotonic clock.
 
         Returns:
             The published tracks that were detected in this frame. Each box lies between the detected and the predicted
-            box: the higher the score and the more likely the size, the nearer to the detected box. The boxes are
-            rounded to 0.2 px.
+                box. A higher score and a more likely size move the box toward the detected box. The boxes are rounded
+                to 0.2 px.
         """
         return update_together([(self, detections, captured_ns)])[0]
 
@@ -165,7 +165,7 @@ def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[T
     """Process one frame of each of several cameras, as `Tracker.update` does, with the same NumPy calls for all.
 
     The trackers must have equal settings. The results do not depend on which frames are processed together. Most of the
-    time of a frame is the fixed cost of NumPy calls, so a frame takes less time in a group than alone.
+    time for a frame is the fixed cost of NumPy calls, so a frame takes less time in a group than alone.
 
     `frames` contains the tracker, the detections, and the capture time in nanoseconds of each frame. Return the
     published tracks of each frame, in the same order.
@@ -187,7 +187,7 @@ def update_together(frames: Sequence[tuple[Tracker, Detections, int]]) -> list[T
 
 
 class _TracksTogether:
-    """The tracks of one or several cameras during one update, in the order of the cameras."""
+    """Tracks of one or several cameras during one update, in the order of the cameras."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         first = trackers[0]
@@ -245,7 +245,7 @@ class _TracksTogether:
     # --- association --------------------------------------------------------------------------------------------------
 
     def _associate(self, frame: FrameDetections) -> IndexArray:
-        """Return the index of the detection matched to each track, or -1 if there is none."""
+        """Return the index of the detection matched to each track, or -1 for a track without a match."""
         matches = np.empty(len(self._ids), np.intp)
         matches.fill(-1)
         if not len(matches) or not len(frame.scores):
@@ -264,10 +264,10 @@ class _TracksTogether:
         return matches
 
     def _continue_weakly(self, pairs: Pairs, tracks: BoolArray, weak: BoolArray, matches: IndexArray) -> None:
-        """Match weak detections with tracks that were detected just before, and add the matches to `matches`.
+        """Match weak detections with recently detected tracks, and add the matches to `matches`.
 
         If an object does not move, or is partly behind another object, weak detections can continue its track for a
-        longer time. `tracks` and `weak` are overwritten.
+        longer time. The method overwrites `tracks` and `weak`.
         """
         if not count_nonzero(tracks):
             return

@@ -23,7 +23,7 @@ from vision.config.analytics import ZoneConfig
 
 
 class Passage(NamedTuple):
-    """The passage of one object into or out of one zone."""
+    """Passage of one object into or out of one zone."""
 
     row: int  # row of the object in the track table
     zone: int  # index of the zone
@@ -122,7 +122,7 @@ class ZoneWatch:
             points: positions (N, A) of the anchors, by row.
             margins: margins (N,) in pixels, by row.
             starts: first row (R,) of each range.
-            ends: row (R,) after the last of each range.
+            ends: row (R,) after the last row of each range.
             zones: zone (R,) of each range.
         """
         found: list[tuple[int, int]] = []
@@ -167,7 +167,7 @@ class ZoneWatch:
     def dwellers(self, table: TrackTable, now_s: float) -> list[tuple[int, int]]:
         """Return the row and the zone of each object that has been in a zone for the zone's `dwell_s` at `now_s`.
 
-        Return each stay only once. Return an undetected object when it is detected again.
+        Return each stay only once. If an object is not detected, return its stay when the object is detected again.
         """
         if now_s < self._next_dwell_s:
             return []
@@ -182,7 +182,7 @@ class ZoneWatch:
 
 @dataclass(slots=True)
 class _Crowd:
-    """The crowding of one zone that has a `crowd_threshold`."""
+    """Crowding of one zone that has a `crowd_threshold`."""
 
     above: int  # the threshold
     for_s: float  # time in seconds for which the occupancy must contradict `is_crowded` before `is_crowded` changes
@@ -204,7 +204,7 @@ class CrowdDetector:
         }
 
     def adopt(self, earlier: CrowdDetector, kept: IndexArray) -> None:
-        """Continue with the occupancy and the crowding of the zones that `earlier` has already observed.
+        """Continue with the occupancy and the crowding of the zones that the detector `earlier` observed.
 
         `kept` contains, for each zone, its index in `earlier`, or -1 if the zone is new.
         """

@@ -229,7 +229,7 @@ def trace_slots(
         batches: one batch per slot.
         rounds: number of batches per slot.
         recorder: receives the spans.
-        submit: function to call instead of `detector.submit`; None means no replacement.
+        submit: function to call instead of `detector.submit`, or None for no replacement.
     """
     submit = submit or detector.submit
     submitted_ns = [0] * len(batches)

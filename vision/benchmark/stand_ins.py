@@ -1,8 +1,9 @@
 """Stand-ins for the cameras of a deployment: local videos of the same size and rate.
 
-Files, folders of images, and synthetic cameras are used directly, because they are on this machine. For a network, USB,
-or CSI camera, the shipped clip is encoded once as H.264 at the camera's size and rate. Therefore, decoding costs about
-as much as for the camera's stream, and the detector and the stages process real scenes.
+The stand-ins of files, folders of images, and synthetic cameras are these sources themselves, because they are on this
+machine. For a network, USB, or CSI camera, this module encodes the shipped clip once as H.264 at the camera's size and
+rate. Therefore, decoding costs about as much as for the camera's stream, and the detector and the stages process real
+scenes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are evenly
 
 @dataclass(frozen=True, slots=True)
 class StandIn:
-    """A camera of the deployment, and the source that replaces the camera."""
+    """Camera of the deployment, and the source that replaces the camera."""
 
     camera_id: str
     source: str  # "the camera's own source", or a description of the clip
@@ -51,7 +52,7 @@ class StandIn:
 
     @property
     def asked_fps(self) -> float:
-        """Frames per second to process: the rate of the camera, limited by `max_fps`."""
+        """Frames to process per second: the rate of the camera, limited by `max_fps`."""
         return min(self.fps, self.config.max_fps or self.fps)
 
 
@@ -70,7 +71,7 @@ def stand_ins(config: AppConfig, seconds: float, folder: Path) -> tuple[StandIn,
 def probe_cameras(config: AppConfig) -> list[StandIn]:
     """Open every camera once to find out its frame size and rate. Return stand-ins without clips.
 
-    If a live camera does not answer, assume its frame size and rate, and add the assumed values to the note of its
+    If a live camera does not respond, assume its frame size and rate, and add the assumed values to the note of the
     stand-in.
 
     Raises:
@@ -84,8 +85,8 @@ def probe_cameras(config: AppConfig) -> list[StandIn]:
 def repeated(config: AppConfig, cameras: Sequence[StandIn], count: int) -> AppConfig:
     """Return the configuration with `count` stand-ins as its cameras.
 
-    These are the first `count` of `cameras`. If there are fewer, add copies of them, with the lines and zones of the
-    original cameras. Rules and the second model stay unchanged.
+    The stand-ins are the first `count` of `cameras`. If there are fewer than `count`, add copies with the lines and
+    zones of the original cameras. Rules and the second model stay unchanged.
     """
     configs, analytics = [], {}
     for index in range(count):
@@ -108,9 +109,9 @@ def phased_sources(cameras: Sequence[StandIn]) -> NamedOpener:
 
 
 def _open_phased(config: CameraConfig, *, periods: Mapping[str, float], **options: Any) -> Source:
-    """Open and return a source. If the source is a clip, first wait for a part of a frame interval.
+    """Open and return a source. If the source is a clip, first wait for a fraction of the frame interval.
 
-    This part is different for each camera.
+    This fraction is different for each camera.
     """
     if config.source in periods:
         phase = zlib.crc32(config.id.encode()) / 2**32  # the same in every process

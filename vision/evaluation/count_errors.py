@@ -177,7 +177,7 @@ def add_clip(path: Path, name: str, clip: Clip) -> int:
 
     Raises:
         ConfigError: the file exists, but cannot be read or is not an accuracy file.
-        VisionError: the file cannot be written, or cannot be read at present.
+        VisionError: the file cannot be written, or cannot currently be read.
     """
     clips: Mapping[str, Clip] = load_clips(path) if exists(path) else {}
     clips = {**clips, name: clip}
@@ -193,7 +193,7 @@ def check_accuracy_file(path: Path) -> None:
 
     Raises:
         ConfigError: the name does not end in .json, or the file exists, but cannot be read or is not an accuracy file.
-        Unavailable: the file cannot be read at present.
+        Unavailable: the file cannot currently be read.
     """
     if path.suffix != ".json":
         raise ConfigError(f"--accuracy: expected a name that ends in .json, got {path}", code="accuracy-format")

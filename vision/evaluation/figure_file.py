@@ -22,7 +22,7 @@ def write_figure(figure: Any, path: Path, option: str, *, dpi: float | None = No
 
     Raises:
         ConfigError: the file cannot be written.
-        Unavailable: the file cannot be written at present, for example because the disk is full.
+        Unavailable: the file cannot currently be written, for example because the disk is full.
     """
     contents = io.BytesIO()
     figure.savefig(contents, format=path.suffix[1:], dpi=dpi or "figure")

@@ -90,7 +90,7 @@ def read_truth(path: Path) -> Truth:
     Raises:
         ConfigError: the file cannot be read, has no valid rows, or has faulty rows. The message lists the first 8
             faults.
-        Unavailable: the file cannot be read at present, for example because the disk fails.
+        Unavailable: the file cannot currently be read, for example because the disk fails.
     """
     try:
         text = read_input(path).decode("utf-8-sig", errors="replace")

@@ -36,7 +36,7 @@ def evaluate_prompts(
         Closed: `stop` was set.
         ConfigError: the configuration, the labels, an image, or a prompt is invalid, or a package is missing.
         LanguageError: the server cannot be reached, refuses the key or the model, or does not list its models.
-        Unavailable: a file cannot be read at present.
+        Unavailable: a file cannot currently be read.
     """
     require_cv2("vision llm eval")
     from vision.evaluation.language.judge import Prompt, judge  # needs OpenCV
@@ -83,7 +83,7 @@ def _read_prompt(path: Path) -> str:
 
     Raises:
         ConfigError: the file is empty, too long, or not UTF-8, or cannot be read.
-        Unavailable: the file cannot be read at present.
+        Unavailable: the file cannot currently be read.
     """
     try:
         text = read_input(path).decode().strip()

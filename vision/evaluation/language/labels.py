@@ -56,7 +56,7 @@ def read_labels(path: Path) -> list[LabeledEvent]:
     Raises:
         ConfigError: the file cannot be read, is too large, lacks true events or false alarms, or has invalid lines.
             `faults` of the error lists every invalid line.
-        Unavailable: the file cannot be read at present.
+        Unavailable: the file cannot currently be read.
     """
     try:
         lines = read_input(path, max_bytes=_MOST_BYTES).splitlines()

@@ -105,7 +105,7 @@ def publish_report(report: WhatIf, console: Console, files: Files) -> None:
 
     Raises:
         ConfigError: a file cannot be written.
-        Unavailable: a file cannot be written at present, for example because the disk is full.
+        Unavailable: a file cannot currently be written, for example because the disk is full.
     """
     if not console.is_terminal:
         console.width = _FILE_WIDTH

@@ -93,7 +93,7 @@ def run(selection: Selection, files: Files, stop: threading.Event) -> int:
         ConfigError: the configuration or an argument is invalid, pyarrow is missing, there is no archive, or a file
             cannot be written.
         ModelError: the model is missing, or its model.yaml is invalid.
-        Unavailable: a file cannot be written at present, for example because the disk is full.
+        Unavailable: a file cannot currently be written, for example because the disk is full.
     """
     require_pyarrow("vision whatif")
     selected = select(selection)

@@ -60,7 +60,7 @@ def run_on_video(request: Comparison, path: Path, files: Files, stop: threading.
         ConfigError: a configuration or an argument is invalid, or a file cannot be written.
         ModelError: a model is missing, or its model.yaml is invalid.
         SourceError: the video cannot be read to its end.
-        Unavailable: a file cannot be written at present, for example because the disk is full.
+        Unavailable: a file cannot currently be written, for example because the disk is full.
     """
     old, new = (_configuration(name, request) for name in (request.against, request.config))
     return _compare(request.config, (old, new), [Video(path)], files, stop)
@@ -85,7 +85,7 @@ def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: 
             recording of this time, or a file cannot be written.
         ModelError: a model is missing, or its model.yaml is invalid.
         SourceError: a recording cannot be read to its end.
-        Unavailable: the index cannot be read, or a file cannot be written, at present, for example because the disk is
+        Unavailable: the index cannot currently be read, or a file cannot currently be written, for example because the disk is
             full.
     """
     old, new = (_configuration(name, request) for name in (request.against, request.config))
