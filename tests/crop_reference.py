@@ -1,4 +1,4 @@
-"""Slow reference implementation of the kernel that cuts objects out of frames. It uses integer arithmetic."""
+"""Slow reference implementation, in integer arithmetic, of the kernel that cuts objects out of frames."""
 
 from __future__ import annotations
 

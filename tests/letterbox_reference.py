@@ -1,4 +1,4 @@
-"""Slow reference implementation of the pre-processing, for CPU and GPU. It does not round between steps."""
+"""Slow reference implementation of the pre-processing for CPU and GPU, without rounding between steps."""
 
 from __future__ import annotations
 

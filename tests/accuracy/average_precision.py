@@ -23,7 +23,8 @@ def overlaps(boxes: Floats, others: Floats) -> Floats:
 def average_precision(truth: Floats, found: Floats) -> float:
     """Return the average precision of the detections `found`.
 
-    Rows are those of MOTChallenge: frame, id, left, top, width, height, and score (detected) or validity (labeled).
+    `truth` and `found` have MOTChallenge rows: frame, id, left, top, width, height, and score (detected) or validity
+    (labeled).
     """
     truth = truth[truth[:, 6] > 0]
     hits: list[tuple[float, bool]] = []

@@ -100,7 +100,7 @@ def measure(matched: Matched, frames: int, rate: float) -> dict[str, Any]:
 
 
 def time_constant_s(matched: Matched, whole: np.ndarray[Any, np.dtype[np.bool_]], rate: float) -> float:
-    """Return the time constant of the errors of centers, widths, and heights, computed from their autocorrelation.
+    """Return the time constant, in seconds, of the errors of centers, widths, and heights, from their autocorrelation.
 
     The function first subtracts the mean error of each object, because this mean is a systematic error of the labels or
     of the detector.

@@ -7,8 +7,8 @@ of each line, and the sum over all lines. If people stand on a line, the labels 
 that are moved by 3 pixels differ from the original labels by 1 to 2 %.
 
 With `--repeats`, the program also moves the edges of all detected boxes by random distances (standard deviation 0.3
-pixels), and counts again. Two trackers can be compared only by the mean error of such repeats, because the errors of
-two runs differ by 0.2 to 0.4 percentage points.
+pixels), and repeats the counting. Two trackers can be compared only by the mean error of such repeats, because the
+errors of two runs differ by 0.2 to 0.4 percentage points.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_average_precision_matches_known_values(found: list[tuple[float, ...]], 
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of one run of the pipeline on the whole video. Rows are those of `mot_rows`."""
+    """Results of one run of the pipeline on the whole video. The rows have the format of `mot_rows`."""
 
     metrics: Mapping[str, Any]
     tracks: Floats

@@ -20,7 +20,7 @@ Compute = Callable[..., Mapping[str, NDArray[Any]]]
 
 
 def onnx_compute(path: str) -> Compute:
-    """Return a function that computes the network in an ONNX file. It converts images to the input's type."""
+    """Return a function that computes the network in an ONNX file, and converts images to the type of its input."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # more threads would compete with those of the emulated streams
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

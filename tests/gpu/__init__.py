@@ -1,1 +1,1 @@
-"""Tests that need a GPU. ``tests/unit/gpu/test_emulated_gpu.py`` runs most of them on the emulated GPU."""
+"""Tests that need a GPU. ``tests/unit/gpu/test_emulated_gpu.py`` runs most of these tests on the emulated GPU."""

@@ -110,7 +110,8 @@ def _nv12(frame: av.VideoFrame) -> Image:
 def served(*parts: bytes, name: str, pause_s: float = 0.0, interval_s: float = 0.0) -> Iterator[str]:
     """Serve `parts` over HTTP, one after another, until the end of the `with` block. Yield the URL.
 
-    The server waits `interval_s` after each part, and `pause_s` after the last part before it closes the connection.
+    The server waits for `interval_s` after each part. After the last part, it waits for `pause_s`, and then closes the
+    connection.
     """
 
     class Handler(BaseHTTPRequestHandler):

@@ -136,7 +136,7 @@ def held() -> tuple[int, int, int]:
 @pytest.mark.parametrize("images", [0.5, 1.5, 2.5, 3.5, 4.5, 5.5])
 @pytest.mark.parametrize("where", ["both", "shared", "decoded on the GPU"])
 def test_failed_frame_buffer_releases_its_memory(where: str, images: float) -> None:
-    """The free memory is too small for the host part of the buffer, or for its GPU part."""
+    """The free memory is too small for the host part of the buffer, or for the GPU part of the buffer."""
     allocators: dict[str, Allocate] = {
         "both": page_locked,
         "shared": partial(page_locked_frame_buffer, in_place=True),

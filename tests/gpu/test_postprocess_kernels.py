@@ -95,7 +95,7 @@ class Case:
         return values
 
     def boxes(self, random: np.random.Generator, *shape: int, corners: bool = False) -> NDArray[np.float64]:
-        """Return random boxes as center and size, or as corners. Some have no area, or are far outside the frame."""
+        """Return random boxes as center and size, or as corners. Some boxes have no area, or are outside the frame."""
         center, size = random.random((*shape, 2)) * [96, 64], random.random((*shape, 2)) * 40
         if self.content == "same box":
             center[:], size[:] = 30, 20

@@ -31,7 +31,7 @@ def publish(folder: str, bind: str, replay: str) -> None:
 
 
 def subscribe(bind: str, file: str) -> None:
-    """Write a line ``journal number count`` per event to `file`. An incomplete last line counts as not written."""
+    """Write a line ``journal number count`` per event to `file`. An incomplete line at the end does not count."""
     path = Path(file)
     done = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
     journal, number = done[-1].split()[:2] if done else ("", "0")

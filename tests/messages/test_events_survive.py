@@ -19,7 +19,7 @@ def publisher(folder: Path) -> Program:
 
 
 def wait_for_events(program: Program, count: int = 60) -> None:
-    """Wait until the program has printed `count` more events, and return at a random moment after the last of them."""
+    """Wait until the program has printed `count` more events, and return at a random moment after that."""
     first = int(program.line())
     program.wait_line(lambda line: int(line) >= first + count)
     time.sleep(random.uniform(0, 0.01))

@@ -63,7 +63,7 @@ class Site:
                 program.kill()
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        """Receive messages until `condition` holds. Fail with the text `what` if it does not hold in time."""
+        """Receive messages until `condition` holds. Fail with the text `what` if this takes too long."""
         end_s = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < end_s, what

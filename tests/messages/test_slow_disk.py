@@ -180,7 +180,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_appending_never_waits_for_the_disk(tmp_path: Path, shim: Path) -> None:
-    """The test appends events while an fsync waits, while the log is being emptied, and directly afterwards."""
+    """The test appends events while an fsync waits, while the log is being emptied, and after the log is empty."""
     command = [sys.executable, "-c", APPENDING, str(tmp_path / "state")]
     environment = os.environ | {"LD_PRELOAD": str(shim)}
     done = subprocess.run(

@@ -131,7 +131,7 @@ def tracked(
 
 
 def sections(size_px: tuple[int, int]) -> dict[str, AppConfig]:
-    """Return three configurations by name: one line; one line and one zone; and four lines and zones with rules."""
+    """Return three configurations by name: with one line, with one line and zone, and with four of each and rules."""
     width, height = size_px
     starts = ((0.0, 0.15), (0.2, 0.35), (0.4, 0.55), (0.7, 0.75))
     lines = [

@@ -2,7 +2,7 @@
 
     python -m tests.perf.camera_view [--displacements 500] [--days 8] [--seed 0] [--images FOLDER] [--save]
 
-The scenes are photos. Each frame shows only a part of a photo, so that a displaced frame shows what lies next to this
+The scenes are photos. Each frame shows only a part of a photo, so that a displaced frame shows the surroundings of this
 part. The program draws light, shadows, noise, rain, and crowds on the frames. The constants of the module were chosen
 without the objects and the light of this measurement.
 """

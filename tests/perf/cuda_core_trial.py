@@ -237,7 +237,7 @@ def start_times(repeats: int) -> dict[str, Any]:
 
 @contextmanager
 def competing(threads: int, busy_us: float, period_s: float) -> Iterator[None]:
-    """Run threads inside a `with` block. They alternately compute for `busy_us` and sleep for `period_s`."""
+    """Inside a `with` block, run threads that alternately compute for `busy_us` and sleep for `period_s`."""
     stop = threading.Event()
 
     def work(first_s: float) -> None:

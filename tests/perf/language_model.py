@@ -5,8 +5,8 @@
     python -m tests.perf.language_model --rounds 8 --together --seconds 10 --outage 5 5 --rest 5     # about 6 minutes
 
 The machine must be idle. `--json` writes the figures after each part and each pair, so an aborted run keeps its
-measurements so far. The measurement needs the packages that `vision run` imports, and those of the extras `language`
-and `opencv`.
+measurements so far. The measurement needs the packages that `vision run` imports, and the packages of the extras
+`language` and `opencv`.
 
 The server is a separate process. The measurement has three parts, and its figures begin with a summary (`goals`):
 
@@ -14,8 +14,8 @@ The server is a separate process. The measurement has three parts, and its figur
   default, 4, 8, and 32.
 * `faults` runs 32 stand-in cameras in pairs, without and with `verify`, in alternating order. In the runs with
   `verify`, it applies seeded faults to the server and to the process that sends the questions. Then it kills the
-  server, restarts the server after an outage, and waits for the program's next question. It compares the frames and
-  events of both runs. With `--together`, both runs execute at the same time on separate CPU cores.
+  server, restarts the server after an outage, and waits for the program's next question. Finally, it compares the
+  frames and events of both runs. With `--together`, both runs execute at the same time on separate CPU cores.
 * `soak` applies faults and outages of the server for a long time, and measures how fast the memory grows.
 """
 

@@ -1,4 +1,4 @@
-"""Latency from capture to subscriber, with one camera and with four cameras whose total frame rate is too high."""
+"""Latency from capture to subscriber, with one camera and with four cameras that together overload the machine."""
 
 from __future__ import annotations
 

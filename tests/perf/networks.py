@@ -1,4 +1,4 @@
-"""Networks with the layers of published architectures and random weights, as ONNX files. They need no download.
+"""Networks with the layers of published architectures and random weights, as ONNX files. No download is necessary.
 
 ResNet-50 (He et al., 2015) is version 1.5, which has the stride in the 3x3 convolution. YOLOv8 is the network of
 Ultralytics 8.0 in the sizes s and x, for 640x640 images and 80 classes. BERT-Base is the encoder of Devlin et al.,

@@ -108,7 +108,7 @@ def _kill(name: str, turn: int) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class ProcessWatch:
-    """Observer of a program. It runs in a separate process, for which only `usage` waits."""
+    """Observer of a program. The observer runs in a separate process, for which only `usage` waits."""
 
     _executor: ProcessPoolExecutor
 

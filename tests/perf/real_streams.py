@@ -1,7 +1,7 @@
 """Throughput and latency of `vision run` with real video streams, from the file to a subscriber in another process.
 
     python -m tests.perf.real_streams CLIP --cameras 8 32 --seconds 60 --reader nvdec
-    python -m tests.perf.real_streams CLIP --cameras 8 --reopen-s 6.7              # streams end and are opened again
+    python -m tests.perf.real_streams CLIP --cameras 8 --reopen-s 6.7              # streams end and are reopened
     python -m tests.perf.real_streams CLIP --cameras 8 --processes 4 --kill-s 5    # kill a worker every five seconds
     python -m tests.perf.real_streams CLIP --cameras 2 --reader ffmpeg --overload 3    # with a stand-in detector
 

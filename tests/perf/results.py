@@ -59,7 +59,7 @@ def load(path: Path) -> PerfResult:
     """Read a file of results.
 
     Raises:
-        msgspec.ValidationError: the file does not have this format.
+        msgspec.ValidationError: the file does not have the format of `PerfResult`.
     """
     return msgspec.json.decode(path.read_bytes(), type=PerfResult)
 

@@ -137,7 +137,7 @@ def frame_bytes(pixel_format: PixelFormat, size: tuple[int, int] = (768, 576)) -
 
 
 def _large_frames(report: Report, target: Opened, batch: int, seconds: float) -> None:
-    """Measure frames of 1920x1080 pixels. They have about five times as many bytes, so the bus is the limit."""
+    """Measure frames of 1920x1080 pixels. These frames have about five times as many bytes, so the bus is the limit."""
     slots = range(2, 5)
     for pixel_format in ("bgr", "nv12"):
         name = f"{batch} {pixel_format} {LARGE[0]}x{LARGE[1]}"
@@ -288,7 +288,7 @@ def goals(report: Mapping[str, Any], batches: Sequence[int]) -> dict[str, Any]:
 
 
 def _limit(report: Mapping[str, Any], batch: int, copy: str = "") -> float:
-    """Return the longer of two times per batch in ms: that of the network alone, and that of the copies alone."""
+    """Return the time per batch, in ms, of the network alone or of the copies alone, whichever is longer."""
     return max(float(report[f"engine {batch}"]), float(report[copy or f"copy {batch} bgr"]))
 
 

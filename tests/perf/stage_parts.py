@@ -1,4 +1,4 @@
-"""Functions that measure the parts of `tests.perf.stage`: the network, copies, the stage, its steps, and a loop."""
+"""Functions that measure the parts of `tests.perf.stage`: network, copies, stage, steps, and a simple loop."""
 
 from __future__ import annotations
 

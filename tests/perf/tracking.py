@@ -1,8 +1,8 @@
 """CPU time of tracking and analytics on one core, compared with ByteTrack of the package `trackers`.
 
-The objects are synthetic. The detector misses 5 % of them, their boxes jitter like the boxes of a real detector, and
-boxes with low scores cover the whole frame. The trackers process the same frames alternately, so that other programs on
-the machine slow down both trackers equally.
+The objects are synthetic. The detector misses 5 % of the objects, the boxes jitter like the boxes of a real detector,
+and boxes with low scores cover the whole frame. The trackers process the same frames alternately, so that other
+programs on the machine slow down both trackers equally.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def coded_frames(description: str) -> tuple[bytes, ...]:
 
 @cache
 def whole(clip: Path) -> PacketInfo:
-    """Return the coded frames of the clip, without encoding them again."""
+    """Return the coded frames of the clip without a new encoding."""
     return PacketInfo(
         "h264", coded_frames(f'filesrc location="{clip}" ! qtdemux ! h264parse config-interval=-1 ! {CAPS["h264"]}')
     )

@@ -130,7 +130,7 @@ def silent_port() -> Iterator[int]:
 
 @contextmanager
 def refusing_port() -> Iterator[int]:
-    """Yield a port that refuses connections, and that no other program can take."""
+    """Yield a port that refuses connections, and that no other program can use."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -178,7 +178,7 @@ def clip_luma() -> NDArray[np.int16]:
 
 
 def place_in_clip(pixels: NDArray[np.uint8], pixel_format: PixelFormat) -> tuple[int, float]:
-    """Return the index of the most similar frame of the clip, and the mean difference between their pixels.
+    """Return the index of the most similar clip frame, and the mean difference between the pixels of both frames.
 
     The difference is 0 if no color conversion changed the frame.
     """

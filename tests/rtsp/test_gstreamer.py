@@ -125,7 +125,7 @@ def test_delivered_pixel_format_follows_the_detector(server: Server, formats: tu
 
 
 def test_frames_with_equal_or_earlier_times_are_counted_in_order() -> None:
-    """The times decrease after frame 4, so the decoder repeats the latest time. It never outputs frames 8 and 9."""
+    """The times decrease after frame 4, so the decoder repeats the latest time. Frames 8 and 9 are never output."""
     gst, skipped = library().Gst, SkippedFrames()
     decoded = DecodedFrames(skipped)
     monitor = PacketMonitor(decoded.skip)
@@ -242,7 +242,7 @@ def test_grab_has_the_encoding_of_the_frame(parts: tuple[tuple[int, str, YuvEnco
 
 
 def test_buffer_is_mapped_in_place_or_by_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test covers both ways, because the version of PyGObject determines which of them is used."""
+    """The test covers both mapping and copying, because the version of PyGObject determines the method."""
     expected = bytes(range(200))
     buffer = library().Gst.Buffer.new_wrapped(expected)
     assert library().hash_is_address

@@ -146,7 +146,7 @@ def nats_server(folder: Path, *options: str | Path) -> Server:
 
 
 def webhook_server(folder: Path, *certificate: Path) -> Server:
-    """Return an HTTP server that stores each accepted request in a file. It uses TLS if it has a certificate."""
+    """Return an HTTP server that stores each accepted request in a file. With a certificate, the server uses TLS."""
     return Server(
         folder,
         lambda port, where: [
@@ -176,7 +176,7 @@ def requests_of(server: Server) -> list[tuple[dict[str, str], str]]:
 
 
 class KafkaCluster:
-    """The Kafka test broker of librdkafka, in a separate process. It stores messages in memory."""
+    """Kafka test broker of librdkafka, in a separate process. The broker stores messages in memory."""
 
     def __enter__(self) -> KafkaCluster:
         command = [sys.executable, "-c", _KAFKA]

@@ -84,7 +84,7 @@ def add(sender: Sender, queue: Spool, numbers: Sequence[int]) -> None:
 
 
 def killing(server: Server) -> Callable[[Sender, Spool], Any]:
-    """Return a function that adds messages 0 to 59. It kills the server while it adds messages 20 to 39."""
+    """Return a function that adds messages 0 to 59, and that kills the server while messages 20 to 39 are added."""
 
     async def steps(sender: Sender, queue: Spool) -> None:
         add(sender, queue, range(20))

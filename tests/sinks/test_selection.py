@@ -26,7 +26,7 @@ class Clock:
 
 
 class Source:
-    """Source of messages that are like those of one program's publisher."""
+    """Source of messages, similar to the publisher of one program."""
 
     def __init__(self, instance: str = "i1") -> None:
         self._numbering = Numbering("station", instance)

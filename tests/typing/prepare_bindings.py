@@ -1,4 +1,4 @@
-"""Put TensorRT-RTX's Python bindings into a folder for PYTHONPATH. They build engines without a GPU or a driver.
+"""Put TensorRT-RTX's Python bindings into a folder for PYTHONPATH, to build engines without a GPU or a driver.
 
     python tests/typing/prepare_bindings.py 1.4 build/tensorrt-rtx-1.4
     PYTHONPATH=build/tensorrt-rtx-1.4 pytest tests/unit -k engine

@@ -299,7 +299,7 @@ _PLACE: Final = {"lines": ("points", "anchor"), "zones": ("polygon", "holes", "a
 
 
 def _kept(earlier: CameraAnalytics, config: CameraAnalytics, kind: Literal["lines", "zones"]) -> IndexArray:
-    """Return, for each line or zone of `config`, its index in `earlier`, or -1 if it is new or has moved."""
+    """Return, for each line or zone of `config`, its index in `earlier`, or -1 for a new or moved shape."""
     before: Sequence[Shape] = earlier.lines if kind == "lines" else earlier.zones
     now: Sequence[Shape] = config.lines if kind == "lines" else config.zones
     index = {shape.name: number for number, shape in enumerate(before)}

@@ -274,7 +274,7 @@ class GroundPlane:
     The constructor solves the eight equations of the homography (Hartley and Zisserman, Multiple View Geometry, 4.1).
 
     Args:
-        points: four points (x, y) in the frame, in pixels. No three of them lie on one line.
+        points: four points (x, y) in the frame, in pixels. No three of these points lie on one line.
         meters: the positions (x, y) of the same four points on the ground, in meters.
     """
 
@@ -340,8 +340,8 @@ def iou(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
 class FrameEdges:
     """Edges of the frames of several cameras, for comparisons with boxes.
 
-    The parameter `camera` of the methods is the index of the camera of each box (N,). It has no effect if all frames
-    have the same size, and can be None in this case.
+    The parameter `camera` of the methods is the index of the camera of each box (N,). If all frames have the same size,
+    `camera` has no effect, and can be None.
     """
 
     def __init__(self, sizes_px: Sequence[tuple[int, int]], margin_px: float) -> None:

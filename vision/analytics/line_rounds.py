@@ -59,7 +59,7 @@ class LineRounds:
         return crossings
 
     def _first_rows(self) -> IndexArray:
-        """Return, for each track, its last row before the new frames, or the row in which it first appears."""
+        """Return, for each track, its last row before the new frames, or the row in which the track first appears."""
         objects, lives = self._objects, self._objects.lives
         (present,) = (lives.gone >= objects.first).nonzero()
         starts = lives.starts[present]

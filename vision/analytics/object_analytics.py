@@ -1,6 +1,6 @@
 """`ObjectAnalytics` finds the events of single objects in archived frames, many frames together.
 
-The state of an object at lines and zones depends on no other object, and seldom changes. Therefore, `judge` finds all
+The state of an object at lines and zones depends on no other object, and rarely changes. Therefore, `judge` finds all
 detections in which the state can change. It evaluates the detections of different objects together, although they are
 in different frames.
 """
@@ -50,7 +50,7 @@ class _Change(NamedTuple):
 
 
 class ObjectAnalytics(Analytics):
-    """Analytics that find the events of objects in archived frames. They count nothing, and find no crowds."""
+    """Analytics that find the events of objects in archived frames, but count nothing, and find no crowds."""
 
     _objects_type = RecordedObjects
     _present: tuple[int, tuple[float, float]] | None = None

@@ -260,7 +260,7 @@ class RecordedObjects(TrackedObjects):
         Args:
             rows: last row (M,) of each object up to its time.
             frames: frame (M,) that defines each time.
-            last_frames: last frame (M,) whose positions are used.
+            last_frames: last frame (M,) whose positions the velocity uses.
         """
         lives, steps = self.lives.of_row[rows], self._step_of[last_frames]
         moves, on_ground = self._samples.velocities(lives, steps, self.now_s[frames], self._ground)
@@ -273,7 +273,7 @@ class RecordedObjects(TrackedObjects):
         self.times.seek(self.clock, frame + 1 - self.first)
 
     def finish(self) -> None:
-        """Go to the end of the frames. Remove the objects that are gone, and store the last state of the other objects.
+        """Go to the end of the frames. Remove the objects that are gone, and store the final state of all others.
 
         The next `load` continues with this state.
         """

@@ -95,7 +95,8 @@ class Steps:
 class Lives:
     """Lives of the tracks in memory.
 
-    A life of a track ends when the object counts as gone. If the track id occurs again later, another life starts.
+    A life of a track ends when the object counts as gone. If the track id occurs again after this end, another life
+    starts.
     """
 
     starts: IndexArray  # (L,) first row

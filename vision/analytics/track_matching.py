@@ -91,7 +91,7 @@ class Pairs:
         Args:
             others: mask (N,) of detections that are not matched.
             boxes: corners of the detections (N, 4).
-            least: similarity up to which a detection of `others` cannot continue a track, not below that of the
+            least: similarity up to which a detection of `others` cannot continue a track, not below `least` of the
                 constructor.
             certain: mask (M,) of the tracks that certainly follow their object.
             matches: detection of each track (M,), or -1 if there is no match. Removed matches are set to -1.

@@ -83,7 +83,7 @@ class SizeFilter:
 
         The shape of an object changes slowly. Its width and height change by the same factor when the object approaches
         or leaves. A box that is suddenly narrower, shorter, or wider shows only a part of an object, or two objects, so
-        its center and edges are wrong too. Such a box gets less weight, as if its error had Student's distribution
+        its center and edges are also wrong. Such a box gets less weight, as if its error had Student's distribution
         instead of a normal distribution.
 
         Growth in the same direction over several boxes is real, so it raises the gain.

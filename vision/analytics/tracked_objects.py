@@ -348,7 +348,7 @@ def jitter_of(moved: Points, before: Points, size: FloatArray, factor: float | F
 
     Args:
         moved: deviations (M,) of the positions from uniform motion, in pixels.
-        before: deviations (M,) of the previous positions, or `moved` again.
+        before: deviations (M,) of the previous positions, or the same array as `moved`.
         size: sizes (M,) of the objects in pixels.
         factor: ratio of the mean product of both deviations to the variance, if the errors are independent.
     """
@@ -366,7 +366,7 @@ def square_factor(ratio: float | FloatArray) -> float | FloatArray:
 def product_factor(before: float | FloatArray, ratio: float | FloatArray) -> float | FloatArray:
     """Return `factor` of `jitter_of` for two successive deviations.
 
-    `before` and `ratio` are the second results of `_deviation` for the earlier and for the later deviation.
+    `before` and `ratio` are the second results of `_deviation` for the first and for the second deviation.
     """
     return -1.0 - (2.0 + before) * ratio
 
@@ -381,8 +381,8 @@ def line_margin_px(jitter: FloatArray, size: FloatArray | float) -> FloatArray:
 def _box_transform(anchors: Sequence[str], lines: LineSet) -> tuple[FloatArray, FloatArray]:
     """Return the matrix (4, 2 A + 2 + 2 L) and the offset that convert boxes to the inputs of lines and zones.
 
-    The columns are x and y of each of A anchors, the width and the height, the distances from L lines, and the same
-    distances again.
+    The columns are x and y of each of A anchors, the width and the height, the distances from L lines, and a second
+    copy of these distances.
     """
     places = places_of_anchors(anchors)
     distances, offset = lines.of_places(places)

@@ -31,7 +31,7 @@ class Comparability:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Comparison of a case that both files contain. Each ratio is the value in file b divided by that in file a."""
+    """Comparison of a case that both files contain. Ratios are the value in file b divided by the value in file a."""
 
     case: Case
     a: Row

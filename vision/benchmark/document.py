@@ -1,7 +1,7 @@
 """File format of a benchmark: measurements, hardware, and conditions.
 
-`vision bench --json` writes such files. The options `--compare` and `--read` read them, for example the results in the
-repository.
+`vision bench --json` writes such files. The options `--compare` and `--read` read such files, for example the results
+in the repository.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _spec(samples: Samples) -> ModelSpec:
     """Return the specification of the model, or a placeholder if the model has no specification.
 
     In the placeholder, only the input size is meaningful: the size of the first input with four axes, or
-    `_FALLBACK_SIDE` if there is no such input. The other values only make the placeholder valid.
+    `_FALLBACK_SIDE` if there is no such input. The other values have no meaning, but make the placeholder valid.
     """
     if samples.spec is not None:
         return samples.spec

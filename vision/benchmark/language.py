@@ -117,7 +117,7 @@ def check_server(
 
 
 def _check_model(model: str | None, models: Sequence[str]) -> None:
-    """Raise `ServerRefusal` if the server does not list the model. Some servers ignore the name in requests."""
+    """Raise `ServerRefusal` if the server does not list the model, because some servers ignore the name in requests."""
     if model is not None and model not in models and f"{model}:latest" not in models:
         text = f"the server has no model {model!r}; it lists {', '.join(models)}"
         raise ServerRefusal(text, hint="correct `model`", code="no-model")
@@ -133,7 +133,7 @@ class Sample(NamedTuple):
 def sample_images(count: int, max_px: int) -> Iterator[Sample]:
     """Yield `count` images: alternately a frame with people and an empty image of the same size.
 
-    All images differ, because a server can reuse earlier results for the same image. The longer side of each image has
+    All images differ, because a server can reuse previous results for the same image. The longer side of each image has
     at most `max_px` pixels.
     """
     frames = load_frames(shipped_clip(), (count + 1) // 2)

@@ -102,7 +102,7 @@ def result_text(bench: Bench) -> str:
 
 
 def heading(bench: Bench) -> tuple[str, ...]:
-    """Return the lines above the tables. They describe the model, the machine, the frames, and the clocks."""
+    """Return the lines above the tables, which describe the model, the machine, the frames, and the clocks."""
     machine = bench.machine
     parts = (machine.jetson or machine.cpu, f"{machine.cores} cores", machine.gpu)
     mode = (

@@ -30,7 +30,7 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
     Return the name of the video codec.
 
     Raises:
-        SourceError: the video cannot be read again.
+        SourceError: the video cannot be read a second time.
         VisionError: the file cannot be written.
     """
     painter, video = _Painter(scene), scene.subject.video
@@ -46,7 +46,7 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
 
 
 class _Painter:
-    """Painter of the frames of the video, in order. It keeps trails, counters, and former tracks between frames."""
+    """Painter of the video frames, in order. It keeps trails, counters, and former tracks between frames."""
 
     def __init__(self, scene: Scene) -> None:
         subject = scene.subject

@@ -79,8 +79,8 @@ def score_detections(truth: Boxes, found: Boxes, *, score: float, lowest_score: 
         truth: the labeled boxes.
         found: detections with a score of at least `lowest_score`.
         score: score threshold for published objects.
-        lowest_score: score threshold for average precision (AP). It should be low, because AP ignores detections with
-            lower scores.
+        lowest_score: score threshold for average precision (AP). This threshold should be low, because AP ignores
+            detections with lower scores.
     """
     order = np.argsort(-found.scores, kind="stable")
     hits = match_detections(truth, found)[order]

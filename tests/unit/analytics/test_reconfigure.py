@@ -1,4 +1,4 @@
-"""Tests of lines and zones that change while objects are tracked. A change of one must not affect the others."""
+"""Tests of lines and zones that change while objects are tracked. A change of one shape must not affect the others."""
 
 from __future__ import annotations
 

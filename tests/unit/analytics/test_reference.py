@@ -34,7 +34,7 @@ def anchor_of(box: Box, name: str) -> Place:
 
 
 def right_of(point: Place, line: Sequence[Place]) -> float:
-    """Return the distance in pixels from an infinite line. It is positive on the right, and negative on the left."""
+    """Return the distance from an infinite line in pixels. Distances on the left of the line are negative."""
     (x0, y0), (x1, y1) = line
     return ((x1 - x0) * (point[1] - y0) - (y1 - y0) * (point[0] - x0)) / math.hypot(x1 - x0, y1 - y0)
 
@@ -245,7 +245,7 @@ def as_reported(event: Event) -> tuple[object, ...]:
 
 
 def some_config(rng: np.random.Generator) -> CameraAnalytics:
-    """Return random lines and zones with dents. Each of them has its own anchor, direction, and classes."""
+    """Return random lines and zones with dents. Each line or zone has its own anchor, direction, and classes."""
     lines, zones = [], []
     anchors = list(ANCHORS) if rng.random() < 0.5 else [str(rng.choice(list(ANCHORS)))]
 

@@ -1,4 +1,4 @@
-"""Comparison of the frames of video files with those of FFmpeg's command, for every kind that FFmpeg can write.
+"""Comparison of `VideoFile` with FFmpeg's command, frame by frame, for every kind of file that FFmpeg can write.
 
 The collection of the tests determines the kinds: codecs, pixel formats, containers, and orientations. With ``-m
 matrix``, the tests cover every codec with each of its pixel formats, and in each container.

@@ -433,7 +433,7 @@ def test_silent_camera_is_reconnected() -> None:
 
 
 def test_initial_burst_does_not_set_the_frame_rate() -> None:
-    """The burst contains frames that FFmpeg reads while it opens the stream, and delivers all at the same time."""
+    """The burst contains the frames that FFmpeg reads while it opens the stream, and then delivers without pauses."""
     burst = [Frame(0.0) for _ in range(4)]
     camera = World([], SupervisorPolicy(read_timeout_s=30.0, frozen_after_s=None))
     camera.connections = [Connection([*burst, *[Frame(10.0) for _ in range(5)]])]

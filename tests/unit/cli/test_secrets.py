@@ -113,7 +113,7 @@ def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("where", ["raise error", "import threading; threading.Thread(target=fail).start()"])
 def test_address_in_a_traceback_is_shown_without_its_password(where: str) -> None:
-    """The password is not registered, because it does not come from the configuration. It must still be hidden."""
+    """The password is not registered, because it does not come from the configuration, but it must still be hidden."""
     program = (
         "from vision.cli.main import _conceal_output; _conceal_output()\n"
         "error = RuntimeError('no rtsp://u:hunter2@cam/')\n"

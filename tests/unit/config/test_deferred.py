@@ -1,4 +1,4 @@
-"""Tests that a process that only receives a configuration builds no pydantic validators, which delay its start."""
+"""Tests that no pydantic validators are built in a process that only receives a configuration."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def fold(onnx_model: onnx.ModelProto) -> tuple[str, ...]:
 def check_fold(
     original: onnx.ModelProto, expected: Sequence[str], size: tuple[int, int, int] = (32, 5, 16), batch: int = 2
 ) -> onnx.ModelProto:
-    """Fold a model, and compare its results and inferred shapes with those of the original. Return the folded model."""
+    """Fold a model. Compare its results and inferred shapes with the original model. Return the folded model."""
     folded = copy_of(original)
     assert fold(folded) == tuple(expected)
     onnx.checker.check_model(folded, full_check=True)

@@ -1,4 +1,4 @@
-"""Tests that the scenes contain every described situation, and that the program handles exact detections of them."""
+"""Tests that the scenes contain every described situation, and that the program handles exact detections."""
 
 from __future__ import annotations
 

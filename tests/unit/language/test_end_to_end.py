@@ -151,7 +151,7 @@ def test_a_server_that_hangs_delays_only_waiting_events(tmp_path: Path, on_timeo
 
 @pytest.mark.parametrize("wait_s", [None, 3600])
 def test_events_about_which_the_server_is_not_asked_are_in_the_ledger(tmp_path: Path, wait_s: int | None) -> None:
-    """Make the server fail until the circuit breaker opens. The ledger must contain later events, which do not wait."""
+    """Make the server fail until the breaker opens. The ledger must contain the next events, which do not wait."""
     with chat_server(lambda handler: handler.send({"error": "out of memory"}, 500)) as server:
         language = {"ledger": str(tmp_path / "ledger"), "parallel": 1}
         verify = [CHECK] if wait_s is None else [CHECK | {"wait_s": wait_s}]
@@ -239,7 +239,7 @@ def test_a_killed_process_ends_the_wait_of_its_events(tmp_path: Path, on_timeout
 
 @pytest.mark.parametrize("waiting", [{}, {"wait_s": 3600}, {"wait_s": 3600, "on_timeout": "drop"}])
 def test_a_killed_result_worker_loses_no_event_that_waits(tmp_path: Path, waiting: dict[str, Any]) -> None:
-    """Kill a result worker whose questions lack images, so that later processes do not know these questions.
+    """Kill a result worker whose questions lack images, so that the next processes do not know these questions.
 
     The events of these questions must not wait for an hour. Each zone entry must have the event of the rule that
     reports it.

@@ -196,7 +196,7 @@ def test_simultaneous_subscribers_share_one_repetition() -> None:
 
 @pytest.mark.integration
 def test_new_subscriber_receives_status_during_results() -> None:
-    """A send operation also reads new subscriptions. It must then wake the thread that serves subscribers."""
+    """A send operation also reads new subscriptions, so it must then wake the thread that serves subscribers."""
     stop = threading.Event()
     with Publisher(ANY_PORT, node="n") as publisher:
         publisher.publish_status(camera_status())

@@ -279,7 +279,7 @@ def test_new_size_keeps_old_leases_valid(make: MakeCamera) -> None:
 
 @dataclass
 class Allocator:
-    """Allocator of at most `room` live frame buffers. It calls `when_freed` when the pixels of a buffer are freed."""
+    """Allocator of at most `room` live frame buffers. When the pixels of a buffer are freed, it calls `when_freed`."""
 
     room: int = 1000
     live: list[weakref.ref[np.ndarray]] = field(default_factory=list)

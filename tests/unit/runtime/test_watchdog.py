@@ -325,7 +325,7 @@ class Manager:
         )
 
     def wait_for(self, start: str) -> list[str]:
-        """Receive messages until a message starts with `start`. Return all of these messages."""
+        """Receive messages until a message starts with `start`. Return all messages received by this call."""
         messages: list[str] = []
         while not any(message.startswith(start) for message in messages):
             messages += self.socket.recv(4096).decode().split("\n")

@@ -75,7 +75,7 @@ def test_state_of_an_earlier_version_is_upgraded(tmp_path: Path) -> None:
 
 
 def test_earlier_version_can_use_the_state(tmp_path: Path) -> None:
-    """Earlier versions of the program check the database version, and use these tables. They ignore other tables."""
+    """Earlier versions of the program check the database version, and use these tables, but ignore other tables."""
     with opened(tmp_path) as state:
         fill(state.events, 1)
         state.run.begin()

@@ -247,7 +247,7 @@ def test_lock_of_killed_process_is_released(folder: Path) -> None:
 
 
 def test_lock_on_removed_file_is_not_valid(folder: Path) -> None:
-    """A lock file can be removed while a process waits for it. Two processes must never hold the lock of one path."""
+    """The lock file can be removed while a process waits for the lock. Two processes must never hold the same lock."""
     path, entered = folder / "l", threading.Event()
 
     def other() -> None:

@@ -90,9 +90,9 @@ def _unbalanced(statuses: Sequence[StatusSeen]) -> Iterator[str]:
 
 
 def _unbalanced_at_end(record: Record) -> Iterator[str]:
-    """Yield a problem for each camera whose last status does not account for all of its frames.
+    """Yield a problem for each camera whose final status does not account for all of its frames.
 
-    The record must be that of a program that has stopped in an orderly way.
+    The program must have stopped in an orderly way.
     """
     last = {seen.camera: seen for seen in record.statuses}
     received = {(seen.instance, seen.camera): seen.seq for seen in record.frames}
@@ -112,7 +112,7 @@ def _unbalanced_at_end(record: Record) -> Iterator[str]:
 def check_events(record: Record) -> Verdict:
     """Check that each numbered event was received once and is stored, and that the counters agree with the events.
 
-    Events without a number were not stored. They are a problem, unless there were disk faults.
+    Events without a number were not stored. Such events are a problem, unless there were disk faults.
     """
     numbers = [event.number for event in record.events if event.number is not None]
     problems = list(record.reports)

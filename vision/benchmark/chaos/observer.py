@@ -40,7 +40,7 @@ class Observer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread, and wait for it."""
+        """Stop the thread, and wait for its end."""
         self._stop.set()
         self._thread.join()
 

@@ -35,7 +35,7 @@ class Program:
         Args:
             config: camera.yaml of the program.
             log: file to which the output of the program is appended.
-            environment: environment variables of the program, in addition to those of this process.
+            environment: environment variables of the program, in addition to the variables of this process.
             record: the record, to which ends and samples are added.
         """
         self._command = [sys.executable, "-m", "vision", "--log-level", "info", "run", str(config)]

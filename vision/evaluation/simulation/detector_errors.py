@@ -142,7 +142,7 @@ class SimulatedDetector:
         )
 
     def _advance(self, step_s: float) -> None:
-        """Advance all processes by `step_s` seconds. They are Ornstein-Uhlenbeck processes with variance 1."""
+        """Advance all processes, which are Ornstein-Uhlenbeck processes with variance 1, by `step_s` seconds."""
         fade = np.exp(-step_s / self._constants_s)
         noise = self._rng.standard_normal(self._state.shape)
         self._state = fade * self._state + np.sqrt(1.0 - fade * fade) * noise

@@ -197,6 +197,6 @@ def _in_frame(view: CameraView, boxes: FloatArray) -> NDArray[np.bool_]:
 
 
 def true_speed_kmh(actor: Actor, time_s: float) -> float:
-    """Return the speed of an actor in km/h, computed from its positions at `time_s` and one second earlier."""
+    """Return the speed of an actor in km/h, computed from its positions at `time_s` and 1 s before `time_s`."""
     before, now = actor.places(np.array([time_s - _SPEED_S, time_s]))
     return 3.6 * float(np.hypot(*(now - before))) / _SPEED_S

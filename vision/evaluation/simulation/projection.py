@@ -113,7 +113,7 @@ class CameraView:
         )
 
     def _extents(self, edges: FloatArray) -> FloatArray:
-        """Clip E edges at the near plane, and return the boxes (T, 4) around them.
+        """Clip E edges at the near plane. Return the boxes (T, 4) around the clipped edges.
 
         `edges` (T, E, 2, 3) contains the two end points of each edge in world coordinates.
         """

@@ -176,7 +176,7 @@ def stops(rng: Rng) -> Scene:
 
 
 def parking(rng: Rng) -> Scene:
-    """Return a scene in which cars park in a row with parked cars and leave again, while people walk past."""
+    """Return a scene in which cars park in a row of parked cars and then leave, while people walk past."""
     view = CameraView(height_m=6.0, tilt_deg=22.0, field_of_view_deg=80.0)
     spaces = rng.permutation(6)
     actors = [rest("car", (-8.0 + 3.2 * float(space), 19.0), math.pi / 2, _LONGEST_S) for space in spaces[:2]]

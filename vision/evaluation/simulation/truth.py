@@ -42,7 +42,7 @@ def observe(scene: Scene, times_s: FloatArray) -> list[TrueFrame]:
 
 
 class Solids:
-    """The S solids of a scene at T times: first the actors, then the obstacles. Each solid hides what is behind it."""
+    """S solids of a scene at T times: first the actors, then the obstacles. Each solid hides the solids behind it."""
 
     def __init__(self, scene: Scene, times_s: FloatArray) -> None:
         boxes, distances, bodies = [], [], []

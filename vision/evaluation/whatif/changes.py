@@ -1,4 +1,4 @@
-"""`Changes` stores the differences of one camera compactly, because a day can have hundreds of thousands of them."""
+"""`Changes` stores the differences of one camera compactly, because one day can have hundreds of thousands."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Changes:
     """Differences of one camera.
 
     An iteration yields the differences in the order of time. Differences at the same time are in the order in which
-    they were added. Most differences are compressed. An iteration decompresses few of them at the same time.
+    they were added. Most differences are compressed. An iteration decompresses only a few differences at the same time.
     """
 
     def __init__(self, changes: Iterable[Change] = (), *, most: int | None = None) -> None:

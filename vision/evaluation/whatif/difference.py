@@ -40,8 +40,8 @@ class Comparison:
     * If other data differ, the event has changed.
     * If only the time differs, by at most `MOVED_US`, the event has moved.
 
-    The comparison ignores running totals. It also ignores the end of a state that was interrupted, for example by the
-    end of the program, because the tracks do not determine this end.
+    The comparison ignores running totals. The comparison also ignores the end of a state that was interrupted, for
+    example by the end of the program, because the tracks do not determine this end.
     """
 
     def __init__(self, camera: str, *, same_tracks: bool = True, most: int | None = None) -> None:
@@ -120,7 +120,7 @@ def compare(
 
 
 class _Known(NamedTuple):
-    """Event, and those of its properties, except the time, that identify the event."""
+    """Event, and the properties (except the time) that identify the event."""
 
     about: Hashable  # result of `_about`; equal for two events that can be the same event at different times
     event: ArchivedEvent

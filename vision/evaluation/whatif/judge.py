@@ -116,7 +116,7 @@ class RecordedStages:
         self._rules = rules
 
     def counts(self) -> Counts | None:
-        """Return the counts after the last frame, or None if there are no lines or zones."""
+        """Return the counts after the latest frame, or None if there are no lines or zones."""
         return self._analytics.counts(self._camera)
 
     def judge(self, block: ArchivedBlock, found: FoundEvents) -> Iterator[tuple[int, tuple[Event, ...]]]:
@@ -188,7 +188,7 @@ def _meta(camera: str, block: ArchivedBlock, at: int) -> FrameMeta:
 
 
 class _EarlierCounters:
-    """Counters that continue from the counts of a previous run of the program. They do not store changes."""
+    """Counters that continue from the counts of a previous run of the program, and do not store changes."""
 
     def __init__(self, camera: str, counts: Counts) -> None:
         totals = {**counts.lines, **counts.zones}

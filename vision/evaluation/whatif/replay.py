@@ -85,7 +85,8 @@ def replayed(archive: Archive, judge: Judge, camera: str, since_us: int, until_u
 def _publish(publisher: Publisher, result: Result, last: dict[str, Counts]) -> None:
     """Publish a result.
 
-    Also publish the counts of the result's camera if they differ from `last`, and update `last`.
+    If the counts of the result's camera differ from its counts in `last`, also publish the new counts, and update
+    `last`.
     """
     publisher.publish(result)
     meta, counts = result.meta, result.counts

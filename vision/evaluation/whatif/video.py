@@ -85,8 +85,8 @@ def run_on_recordings(request: Comparison, since_us: int, until_us: int, files: 
             recording of this time, or a file cannot be written.
         ModelError: a model is missing, or its model.yaml is invalid.
         SourceError: a recording cannot be read to its end.
-        Unavailable: the index cannot currently be read, or a file cannot currently be written, for example because the disk is
-            full.
+        Unavailable: the index cannot currently be read, or a file cannot currently be written, for example because the
+            disk is full.
     """
     old, new = (_configuration(name, request) for name in (request.against, request.config))
     if old.recording is None or old.state_dir is None:
