@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @dataclass
 class Request:
-    """A request that the server has received."""
+    """Request that the server has received."""
 
     path: str
     headers: dict[str, str]
@@ -114,7 +114,7 @@ class Script:
 
 @dataclass
 class ChatHttpServer(ThreadingHTTPServer):
-    """A running scripted server. `url` is the base URL of its API."""
+    """Running scripted server. `url` is the base URL of its API."""
 
     script: Script = field(default_factory=Script)
     port: int = 0

@@ -31,7 +31,7 @@ FOUND = (((90.0, 8.0, 114.0, 80.0), PERSON, 0.875), ((16.0, 24.0, 80.0, 72.0), C
 
 @dataclass(frozen=True)
 class Export:
-    """The outputs of one exporter, and the `head` that reads them."""
+    """Outputs of one exporter, and the `head` that reads them."""
 
     head: Mapping[str, Any]
     outputs: Outputs

@@ -94,7 +94,7 @@ def crossings(truth: Floats, line: tuple[tuple[float, float], tuple[float, float
 def line_errors(
     truth: Floats, followed: Followed, rate: float, lines: Mapping[str, Any] = LINES
 ) -> dict[str, dict[str, float]]:
-    """Return the labeled crossings, the counted crossings, and their relative difference for each line."""
+    """Return, for each line, the labeled crossings, the counted crossings, and their relative difference."""
     result = {}
     for name, ends in lines.items():
         there = crossings(truth, ends, rate)

@@ -21,7 +21,7 @@ from vision.runtime.worker_process import worker_name
 
 @dataclass(slots=True)
 class _Processes:
-    """A program and its child processes, by name. `reset` starts a measurement."""
+    """Program and its child processes, by name. `reset` starts a measurement."""
 
     program: psutil.Process
     begin_s: dict[int, float] = field(default_factory=dict)

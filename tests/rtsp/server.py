@@ -89,7 +89,7 @@ class PacketInfo:
 
 
 def coded_frames(description: str) -> tuple[bytes, ...]:
-    """Run a pipeline that ends in an appsink called ``sink``. Return the data of each buffer that arrives."""
+    """Run a pipeline that ends in an appsink called ``sink``. Return the data of each buffer that arrives there."""
     pipeline = Gst.parse_launch(description + " ! appsink name=sink sync=false")
     sink = pipeline.get_by_name("sink")
     pipeline.set_state(Gst.State.PLAYING)
@@ -145,7 +145,7 @@ class Feeder:
 
 
 class Loss:
-    """A GStreamer pad probe that drops the second RTP packet of some frames."""
+    """GStreamer pad probe that drops the second RTP packet of some frames."""
 
     def __init__(self) -> None:
         self._index = -1

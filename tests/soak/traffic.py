@@ -52,7 +52,7 @@ ANALYTICS: Final = CameraAnalytics(
 
 @dataclass
 class Truth:
-    """True counts of all objects that have left the scene."""
+    """True counts of all objects that have left the scene so far."""
 
     objects: int = 0
     crossings: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # line, direction, class
@@ -83,7 +83,7 @@ class _Walk:
 
 
 class Traffic:
-    """A stream of frames over `seconds` simulated seconds, and its true counts.
+    """Stream of frames over `seconds` simulated seconds, and the true counts of this stream.
 
     Args:
         seconds: duration of the traffic, excluding the time that the last objects need to leave.

@@ -59,7 +59,7 @@ def project() -> Any:
 
 
 def required(extras: tuple[str, ...]) -> Iterator[Requirement]:
-    """Yield the requirements of the project and of some of its extras."""
+    """Yield the requirements of the project and of the extras `extras`."""
     sections = project()["project"]
     lists = [sections["dependencies"], *(sections["optional-dependencies"][extra] for extra in extras)]
     for requirement in (Requirement(text) for texts in lists for text in texts):

@@ -83,7 +83,7 @@ class CountModel:
 
 @dataclass(frozen=True, slots=True)
 class CountAccuracy:
-    """The `CountModel` of each count of one camera, by line or zone, and by the key of the count."""
+    """`CountModel` of each count of one camera, by name of the line or zone, and by key of the count."""
 
     models: Mapping[str, Mapping[str, CountModel]]
 

@@ -379,7 +379,7 @@ def test_profile_prints_the_command_for_nsight_systems() -> None:
 
 
 def own_model(folder: Path) -> Path:
-    """Return the folder of a user's own model. Its path must be quoted in a shell command."""
+    """Return the folder of a user's own model. The path of this folder must be quoted in a shell command."""
     own = folder / "my models"
     own.mkdir()
     shutil.copytree(shipped_models() / MODEL, own / "mine")

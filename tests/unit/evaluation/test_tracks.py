@@ -14,7 +14,7 @@ from vision.evaluation.tracks import TrackingScores, _sequence, match_frames, sc
 
 
 def follow(*track_ids: int, x: float = 0.0, object_id: int = -1) -> list[Row]:
-    """Return the rows of a static object. `track_ids` has its track in each frame from 1 on, or 0 for no track."""
+    """Return the rows of a static object. `track_ids` contains its track in each frame from 1 on, or 0 for no track."""
     ids = [(frame, track_id) for frame, track_id in enumerate(track_ids, start=1) if track_id]
     return [(frame, track_id if object_id < 0 else object_id, x, 0.0, 10.0, 20.0) for frame, track_id in ids]
 

@@ -411,7 +411,7 @@ class SlowPixels:
 @pytest.mark.integration
 @pytest.mark.parametrize("slow", ["stage", "pixel stage", "sink", "detector"])
 def test_overload_keeps_frames_young_and_accounts_for_each(slow: str) -> None:
-    """The cameras send three times as many frames as the slow part can process, which needs 50 ms per frame."""
+    """The cameras send three times as many frames as the slow part can process, because it needs 50 ms per frame."""
     sink = Ages(sleep_s=0.05 if slow == "sink" else 0.0)
     stages: dict[str, Stage] = {"stage": sleep_stage(0.05), "pixel stage": SlowPixels()}
     detector = FakeDetector(max_batch=1, service_ns=50 * MS if slow == "detector" else 0)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.unit
 
 
 class Receiver:
-    """Receiver of the questions that the stage sends, which replaces the process that asks."""
+    """Receiver of the stage's questions, in place of the process that asks the language model."""
 
     def __init__(self) -> None:
         self.address = f"vision-test-{secrets.token_hex(8)}"

@@ -227,7 +227,7 @@ def test_burst_of_events_is_synced_at_once(tmp_path: Path) -> None:
 
 
 def test_log_is_emptied_and_never_started_again_by_the_writer(tmp_path: Path) -> None:
-    """The log's start changes only while the log is empty. Otherwise, a power failure could mix two generations."""
+    """The log's start changes only while the log is empty. Otherwise, a power failure could mix old and new entries."""
     wal = tmp_path / "state.db-wal"
     with opened(tmp_path, max_events=100_000, sync_s=0.01) as state:
         fill(state.events, 1500)

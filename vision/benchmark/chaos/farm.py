@@ -55,7 +55,7 @@ class Farm:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """The RTSP address of each camera, by the id of the camera."""
+        """RTSP address of each camera, by camera id."""
         return {camera_id: camera.address for camera_id, camera in zip(self._ids, self._cameras, strict=True)}
 
     def start(self, kind: Kind, index: int) -> None:

@@ -48,7 +48,7 @@ class Plan:
 
 
 class Run:
-    """A running program with its faults. It is not thread-safe."""
+    """Running program with its faults. It is not thread-safe."""
 
     def __init__(self, plan: Plan, program: Program, injector: Injector, observer: Observer, record: Record) -> None:
         self._plan = plan
@@ -131,7 +131,7 @@ class Folders:
 
     @property
     def log(self) -> Path:
-        """The log of the program."""
+        """Path of the program's log."""
         return self.work / "program.log"
 
 

@@ -37,7 +37,7 @@ class _Label(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class LabeledEvent:
-    """An event, its images, and the label (true event or false alarm)."""
+    """Event with its images and its label (true event or false alarm)."""
 
     line: int  # line number in the file, from 1
     camera: str

@@ -22,7 +22,7 @@ _LEAST_SIDE_PX: Final = 6.0  # minimum length of the longer side of the box of a
 
 @dataclass(frozen=True, slots=True)
 class TrueFrame:
-    """The M visible objects of one frame, nearest first."""
+    """M visible objects of one frame, nearest first."""
 
     time_s: float
     ids: NDArray[np.int64]  # (M,) numbers of the actors in the scene, from 1

@@ -15,7 +15,7 @@ Point: TypeAlias = tuple[float, float]
 
 
 class Feet:
-    """The bottom centers of the boxes of objects whose events differ.
+    """Bottom centers of the boxes of objects whose events differ.
 
     `Changes` yields the differences in the same order.
     """

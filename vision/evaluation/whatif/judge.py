@@ -76,7 +76,7 @@ class Judge:
 
 
 class RecordedStage(AnalyticsStage):
-    """An `AnalyticsStage` with `RecordedAnalytics`, for one camera."""
+    """`AnalyticsStage` with `RecordedAnalytics`, for one camera."""
 
     def _open(self, camera_id: str, size: tuple[int, int]) -> RecordedAnalytics:
         return self._new_analytics(RecordedAnalytics, camera_id, size)

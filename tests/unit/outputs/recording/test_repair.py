@@ -138,7 +138,7 @@ def test_missing_index_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [{"max_gb": 25_000e-9}, {"max_days": 85 / 86_400}])
 def test_oldest_files_are_deleted(tmp_path: Path, limit: dict[str, float]) -> None:
-    """The clock of the store is 100 s ahead of the start of the first file."""
+    """The clock of the store is set to 100 s after the start of the first file."""
     with closing(RecordingIndex(tmp_path / "state")) as index:
         desk = Desk(tmp_path / "recordings", index, mode="continuous", file_s=10, **limit)
         desk.play(packets(coded(frames=300)))
