@@ -223,7 +223,7 @@ class ViewTracker:
     def _learn(self, image: ViewImage) -> None:
         """Store the first appearance as soon as enough successive images show the scene.
 
-        Ignore images in the dark, because they contain only noise, and would not fit after the light is switched on.
+        Ignore dark images, because they contain only noise, and would not fit after the light is switched on.
         """
         if image.contrast < _FLAT or image.brightness < _BLACK:
             self._recent.clear()

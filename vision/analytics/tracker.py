@@ -102,8 +102,8 @@ class Tracker:
 
     Args:
         config: scores and times that control the tracks, or None for the defaults.
-        frame_size_px: width and height of the frame, or None if unknown. The tracker clips published boxes to the
-            frame. Boxes that the edge of the frame cuts off may change their size at any rate.
+        frame_size_px: width and height of the frame, or None if the size is unknown. The tracker clips published boxes
+            to the frame. Boxes that the edge of the frame cuts off may change their size at any rate.
         groups: groups of classes that the detector confuses, or None if there are no groups. The class of a track is
             the class with the most votes in its group.
         track_ids: ids of new tracks. All trackers of the process without `track_ids` share one sequence of ids.

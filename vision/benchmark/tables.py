@@ -165,7 +165,7 @@ def _conditions(rows: Sequence[Row]) -> _Cells:
 
 
 def clock_text(rows: Sequence[Row]) -> str:
-    """Return the clocks during the rows as one line, with a range for each changed value, or "" if unknown."""
+    """Return the clocks of the rows as one line, with a range for each changed value, or "" if they are unknown."""
     clocks = [row.clocks for row in rows]
     reasons = [clock.throttled for clock in clocks if clock.throttled]
     parts = (
