@@ -39,7 +39,7 @@ class ObjectEvent(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """Possible change of the state of an object in a frame. Changes are sorted in the order of the live events."""
+    """Possible change of the state of an object in a frame. Sorted changes have the order of the live events."""
 
     frame: int
     kind: int  # `_LOST`, `_CROSSED`, `_PASSED`, or `_DWELLS`
