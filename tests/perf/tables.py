@@ -57,25 +57,18 @@ _STREAM: Final = (
 _STREAMS: Final = {
     "worker_processes.0": "32 cameras, 1920x1080, NVDEC, worker processes",
     "worker_processes.1": "64 cameras, 1920x1080, NVDEC, worker processes",
-    "worker_processes.2": "128 cameras, 1920x1080, NVDEC, worker processes, fourth machine",
-    "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes, fourth machine",
+    "worker_processes.2": "128 cameras, 1920x1080, NVDEC, worker processes, shared machine",
+    "worker_processes.3": "128 cameras, 768x576, NVDEC, worker processes, shared machine",
     "worker_processes.4": "64 cameras, 768x576, decoded by FFmpeg on the CPU, worker processes",
-    "worker_processes.5": "32 cameras, 1920x1080, NVDEC, worker processes, second machine of this kind",
-    "worker_processes.6": (
-        "32 cameras, 1920x1080, NVDEC, worker processes, second machine. Each stream ends, and is opened again, "
-        "every 6.7 s"
+    "worker_processes.5": (
+        "32 cameras, 1920x1080, NVDEC, worker processes. Each stream ends, and is opened again, every 6.7 s"
     ),
-    "worker_processes.7": (
-        "32 cameras, 1920x1080, NVDEC, worker processes, third machine. One worker process is killed every 5 s"
-    ),
-    "worker_processes.8": "32 cameras, 1920x1080, NVDEC, worker processes, fourth machine",
-    "worker_processes.9": "64 cameras, 1920x1080, NVDEC, worker processes, fourth machine",
-    "worker_processes.10": (
-        "32 cameras, 1920x1080, NVDEC, worker processes, fourth machine. One worker process is killed every 5 s"
-    ),
-    "one_process.0": "8 cameras, 1920x1080, NVDEC, one process, third machine",
+    "worker_processes.6": "32 cameras, 1920x1080, NVDEC, worker processes. One worker process is killed every 5 s",
+    "worker_processes.7": "32 cameras, 1920x1080, NVDEC, worker processes, shared machine",
+    "worker_processes.8": "64 cameras, 1920x1080, NVDEC, worker processes, shared machine",
+    "one_process.0": "8 cameras, 1920x1080, NVDEC, one process",
     "one_process.1": (
-        "8 cameras, 1920x1080, NVDEC, one process, third machine. Each stream ends, and is opened again, every 6.7 s"
+        "8 cameras, 1920x1080, NVDEC, one process. Each stream ends, and is opened again, every 6.7 s"
     ),
     "one_process.2": "32 cameras, 1920x1080, NVDEC, one process",
 }
