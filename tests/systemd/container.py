@@ -39,7 +39,10 @@ class Container:
     ) -> subprocess.CompletedProcess[str]:
         arguments = ["nsenter", "-t", str(self._leader), "-m", "-p", "-n", "-i", "-u", *map(str, command)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=timeout_s)
-        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        if check and done.returncode:
+            journal = [*arguments[: -len(command)], "journalctl", "--no-pager", "--lines=60"]
+            log = subprocess.run(journal, capture_output=True, text=True, check=False, timeout=timeout_s)
+            raise AssertionError(f"{command}: {done.stdout}{done.stderr}{log.stdout}")
         return done
 
     def write(self, path: str, content: str) -> None:

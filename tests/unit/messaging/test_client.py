@@ -283,7 +283,7 @@ def test_silence_is_reported_after_its_interval(publisher: Publisher) -> None:
     now = [0]
     with Subscription(publisher.address, silence_s=5, clock=lambda: now[0]) as subscription:
         joined(publisher, subscription)
-        assert subscription.receive(0) is None
+        wait_until(lambda: subscription.receive(0) is None and subscription._connected, "the connection")
         now[0] = 4_999_999_999
         assert subscription.receive(0) is None
         now[0] = 5_000_000_000
