@@ -67,9 +67,7 @@ _STREAMS: Final = {
     "worker_processes.7": "32 cameras, 1920x1080, NVDEC, worker processes, shared machine",
     "worker_processes.8": "64 cameras, 1920x1080, NVDEC, worker processes, shared machine",
     "one_process.0": "8 cameras, 1920x1080, NVDEC, one process",
-    "one_process.1": (
-        "8 cameras, 1920x1080, NVDEC, one process. Each stream ends, and is opened again, every 6.7 s"
-    ),
+    "one_process.1": ("8 cameras, 1920x1080, NVDEC, one process. Each stream ends, and is opened again, every 6.7 s"),
     "one_process.2": "32 cameras, 1920x1080, NVDEC, one process",
 }
 
