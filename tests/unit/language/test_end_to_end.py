@@ -137,6 +137,23 @@ def test_events_that_wait_are_published_or_dropped(tmp_path: Path, processes: in
     assert not amendments(program)
 
 
+def test_a_dropped_event_starts_the_cooldown_of_its_rule(tmp_path: Path) -> None:
+    with chat_server(lambda handler: handler.send(json_answer("no"))) as server:
+        verify, rules = [CHECK | {"wait_s": 100, "keep": ["yes"]}], [RULE | {"cooldown": "1h"}]
+        with running(asking(tmp_path, server, verify=verify, rules=rules)) as program:
+            wait_until(is_counted(program, "events.dropped", 3), "an event of each camera is dropped", 60)
+            entered = Counter(event.camera for event in events(program, "zone_entered"))
+            wait_until(
+                lambda: all(
+                    Counter(event.camera for event in events(program, "zone_entered"))[camera] >= entered[camera] + 2
+                    for camera in ("c0", "c1", "c2")
+                ), "further events of each camera", 60,
+            )  # fmt: skip
+            dropped = counters(program)["language.events.dropped"]
+    assert (program.failure, dropped, len(server.requests)) == (None, 3, 3)
+    assert not events(program)
+
+
 @pytest.mark.parametrize(("on_timeout", "is_sent"), [("send", True), ("drop", False)])
 def test_a_server_that_hangs_delays_only_waiting_events(tmp_path: Path, on_timeout: str, is_sent: bool) -> None:
     with chat_server(lambda handler: handler.hang()) as server:
