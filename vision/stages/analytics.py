@@ -146,7 +146,7 @@ class TrackStage:
 
 
 class _TrackIds(Iterator[int]):
-    """The ids `first`, `first + step`, `first + 2 * step`, ..."""
+    """Iterator over the track ids of one camera: `first`, `first + step`, `first + 2 * step`, ..."""
 
     def __init__(self, first: int, step: int) -> None:
         self.last = 0
@@ -220,7 +220,7 @@ class AnalyticsStage:
         self._held: set[str] = set()
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """Move the lines and zones of a camera by `view`, from the next frame on.
+        """Move the lines and zones of a camera by `view`, the movement of its image, from the next frame on.
 
         If `hold` is True, count nothing until the next call. If `view` is None, return the lines and zones to their
         configured positions.

@@ -53,9 +53,10 @@ class FollowsView(Protocol):
     """Protocol of the analytics stage, which follows the view of a camera."""
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
-        """Move the lines and zones of a camera by `view`. If `hold` is True, count nothing until the next call.
+        """Move the lines and zones of a camera by `view`, the movement of its image.
 
-        If `view` is None, return the lines and zones to their configured positions.
+        If `hold` is True, count nothing until the next call. If `view` is None, return the lines and zones to their
+        configured positions.
         """
 
 
@@ -64,7 +65,7 @@ _FAULTS: Final[Mapping[str, _Fault]] = {"moved": "moved", "covered": "covered"} 
 
 
 class _Seen(NamedTuple):
-    """The findings of the thread about a camera. The thread stores a new object for each change."""
+    """The view and the faults of a camera, as the comparing thread found them. Each change creates a new object."""
 
     view: Similarity
     held: bool  # True if counting must stop
@@ -77,7 +78,10 @@ _UNSEEN: Final = _Seen(np.eye(2, 3), held=False, is_learned=False, reported="")
 
 @dataclass(slots=True)
 class _Camera:
-    """The state of one camera. Only the stage's thread uses the tracker and the times, and it alone writes `seen`."""
+    """The settings and the view of one camera.
+
+    Only the thread that compares frames uses the tracker and the times, and only this thread writes `seen`.
+    """
 
     key: str  # identifies the geometry of the lines and zones
     realigns: bool
@@ -141,7 +145,10 @@ class CameraViewStage:
         self._cameras = cameras
 
     def _configured(self, camera_id: str, section: CameraAnalytics, patience: ReportAfter) -> _Camera:
-        """Return the state of a camera under new settings. If lines or zones have changed, return a new state."""
+        """Return the state of a camera under new settings. If lines or zones have changed, return a new state.
+
+        `patience` contains the time that a fault must last before it is reported.
+        """
         known, key = self._cameras.get(camera_id), geometry_key(section)
         stores = section.realign or bool(section.lines or section.zones or section.ground)
         new = _Camera(key, section.realign, stores, patience)
@@ -303,7 +310,10 @@ def geometry_key(section: CameraAnalytics) -> str:
 
 
 def saved(tracker: ViewTracker, key: str) -> bytes:
-    """Return the appearances and the view of a tracker as the contents of an .npz file. `key` is a `geometry_key`."""
+    """Return the contents of a file that stores what a tracker has learned: the camera's backgrounds and its view.
+
+    `key` is the `geometry_key` of the lines and zones. The format of the file is .npz.
+    """
     file = io.BytesIO()
     header = json.dumps({"format": _FORMAT, "key": key})
     np.savez_compressed(

@@ -88,7 +88,10 @@ class _Failures:
     """Counts, reports, and logs the questions that are not asked. Thread-safe."""
 
     def __init__(self, address: str) -> None:
-        """Connect to the program's socket for reports about questions that cannot be sent to the socket `address`."""
+        """Connect to the socket on which the program receives reports about questions that cannot be sent.
+
+        `address` is the address for questions, from which the address for these reports follows.
+        """
         self.counters = Counter(skipped=0, failed=0)
         self._lock = threading.Lock()
         self._logged_s: dict[str, float] = {}  # monotonic time of the last log line with each code
@@ -117,9 +120,10 @@ class _Failures:
             return True
 
     def add_unopened(self, event: Event | None, purpose: Purpose, entry: Inquiry, meta: FrameMeta) -> None:
-        """Count and report a question that was not started, because too many questions are open.
+        """Count a question that was not started, because too many questions of the camera are open.
 
-        The event has no id, and therefore does not wait for an answer. `event` is None for a statement.
+        If the question is about an event, also report it. The event has no id, and therefore does not wait for an
+        answer. `event` is None if the question is about a statement that is checked periodically.
         """
         with self._lock:
             self.counters["skipped"] += 1
@@ -189,7 +193,7 @@ class InquiryStage:
         self._worker = FrameWorker("inquiries", self._work, buffers=_BUFFERS, lossless=False, most_bytes=most_bytes)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Pass a new configuration to `use`, which applies its `privacy`. Nothing else in this stage can change."""
+        """Pass a new configuration to the function `use` of `__init__`. Nothing else in this stage can change."""
         if self._use is not None:
             self._use(config)
 
@@ -262,7 +266,10 @@ class InquiryStage:
         return event
 
     def _start_watches(self, meta: FrameMeta) -> None:
-        """Start a question about each statement that is due. If too many questions are open, skip the question."""
+        """Start a question about each configured statement whose next periodic check is due.
+
+        If too many questions of the camera are open, skip the question.
+        """
         for entry in self._watches:
             if entry.cameras is not None and meta.camera_id not in entry.cameras:
                 continue

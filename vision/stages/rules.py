@@ -174,7 +174,7 @@ class _Rule:
         self._suppressed = 0
 
     def take(self, event: Event, now: _Now) -> Iterator[Event]:
-        """Process an event of this frame that matches `cause`. Yield the reports that the event causes."""
+        """Process an event of this frame, to which the rule refers. Yield the reports that the event causes."""
         if event.kind not in LASTING:
             if self._is_silent(now):
                 self._suppressed += 1

@@ -70,7 +70,7 @@ class SnapshotStage:
         self._worker = FrameWorker("snapshots", self._write, buffers=_BUFFERS, lossless=lossless)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Pass a new configuration to `use`, which applies its `privacy`. Nothing else in this stage can change."""
+        """Pass a new configuration to the function `use` of `__init__`. Nothing else in this stage can change."""
         if self._use is not None:
             self._use(config)
 

@@ -296,9 +296,9 @@ class StateDatabase:
         return connection
 
     def _start_session(self, boot: str, *, is_lossy: bool) -> None:
-        """Record that a session is running. Skip event numbers if the newest events may be lost.
+        """Record that the program now uses the database. Skip event numbers if the newest events may be lost.
 
-        Events may be lost if a power failure may have ended the previous session, or if `is_lossy` is True.
+        Events may be lost if a power failure may have ended the previous use, or if `is_lossy` is True.
         """
         ((last_boot, clean),) = self.query("SELECT boot, clean FROM session")
         if is_lossy or (not clean and (not boot or boot != last_boot)):

@@ -28,12 +28,18 @@ def event_checksum(number: int, payload: bytes) -> int:
 
 
 def state_statements(starts: Mapping[StateKey, bytes | None]) -> list[Statement]:
-    """Return the statements that store the start events in `starts`, or delete a state if its value is None."""
+    """Return the SQL statements that store the start of each state that has not ended, such as a crowded zone.
+
+    `starts` contains the encoded start event of each state. None means that the state has ended and is deleted.
+    """
     return _statements("states", {_state_text(state): payload for state, payload in starts.items()})
 
 
 def held_statements(held: Mapping[str, bytes | None]) -> list[Statement]:
-    """Return the statements that store the events in `held` by id, or delete an event if its value is None."""
+    """Return the SQL statements that store the events that wait for the answer of a language model.
+
+    `held` contains each encoded event by id. None means that the event no longer waits and is deleted.
+    """
     return _statements("held", held)
 
 
@@ -153,16 +159,16 @@ class EventLog:
         return Page(tuple(payloads), oldest, newest, more)
 
     def open_states(self) -> list[bytes]:
-        """Return the stored start events of states that have not ended, in any order. Skip damaged rows.
+        """Return the stored start events of states that have not ended, such as a crowded zone. Skip damaged rows.
 
-        Only the thread that appends may call this.
+        The order is undefined. Only the thread that appends may call this.
         """
         return self._payloads("states")
 
     def held(self) -> list[bytes]:
-        """Return the stored events whose publication had to wait, in any order. Skip damaged rows.
+        """Return the stored events that wait for the answer of a language model. Skip damaged rows.
 
-        Only the thread that appends may call this.
+        The order is undefined. Only the thread that appends may call this.
         """
         return self._payloads("held")
 

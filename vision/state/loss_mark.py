@@ -23,11 +23,11 @@ class LossMark:
         self._path = None if marks is None else marks / f"state-{name}.lost"
 
     def is_set(self) -> bool:
-        """Return True if the file exists."""
+        """Return True if the disk has possibly lost published events, which means that the file of the mark exists."""
         return self._path is not None and self._path.exists()
 
     def set(self) -> None:
-        """Create the file. Do nothing if this fails, or if other users can write to the folder of the file."""
+        """Create the file of the mark. Do nothing if this fails, or if other users can write to its folder."""
         if self._path is None:
             return
         with contextlib.suppress(OSError, VisionError):
@@ -36,7 +36,7 @@ class LossMark:
             self._path.touch(0o600)
 
     def clear(self) -> None:
-        """Remove the file."""
+        """Remove the file of the mark."""
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)

@@ -38,9 +38,9 @@ class Placement:
         self._is_replaced = False
 
     def check(self) -> None:
-        """Check which file is at the path, at most once per second. Raise `OSError` if a different file is there.
+        """Check, at most once per second, that the database file is at its path. Raise `OSError` if it was replaced.
 
-        If there is no file at the path, only log an error, because `restore` can write the database to a new file.
+        If the file was removed, only log an error, because `restore` can write the database to a new file.
         """
         if self._clock() - self._looked_s >= _LOOK_S:
             self._look()
@@ -61,9 +61,9 @@ class Placement:
                 log.error(text, self.path, _GRACE_S)
 
     def require(self) -> None:
-        """Check which file is at the path. Raise `Unavailable` if the database has not been there for at least 10 s.
+        """Check that the database file is at its path. Raise `Unavailable` if it has been missing for at least 10 s.
 
-        A restart of the program solves this problem.
+        A different file at the path also counts as missing. A restart of the program solves this problem.
         """
         self._look()
         if self._gone_s is not None and self._clock() - self._gone_s >= _GRACE_S:
@@ -71,9 +71,9 @@ class Placement:
             raise Unavailable(text, hint="start the program again", code="state-removed")
 
     def restore(self, connection: sqlite3.Connection) -> None:
-        """If there is no file at the path, write the database to a new file.
+        """If the database file was removed, write the database to a new file at the same path.
 
-        `connection` must have the old file open.
+        `connection` must have been opened before the file was removed.
         """
         if self._found() is not None:
             return

@@ -1,10 +1,12 @@
-"""Functions that move rows from the live database to Parquet files, join the parts of each day, and delete old days.
+"""Functions that move rows from the live database to Parquet files, and delete old days.
 
-A crash at any point neither loses nor duplicates rows:
+A file that contains one hour of a camera is called a *part*. After the end of a day, its parts are joined into one day
+file. A crash at any time neither loses nor duplicates rows:
 
-* One transaction deletes the rows of an hour, and lists the complete files that contain them. Only after this
-  transaction do the files get their final names.
-* A day file lists the parts that it contains. If a crash has left such a part behind, the next compaction deletes it.
+* One transaction deletes the rows of an hour from the database, and lists the parts that contain these rows. Only after
+  this transaction do the parts get their final names.
+* The metadata of a day file lists the parts that the file contains. If a crash has left such a part behind, the next
+  compaction deletes it.
 """
 
 from __future__ import annotations
@@ -106,7 +108,10 @@ def _move_hour(connection: sqlite3.Connection, folder: Path, camera: str, start_
 
 
 def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
-    """Give each file its final name if its rows were deleted from the database."""
+    """Give the listed Parquet files their final names.
+
+    The files are in the table `moves`, because their rows were deleted from the database.
+    """
     for (name,) in connection.execute("SELECT path FROM moves").fetchall():
         _give_name(folder / name)
     with connection:
@@ -114,7 +119,10 @@ def _finish_moves(connection: sqlite3.Connection, folder: Path) -> None:
 
 
 def _part_path(folder: Path, table: Table, camera: str, start_us: int) -> Path:
-    """Return a new path for the part of one hour. If late rows need a second part, its file name contains a number."""
+    """Return a new path for the Parquet file of one camera and one hour.
+
+    If this hour already has a file, because rows arrived late, the new name contains a number.
+    """
     hour = datetime.fromtimestamp(start_us // 1_000_000, timezone.utc).strftime("%Y-%m-%dT%H")
     base = camera_folder(folder, table, camera)
     path, number = base / f"{hour}.parquet", 1
@@ -128,7 +136,7 @@ def _part_path(folder: Path, table: Table, camera: str, start_us: int) -> Path:
 
 
 def _join_days(folder: Path, now_us: int) -> None:
-    """Join the parts of each day that ended before `now_us` into one file."""
+    """Join the hourly files of each camera and day into one file, for days that ended before `now_us`."""
     days: dict[tuple[Table, str, str], list[ArchiveFile]] = {}
     for file in archive_files(folder):
         if file.start_us + DAY_US <= now_us:
@@ -148,7 +156,7 @@ def _join_days(folder: Path, now_us: int) -> None:
 
 
 def _delete_parts(file: ArchiveFile) -> None:
-    """Delete the parts that a day file contains and that a crash left behind."""
+    """Delete the hourly files whose rows the day file `file` contains, if a crash has left such files behind."""
     metadata = pq.read_metadata(file.path).metadata or {}
     for name in json.loads(metadata.get(_PARTS, b"[]")):
         (file.path.parent / name).unlink(missing_ok=True)

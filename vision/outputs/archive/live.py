@@ -54,13 +54,17 @@ class LiveDatabase:
 
     @property
     def last_event(self) -> tuple[str, int] | None:
-        """Journal and number of the newest event that was added, or None if no event had a number."""
+        """The newest event that was added: the id of its journal, and its number in this journal.
+
+        None if no event had a number.
+        """
         return self._last_event
 
     def expected_seq(self, topic: str, instance: str) -> int:
-        """Return the number that the next message of a topic has if no message is missing.
+        """Return the sequence number of the next message of a topic, if no message is missing.
 
-        This number is 1 if no message of the topic with this `instance` was stored.
+        `instance` identifies the program that publishes the messages, from its start to its end. The number is 1 if no
+        message of this topic and `instance` was stored.
         """
         stored_instance, seq = self._last_seq.get(topic, ("", 0))
         return seq + 1 if stored_instance == instance else 1
@@ -106,7 +110,10 @@ class LiveDatabase:
         self._rows["frames"].append((*row, message.frame, *size, message.clock, len(tracks)))
 
     def _is_score_due(self, camera: str, detected: DetectedObject, captured_us: int) -> bool:
-        """Return True if the row must contain the score: in the first row of a track, and then every 5 s."""
+        """Return True if the table `tracks` must contain the score of an object in this frame.
+
+        To save space, it contains the score in the first row of a track, and then about every 5 s.
+        """
         key = camera, detected.track_id
         if detected.previous_box is None and captured_us - self._scored_us.get(key, 0) < SCORE_EVERY_US:
             return False
@@ -117,7 +124,10 @@ class LiveDatabase:
         return True
 
     def add_event(self, message: EventMessage) -> None:
-        """Add an event, unless this event or a newer event of the same journal was already added. Ignore amendments."""
+        """Add an event. Ignore amendments, which add answers of a language model to a published event.
+
+        Also ignore an event if it or a newer event of the same journal was already added.
+        """
         if message.journal is not None and message.number is not None:
             journal, newest = self._last_event or ("", 0)
             if message.journal == journal and message.number <= newest:
@@ -131,7 +141,10 @@ class LiveDatabase:
         self._rows["events"].append((*place, message.instance, message.epoch, message.frame, *about, *stored))
 
     def add_counts(self, message: CountsMessage) -> None:
-        """Add the counts of each line and zone. Leave out counts that have not changed within the same `instance`."""
+        """Add the counts of each line and zone.
+
+        Leave out counts that are equal to the previous counts, if the publishing program was not restarted in between.
+        """
         place = message.camera, utc_ns(message.at) // 1000, message.at_monotonic_ns, message.instance
         totals: tuple[int | None, ...]
         shapes: dict[str, LineCounts | ZoneCounts] = {**message.lines, **message.zones}
@@ -146,9 +159,14 @@ class LiveDatabase:
             self._rows["counts"].append((*place, name, *totals, _by_class(counted)))
 
     def add_gap(self, camera: str, at_us: int, instance: str, kind: str, *, missing: tuple[int, int]) -> None:
-        """Add a gap in the messages of `kind`.
+        """Add a gap, which states that messages of a camera are missing.
 
-        `missing` contains the sequence numbers of the first and the last missing message.
+        Args:
+            camera: id of the camera.
+            at_us: time of the gap in microseconds since 1970 (UTC).
+            instance: identifier of the start of the program that published the messages.
+            kind: kind of the missing messages, such as ``events``.
+            missing: sequence numbers of the first and the last missing message.
         """
         self._rows["gaps"].append((camera, at_us, instance, kind, *missing))
 

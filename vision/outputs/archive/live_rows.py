@@ -206,9 +206,9 @@ def class_names(tracks: pa.Table) -> dict[int, str]:
 
 
 def _complete(found: Callable[[], pa.Table], expected: int) -> pa.Table:
-    """Call `found` until it returns a table with `expected` rows.
+    """Call `found`, which reads a table, until the table has `expected` rows. Return this table.
 
-    Return this table, or the table of the last attempt.
+    Rows can be missing while they are moved to files. After `ATTEMPTS` calls, return the last table.
     """
     for _ in attempts():
         table = found()

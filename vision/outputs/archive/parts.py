@@ -20,7 +20,7 @@ class Part:
     def __init__(self, name: str, table: Table, path: Path | None, rows: pa.Table | None) -> None:
         """Open the file at `path`. If `path` is None, use `rows` of the live database, or no rows if `rows` is None.
 
-        `name` identifies the part.
+        `name` is the name of the file, by which the part of `tracks` for the same time is found.
 
         Raises:
             ConfigError: the file cannot be read, or has a different version of the format.

@@ -1,4 +1,4 @@
-"""Lines that the archive process prints to report its state to the program."""
+"""Lines on standard output with which the process that writes the archive reports its state to the program."""
 
 from __future__ import annotations
 

@@ -51,8 +51,9 @@ def blocks_of(
 ) -> Iterator[ArchivedBlock]:
     """Yield the frames at or after `since_us` and before `until_us` (µs since 1970, UTC), in blocks.
 
-    `settled_us` is a time before all frames in `frames` and in subsequent calls. The rows of `frames` must be in the
-    order of publication. The rows of `tracks` must be sorted by track, then by frame.
+    `settled_us` is a time (UTC) before the capture of all these frames, and of the frames in subsequent calls. Each
+    block contains this time. The rows of `frames` must be in the order of publication. The rows of `tracks` must be
+    sorted by track, then by frame.
     """
     columns = numbers(frames, "frame_id", "captured_at", "epoch", "frame", "frame_width", "frame_height")
     at_us, monotonic_ns = columns["captured_at"], captured_ns(frames)
@@ -123,7 +124,10 @@ def published_order(frames: NDArray[np.intp], shifts: NDArray[np.int64]) -> NDAr
 
 
 def previous_boxes(table: pa.Table, order: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Return the previous boxes (N, 4) in px, in the order `order` (N,) of the rows. NaN means no previous box."""
+    """Return the box (N, 4) in px that each object had in the previous frame of its track. NaN means no such box.
+
+    `order` (N,) contains the indices of the rows of `table`, in the order of the result.
+    """
     found = np.full((len(order), 4), np.nan, np.float32)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -151,7 +155,7 @@ Lengths: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
 
 
 def boxes(x: Lengths, y: Lengths, width: Lengths, height: Lengths) -> NDArray[np.float32]:
-    """Convert boxes to corners (N, 4) in px, equal to the tracker's corners."""
+    """Convert boxes, in steps of 1 / `STEPS_PER_PX` px, to corners (N, 4) in px, equal to the tracker's corners."""
     found = np.empty((len(x), 4), np.float32)
     for column, values in enumerate((x, y, x + width, y + height)):
         pixels(values, found[:, column])
@@ -159,6 +163,9 @@ def boxes(x: Lengths, y: Lengths, width: Lengths, height: Lengths) -> NDArray[np
 
 
 def pixels(values: Lengths, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Convert lengths to px. The result is the correctly rounded quotient, and is also written to `out`, if given."""
+    """Convert lengths in steps of 1 / `STEPS_PER_PX` px to px, with correct rounding.
+
+    If `out` is given, also write the result to `out`.
+    """
     found: NDArray[np.float32] = np.divide(values, np.float32(STEPS_PER_PX), out, dtype=np.float32, casting="unsafe")
     return found

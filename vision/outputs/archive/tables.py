@@ -119,10 +119,11 @@ _HAS_ROW_LIMIT: Final = "max_rows_per_page" in inspect.signature(pq.ParquetWrite
 
 
 def parquet_options(table: Table, *, is_final: bool) -> dict[str, Any]:
-    """Return the options of `pyarrow.parquet.ParquetWriter`.
+    """Return the options with which `pyarrow.parquet.ParquetWriter` compresses the columns of a table.
 
-    The options make final files small, and other files fast to write. Brotli predicts each byte from its neighbors, so
-    it needs less space for boxes than zstd.
+    If `is_final` is True, the file contains a whole day, and the options make it small. Otherwise, they make a file
+    fast to write, because it will be joined with others. Brotli predicts each byte from its neighbors, so it needs less
+    space for boxes than zstd.
     """
     encodings = {
         name: "DELTA_BINARY_PACKED" if name in _DELTAS[table] else "BYTE_STREAM_SPLIT"

@@ -91,7 +91,7 @@ def _normalized(point: _Point, width_px: int, height_px: int) -> _Point:
 
 @dataclass(frozen=True, slots=True)
 class _Notification:
-    """One `wsnt:NotificationMessage`. `operation` is empty if the topic is not a property."""
+    """One `wsnt:NotificationMessage`. `operation` is empty unless the topic is an ONVIF property, which has a state."""
 
     topic: str
     source: Mapping[str, str]

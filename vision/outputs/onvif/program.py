@@ -67,7 +67,10 @@ class Documents:
         action()
 
     def action(self, item: Item) -> Callable[[], None] | None:
-        """Return the function that the server's thread must call for an item. Return None if there is nothing to do."""
+        """Return the function with which the server's thread processes a received message.
+
+        Return None if the message does not concern the server.
+        """
         server = self.server
         if isinstance(item, CameraStatusMessage):
             camera = item.camera

@@ -303,7 +303,10 @@ class Client:
                 self._heard_s = time.monotonic()
 
     def check(self) -> None:
-        """Close the connection if the client was silent for too long. Otherwise, send a report if the client plays."""
+        """Close the connection if the client was silent for too long.
+
+        Otherwise, send an RTCP sender report if the client plays.
+        """
         limit_s = _SETUP_S if self._transport is None else TIMEOUT_S + _GRACE_S
         if time.monotonic() - self._heard_s > limit_s:
             self.close()

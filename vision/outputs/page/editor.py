@@ -177,7 +177,11 @@ class Editor:
         }
 
     def _notice(self, *messages: str) -> str:
-        """Return the text that the editor shows first. The first of `messages` states why changes cannot be saved."""
+        """Join `messages` to the text that the editor shows first.
+
+        The first message states why changes cannot be saved to the file. If the page cannot change the program, a text
+        that says so replaces this message.
+        """
         texts = messages if self._can_change else (_READ_ONLY, *messages[1:])
         return " ".join(filter(None, texts))
 
@@ -286,11 +290,7 @@ def _camera(request: Request) -> str:
 
 
 async def _draft(request: Request, decode: Callable[[bytes], _Decoded]) -> _Decoded:
-    """Return the draft in the body of a request.
-
-    Raises:
-        ConfigError: the body is too large, is not sent as JSON, or is not a draft.
-    """
+    """Return the draft of the shapes of a camera, which `decode` reads from the body of a request."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise ConfigError("expected a draft as application/json", code="not-json")
     body = bytearray()

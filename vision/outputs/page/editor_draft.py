@@ -121,7 +121,10 @@ class DraftFile:
         return read_document(self.path)
 
     def unsaved(self, document: Document, camera: str) -> str:
-        """Return a code that says why changes of a camera cannot be saved. Return "" if they can be saved."""
+        """Return a code that says why changes of a camera's lines, zones, and masks cannot be saved in the file.
+
+        Return "" if they can be saved.
+        """
         if self.path in shipped_configs().values():
             return "shipped"
         if not has_camera(document, camera):

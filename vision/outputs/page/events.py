@@ -169,7 +169,10 @@ class EventReader:
         return EventPage(events, following, "archive")
 
     def _journal(self) -> str | None:
-        """Return the identifier of the journal. Return None if there is no journal, or if it cannot be read."""
+        """Return the identifier of the journal of events in `state_dir`.
+
+        Return None if there is no journal, or if it cannot be read.
+        """
         if self._state_dir is None:
             return None
         try:

@@ -113,7 +113,10 @@ class CountBuckets:
                 del counts.buckets[number]
 
     def history(self, source: str, since_s: float, until_s: float) -> History:
-        """Return the history from the bucket that contains `since_s` to the bucket that contains `until_s`."""
+        """Return the counts from the bucket that contains `since_s` to the bucket that contains `until_s`.
+
+        `source` is the origin of the samples, "archive" or "memory", for the field `History.source`.
+        """
         numbers = range(self._number(since_s), self._number(until_s) + 1)
         empty = _Bucket()
         series = []

@@ -47,7 +47,7 @@ class Receiver(Protocol):
 
 @dataclass(slots=True)
 class Watch:
-    """One viewer of the camera."""
+    """One viewer of a camera, with the codecs that the viewer decodes. `waits` is True while it needs a key frame."""
 
     viewer: Receiver
     codecs: Collection[str]  # that the viewer decodes, by FFmpeg's names
@@ -61,7 +61,7 @@ class Watch:
 
 @dataclass(slots=True)
 class _Stream:
-    """The state of the packets of one connection."""
+    """The packets of one connection to the camera: their codec, their sequence numbers, and their times."""
 
     number: int
     connection: int
@@ -73,7 +73,10 @@ class _Stream:
     has_unique_times: bool = True
 
     def time_of(self, pts_ns: int | None) -> int:
-        """Return the time of the next packet in µs. If a recent packet has this time, clear `has_unique_times`."""
+        """Return the time in µs by which a browser finds the result for the next packet.
+
+        If a recent packet has the same time, set `has_unique_times` to False.
+        """
         self.time_us = self.time_us + 1 if pts_ns is None else pts_ns // 1000
         if pts_ns is not None and self.time_us in self.recent_us:
             self.has_unique_times = False
@@ -278,9 +281,9 @@ class CameraFeed:
         return self._images.result_of(image)
 
     def image(self, image: Image) -> None:
-        """Send the requested image to the viewers that wait. If the image is empty, request the next image.
+        """Send the requested image to the viewers that wait. If the image is empty, permit the next request.
 
-        The first requested frame can be older than the first frame that the camera's process keeps in memory.
+        An image is empty if the requested frame is no longer, or was never, in the memory of the camera's process.
         """
         message = self._images.result_of(image)
         if message is None:

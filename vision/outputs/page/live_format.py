@@ -6,15 +6,19 @@ numbers, big-endian), the header as JSON, and the data:
 =========== ======================================================= ===============================
 kind        header                                                  data
 =========== ======================================================= ===============================
-``packet``  ``stream``, ``time``, ``key``; ``codec`` of key frames  a coded frame (Annex B)
+``packet``  ``stream``, ``time``, ``key``, ``codec``                a coded frame (Annex B)
 ``result``  ``stream``, ``time``, ``result``                        none
 ``image``   ``result``                                              a JPEG
 ``scene``   ``shapes``: the lines, zones, and masks                 none
 ``status``  ``text``: why there are no new frames; empty otherwise  none
-``counts``  ``view``; ``texts`` by ``line NAME`` and ``zone NAME``  none
+``counts``  ``texts``, ``view``                                     none
 =========== ======================================================= ===============================
 
 All headers contain ``kind`` and ``camera``. ``stream`` and ``time`` (in µs) identify a coded frame and its result.
+
+``key`` is true for a key frame, and only the header of a key frame contains ``codec``, its WebCodecs codec string.
+``texts`` contains the text of each count by ``line NAME`` or ``zone NAME``. If the camera was moved and `realign` is
+set, ``view`` contains the six numbers of the CSS matrix that moves the lines and zones with the image.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ def split_record(text: bytes) -> tuple[str, bytes]:
 
 
 class WebFormat:
-    """Converter of the packets of one connection to the form that browsers decode."""
+    """Converter of H.264 or H.265 packets to the form that browsers decode, for one connection to a camera."""
 
     def __init__(self, header: PacketHeader) -> None:
         """Create the converter from the header of a key frame."""

@@ -151,10 +151,11 @@ class LiveHub:
             self._woken.close()
 
     def _poll(self, for_results: zmq.Poller, for_all: zmq.Poller) -> list[tuple[Any, int]]:
-        """Wait until there is work. Return the sockets that can be read.
+        """Wait for messages, images, packets, or work for this thread. Return the sockets that can be read.
 
-        A browser shows a frame when it has the result. So if no viewer waits for an image, packets wait for the next
-        result. The thread then wakes up once for each frame, which takes more CPU time than the work itself.
+        `for_all` waits for all sockets, and `for_results` for all except the socket of the packets. A browser shows a
+        frame only when it has the result. Therefore, if no viewer waits for an image, packets wait for the next result.
+        The thread then does not wake up for each packet, which would take more CPU time than the work itself.
         """
         if self._has_more_packets:
             return for_all.poll(0)
@@ -287,7 +288,7 @@ class _Messages:
 
 
 class _OneImage:
-    """A viewer that takes one image."""
+    """Receiver that takes a single image from the live view, for `LiveHub.still`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

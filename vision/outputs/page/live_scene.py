@@ -54,11 +54,11 @@ def _dumped(sections: Mapping[str, CameraAnalytics] | Mapping[str, CameraPrivacy
 
 
 def scene(analytics: Mapping[str, Any] | None, privacy: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the masks, zones, and lines of a camera, in the order in which they are drawn.
+    """Return the masks, zones, and lines of a camera, in the order in which they are drawn, as dictionaries.
 
-    If `relative` is True, the path of a shape and the position of its name are in fractions of the frame. Otherwise,
-    they are in pixels. Shapes whose `moves` is True follow the view of a camera that was moved. `key` is the key of
-    their counts.
+    In each dictionary, ``path`` is the outline, and ``at`` is the position of the name. Both are in fractions of the
+    frame if ``relative`` is True, and otherwise in pixels. If ``moves`` is True, the shape follows the view of a camera
+    that was moved. ``key``, such as ``line NAME``, is the key of the shape's text in the record ``counts``.
     """
     places, hidden = analytics or {}, privacy or {}
     zones, lines = places.get("zones", ()), places.get("lines", ())
@@ -72,7 +72,10 @@ def scene(analytics: Mapping[str, Any] | None, privacy: Mapping[str, Any] | None
 
 
 def _shape(kind: str, name: str, rings: Sequence[Points], section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a shape of the page. `rings` are in the units of `section`, a section of `analytics` or `privacy`."""
+    """Return a mask, zone, or line (`kind`) as a dictionary, as `scene` describes it.
+
+    `rings` are its outlines, in the units of `section`, which is a section of `analytics` or `privacy`.
+    """
     units = section.get("units", "pixels")
     part = 100 if units == "percent" else 1
     scaled = [[(x / part, y / part) for x, y in ring] for ring in rings]
@@ -125,7 +128,7 @@ def _drawn(found: DetectedObject) -> dict[str, Any]:
 
 
 def _keypoint_paths(points: Sequence[tuple[float, float, float]], color: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the paths of keypoints and of the limbs between them."""
+    """Return the SVG paths of an object's keypoints and of the limbs between them, each with its style."""
     dots, limbs = drawn_keypoints([score for _, _, score in points])
     lines = "".join("M{} {}L{} {}".format(*points[first][:2], *points[second][:2]) for first, second in limbs)
     short = "".join("M{} {}h.01".format(*points[dot][:2]) for dot in dots)  # a dot, because the ends are round
@@ -133,7 +136,7 @@ def _keypoint_paths(points: Sequence[tuple[float, float, float]], color: str) ->
 
 
 def _mask_path(mask: MaskOfObject, width_px: float) -> str:
-    """Return the path of the pixels of an object of this width."""
+    """Return an SVG path that encloses the pixels of an object's mask. `width_px` is the width of the object's box."""
     if mask.polygons is not None:
         return _path(mask.polygons)
     if mask.size is None or mask.counts is None:

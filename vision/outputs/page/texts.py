@@ -23,7 +23,7 @@ _UNIT: Final = re.compile(r"_(s|bytes|celsius|hertz|ratio)$")
 
 
 def words(name: str) -> str:
-    """Return the name of a field as words, without its unit."""
+    """Return the name of a field as words, without its unit, such as "free memory" for ``free_memory_bytes``."""
     return _UNIT.sub("", name).replace("_", " ")
 
 
@@ -43,9 +43,10 @@ def duration(seconds: float) -> str:
 
 
 def rows_of(values: Mapping[str, Any], prefix: str = "") -> Rows:
-    """Return one row for each value that has a text. `prefix` precedes each title that is the name of a value.
+    """Return one row, a title and a text, for each value. Leave out values without a text, such as None.
 
-    Values are numbers, texts, booleans, None, lists, and dictionaries with such values.
+    `values` contains numbers, texts, booleans, None, lists, and dictionaries with such values. The title is the name of
+    the value, preceded by `prefix`, unless the name has a title of its own.
     """
     rows = [(_TITLES.get(name, prefix + words(name)), text_of(name, value)) for name, value in values.items()]
     return [(title, text) for title, text in rows if text]

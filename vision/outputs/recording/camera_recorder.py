@@ -32,7 +32,7 @@ class Trigger:
 
 @dataclass(slots=True)
 class _Segment:
-    """The file that is being written."""
+    """The file of a recording that is being written, the times of its packets, and their connection to the camera."""
 
     opened: OpenFile
     times: SegmentTimes
@@ -208,7 +208,10 @@ class CameraRecorder:
             self._failed(error)
 
     def _continues(self, with_pre_ns: int, end_ns: int) -> bool:
-        """Return True if the current clip can be extended to include a further event."""
+        """Return True if the current clip can be extended to include a further event.
+
+        The video for this event is from `with_pre_ns` to `end_ns`, on the monotonic clock.
+        """
         return (
             with_pre_ns <= self._clip_end_ns
             and end_ns - self._clip_start_ns <= self._config.max_clip_s * 1e9 + _LATE_NS

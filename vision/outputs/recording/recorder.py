@@ -126,7 +126,7 @@ class Recorder:
             self._removed.put(before[camera])
 
     def receive(self, receiver: PacketReceiver) -> None:
-        """Store packets in the rings until `stopping` is set."""
+        """Receive the packets of the cameras, and keep them in the ring of each camera, until `stopping` is set."""
         rings = self._rings
         while not self.stopping.is_set():
             packet = receiver.receive(_WRITE_S)

@@ -116,7 +116,7 @@ def _faults_of_listed(
 
 
 def _unlisted(index: RecordingIndex, folder: Path) -> Iterator[Difference]:
-    """Yield the recorded files that are not listed. Ignore files whose names do not match `NAME`."""
+    """Yield the recorded files that the index does not list. Ignore files whose names the program does not create."""
     paths = [path for path in sorted(folder.glob("*/*.mp4")) if NAME.fullmatch(path.name)]
     listed = {file.name for file in index.files()}  # after the folder, because files are listed before they exist
     for path in paths:
@@ -152,7 +152,10 @@ def repair(index: RecordingIndex, folder: Path, differences: list[Difference]) -
 
 
 class _Adopt:
-    """Callable object that adds unlisted files to the index, for example after the old index was damaged."""
+    """Callable object that adds recorded files to an index that does not list them.
+
+    For example, a new index that replaces a damaged index lists no files.
+    """
 
     def __init__(self, index: RecordingIndex) -> None:
         self._index = index

@@ -89,7 +89,10 @@ class SegmentTimes:
         self._fill_window(0)
 
     def _fill_window(self, from_ns: int) -> None:
-        """Fill the window with assumed frames before `from_ns`, so that decoding times precede presentation times."""
+        """Assume frames before `from_ns`, the time in ns since the first packet, and store their times in the window.
+
+        Decoding times are taken from this window of sorted times, so that they precede the presentation times.
+        """
         depth, interval_ns = self.pace.depth, self.pace.interval_ns
         self._window = [from_ns + (number - depth) * interval_ns for number in range(depth)]
 

@@ -101,7 +101,7 @@ class RecordingStore:
             raise OSError(errno.ENOSPC, "the disk is nearly full")
 
     def complete(self, opened: OpenFile) -> None:
-        """Complete a file. If this fails, the entry stays in the state `writing` until the next start."""
+        """Complete a file. If this fails, the index lists the file as `writing` until the next start of the program."""
         self._open.remove(opened)
         try:
             nbytes = opened.file.close()

@@ -101,7 +101,10 @@ class Discovery:
                 yield self._entity("sensor", camera, f"{name} {way}", options)
 
     def _entity(self, component: str, camera: str, name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Return the topic and the content of the message that announces an entity."""
+        """Return the topic and the content of the message that announces an entity to Home Assistant.
+
+        `component` is the type of the entity, such as ``sensor``, and `options` are further values of the content.
+        """
         unique_id = "_".join(re.sub("[^A-Za-z0-9_-]", "-", part) for part in ("vision", self._node, camera, name))
         content = {
             "name": name,

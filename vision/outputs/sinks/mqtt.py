@@ -55,7 +55,7 @@ class MqttConnection:
     async def _until_end(self, call: Awaitable[object]) -> None:
         """Wait for a call to aiomqtt. Raise `aiomqtt.MqttError` if the connection ends before the call finishes.
 
-        The library itself notices the lost connection only after its timeout.
+        aiomqtt itself notices a lost connection only after its timeout.
         """
         task = asyncio.ensure_future(call)
         await asyncio.wait([task, self._end], return_when=asyncio.FIRST_COMPLETED)

@@ -93,4 +93,4 @@ async def _ensure_stream(stream: JetStreamContext, settings: SinkSettings) -> No
 
 
 async def _ignore(_error: Exception) -> None:
-    """Ignore an error that the library reports, because the failed call also raises it."""
+    """Ignore an error that the NATS client reports in the background, because the failed call also raises it."""

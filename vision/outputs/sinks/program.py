@@ -1,7 +1,7 @@
 """The process that sends the messages of the program to one sink.
 
-A thread subscribes to the program like any other subscriber, and stores the messages in the spool. The main thread
-delivers them. If a message cannot be stored, the process ends, and the next process requests the missed events.
+A thread subscribes to the program like any other subscriber, and stores the messages on disk, in the `Spool`. The main
+thread delivers them. If a message cannot be stored, the process ends, and the next process requests the missed events.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _QUEUE: Final = 2000  # maximum number of messages that wait for the thread
 
 
 def write_line(content: Mapping[str, object]) -> None:
-    """Send a line to the main process. Do nothing if that process has ended."""
+    """Send a line of JSON to the main process, over standard output. Do nothing if that process has ended."""
     with contextlib.suppress(OSError):  # the main process has ended
         sys.stdout.write(f"{json.dumps(content)}\n")
         sys.stdout.flush()
@@ -49,7 +49,7 @@ class LineHandler(logging.Handler):
     """Handler that sends log records to the main process, which logs them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a log record."""
+        """Send the level and the text of a log record to the main process."""
         write_line({"level": record.levelno, "text": record.getMessage()})
 
 
@@ -59,7 +59,8 @@ class Reader:
     def __init__(self, options: Mapping[str, Any], spool: Spool, settings: SinkSettings) -> None:
         """Create the reader. `vision.outputs.sinks.process.SinkProcess` creates the `options`.
 
-        If the spool has no position yet, use the position in `options`.
+        If the spool does not yet know the newest event that it has stored, start after the event that `options`
+        contains as ``position``.
         """
         position = spool.position()
         if position is None and options["position"]:
@@ -78,7 +79,7 @@ class Reader:
         self._stop = threading.Event()
 
     def run(self, stored: Callable[[], object]) -> None:
-        """Store messages until `stop` is called. Call `stored` after each transaction.
+        """Store messages until `stop` is called. Call `stored` each time messages were stored.
 
         Raises:
             sqlite3.Error: a message cannot be stored.

@@ -27,7 +27,8 @@ class Selection:
     Attributes:
         lost: number of events and summaries that did not arrive from the program, plus messages that are too large.
         position: journal and number of the newest event that was processed, or None before the first event.
-        sequences: for each topic of objects, the instance of the publisher and the last sequence number.
+        sequences: the newest processed summary of each topic of objects, as the instance of the publisher and the
+            sequence number.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ class Spool:
         return None if row is None else Position(*row)
 
     def sequences(self) -> dict[str, tuple[str, int]]:
-        """Return, for each topic, the stored instance of the publisher and the last sequence number."""
+        """Return the newest stored message of each topic, as the instance of the publisher and the sequence number."""
         with self._lock:
             rows = self._database.execute("SELECT topic, instance, seq FROM sequences").fetchall()
         return {topic: (instance, seq) for topic, instance, seq in rows}
