@@ -27,6 +27,7 @@ from vision.language.messages import (
     Received,
     Statement,
     Totals,
+    TrueStatement,
     Unasked,
     subject_of,
 )
@@ -63,6 +64,7 @@ class Asker:
         *,
         ledger: Ledger | None = None,
         breaker: CircuitBreaker | None = None,
+        true_statements: Sequence[TrueStatement] = (),
     ) -> None:
         """Create the queue. `start` starts the threads.
 
@@ -72,6 +74,7 @@ class Asker:
             report: function that receives outcomes, statements, and log lines. Several threads call it.
             ledger: files for all questions and answers. None means that questions and answers are not stored.
             breaker: breaker for the server. If None, create a breaker.
+            true_statements: statements that an earlier process has reported as true.
         """
         self._config, self._report, self._ledger = config, report, ledger
         self._entries = {entry.name: entry for entry in entries}
@@ -84,7 +87,10 @@ class Asker:
         self._lock = threading.Lock()
         self._counters: Counter[str] = Counter(requests=0)
         self._logged: dict[str, float] = {}  # time of the last log line about each code
-        self._true_until: dict[tuple[str, str], float] = {}
+        self._true_until = {
+            (each.check, each.camera): float("inf") if each.until_s is None else each.until_s
+            for each in true_statements
+        }
         """Monotonic time in seconds until which a statement counts as true, by entry and camera."""
 
     def start(self, on_failure: Callable[[], None]) -> None:
@@ -252,13 +258,13 @@ class Asker:
         """If a statement is true, report it, and suspend its checks.
 
         The checks resume after `again_after_s` seconds. If `again_after_s` is None, they resume at the next start of
-        the process.
+        the program.
         """
         with self._lock:
             if verdict.answer != TRUE or self._is_true(question):
                 return
-            again_s = float("inf") if entry.again_after_s is None else entry.again_after_s
-            self._true_until[entry.name, question.camera] = time.monotonic() + again_s
+            until_s = None if entry.again_after_s is None else time.monotonic() + entry.again_after_s
+            self._true_until[entry.name, question.camera] = float("inf") if until_s is None else until_s
         event = EventMessage(
             **codec.UNNUMBERED,
             camera=question.camera,
@@ -271,7 +277,7 @@ class Asker:
             data={"phase": "instant", "statement": entry.statement},
             verdict=verdict,
         )
-        self._report(Statement(event=event))
+        self._report(Statement(event=event, until_s=until_s))
 
     def _skip(self, waiting: _Waiting, code: str) -> None:
         """Count and report a question that is not asked."""

@@ -87,6 +87,15 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True, tag="statement"):
     """A report that a statement of `describe:` has become true. The publisher sets the header of the event."""
 
     event: EventMessage
+    until_s: float | None  # monotonic time until which the statement counts as true; None if it has no end
+
+
+class TrueStatement(msgspec.Struct, frozen=True, kw_only=True):
+    """A statement of `describe:` that counts as true, so that it is not checked."""
+
+    check: str  # name of the entry of `describe:`
+    camera: str
+    until_s: float | None  # monotonic time until which the statement counts as true; None if it has no end
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, tag="log"):

@@ -30,6 +30,7 @@ from vision.language.messages import (
     Received,
     Statement,
     Totals,
+    TrueStatement,
     Unasked,
     decode_line,
     failures_address,
@@ -65,7 +66,8 @@ class LanguageProcess:
     The class is the `EventGate` of the publisher. `address` is the name of the socket to which stages send questions.
     If a stage cannot send a question, the stage reports this to `failures_address(address)`, which a second thread of
     this class reads. If the process ends, the questions that it has not answered are lost, and the events of these
-    questions stop waiting. The same applies to the questions of a result worker that ends.
+    questions stop waiting. The same applies to the questions of a result worker that ends. The next process does not
+    check the statements that count as true.
     """
 
     def __init__(self, config: AppConfig) -> None:
@@ -80,7 +82,7 @@ class LanguageProcess:
         if missing:
             hint = "pip install 'vision-streams[language]'"
             raise ConfigError(f"language: the package {missing[0]} is missing", hint=hint, code="package-missing")
-        self._config = config.language
+        self._config = config
         self._ledger: Ledger | None = None
         if (checked := self._open_ledger()) is not None:
             checked.close()
@@ -93,15 +95,9 @@ class LanguageProcess:
         self._discarded = 0
         self._publisher: PublishesLate | None = None
         self._error: Exception | None = None
-        options = {
-            "address": self.address,
-            "language": config.language.model_dump(mode="json"),
-            "verify": [entry.model_dump(mode="json", exclude_unset=True) for entry in config.verify],
-            "describe": [entry.model_dump(mode="json", exclude_unset=True) for entry in config.describe],
-            "secrets": registered_secrets(),
-        }
+        self._true: dict[tuple[str, str], TrueStatement] = {}  # by the name of the entry and the camera
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess("language", program, options, on_line=self._read, on_end=self._forget)
+        self._process = HelperProcess("language", program, self._options(), on_line=self._read, on_end=self._forget)
         self._thread = threading.Thread(target=self._publish, name="verdicts", daemon=True)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
@@ -179,10 +175,23 @@ class LanguageProcess:
                 self._work.put(None, timeout=_STOP_S)
             self._thread.join(_STOP_S)
 
+    def _options(self) -> dict[str, object]:
+        """Return the options of the next process."""
+        assert self._config.language is not None
+        return {
+            "address": self.address,
+            "language": self._config.language.model_dump(mode="json"),
+            "verify": [entry.model_dump(mode="json", exclude_unset=True) for entry in self._config.verify],
+            "describe": [entry.model_dump(mode="json", exclude_unset=True) for entry in self._config.describe],
+            "secrets": registered_secrets(),
+            "true_statements": msgspec.to_builtins(list(self._true.values())),
+        }
+
     def _open_ledger(self) -> Ledger | None:
-        if self._config.ledger is None:
+        config = self._config.language
+        if config is None or config.ledger is None:
             return None
-        return Ledger(Path(self._config.ledger), max_bytes=self._config.ledger_mb * 1_000_000)
+        return Ledger(Path(config.ledger), max_bytes=config.ledger_mb * 1_000_000)
 
     def _read(self, text: str) -> None:
         """Handle a line that the process printed. The thread that supervises the process calls this method."""
@@ -202,14 +211,21 @@ class LanguageProcess:
                 self._open.answered(line.id, line.purpose)
             elif isinstance(line, Unasked):
                 self._open.answered(line.subject.id, line.subject.purpose)
+            else:
+                name, camera = line.event.name, line.event.camera
+                self._true[name, camera] = TrueStatement(check=name, camera=camera, until_s=line.until_s)
             self._add(line)
 
     def _forget(self) -> None:
-        """Abandon the questions that the process had when it ended. The thread that calls `_read` calls this method."""
+        """Abandon the questions of the process that ended. Tell the next process which statements count as true.
+
+        The thread that calls `_read` calls this method.
+        """
         earlier, totals = self._counts
         self._counts = earlier + Counter(totals.counters), Totals(counters={}, gauges={})
         for subject in self._open.process_ended():
             self._add(Unasked(subject=subject, reason="process-ended"))
+        self._process.update(self._options())
 
     def _receive(self, failures: zmq.Socket[bytes]) -> None:
         """Handle the questions that stages could not send. A thread calls this method."""

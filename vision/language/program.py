@@ -18,11 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from vision.config.language import DescribeConfig, LanguageConfig, VerifyConfig
 from vision.errors import VisionError, register_secret
 from vision.language.asker import Asker
 from vision.language.ledger import Ledger
-from vision.language.messages import Line, LogLine, encode_line
+from vision.language.messages import Line, LogLine, TrueStatement, encode_line
 from vision.language.question_channel import receive_questions
 
 _TOTALS_S: Final = 0.5
@@ -60,7 +62,9 @@ def serve(options: Mapping[str, Any]) -> None:
     entries: list[VerifyConfig | DescribeConfig] = [VerifyConfig.model_validate(each) for each in options["verify"]]
     entries += [DescribeConfig.model_validate(each) for each in options["describe"]]
     output = _Output()
-    asker = Asker(config, entries, output.report, ledger=_open_ledger(config, output))
+    true_statements = msgspec.convert(options["true_statements"], list[TrueStatement])
+    ledger = _open_ledger(config, output)
+    asker = Asker(config, entries, output.report, ledger=ledger, true_statements=true_statements)
     asker.start(lambda: os._exit(1))
     for work in (_receive, _send_totals):
         threading.Thread(target=_run, args=(work, options["address"], asker, output), daemon=True).start()

@@ -214,6 +214,31 @@ def test_a_statement_is_watched_until_it_is_true(tmp_path: Path) -> None:
     assert event.verdict.answer == "yes"
 
 
+def test_a_killed_process_does_not_repeat_a_true_statement(tmp_path: Path) -> None:
+    watches = [
+        {"name": name, "statement": "The gate is open.", "every_s": 0.1, "cameras": ["c1"]}
+        for name in ("once", "later", "again")
+    ]
+    watches[1]["again_after_s"], watches[2]["again_after_s"] = 3600, 0.1
+    with chat_server(lambda handler: handler.send(json_answer("yes"))) as server:
+        top: dict[str, Any] = {"pipeline": "detect", "analytics": {}, "rules": []}
+
+        def published() -> Counter[str]:
+            return Counter(event.name for event in events(program, "statement"))
+
+        def is_published_again(most: int) -> Callable[[], bool]:
+            return lambda: published()["again"] > most
+
+        with running(asking(tmp_path, server, describe=watches, **top)) as program:
+            for kill in range(2):
+                wait_until(lambda: len(published()) == 3, "the statements", 60)
+                os.kill(language_process().pid, signal.SIGKILL)
+                wait_until(is_counted(program, "restarts", kill + 1), "the restart", 60)
+                wait_until(is_published_again(published()["again"] + 2), "answers of the new process", 60)
+    assert (published()["once"], published()["later"]) == (1, 1)
+    assert program.failure is None
+
+
 def test_a_killed_process_is_started_again(tmp_path: Path) -> None:
     with chat_server() as server, running(asking(tmp_path, server, verify=[CHECK])) as program:
         wait_until(lambda: bool(amendments(program)), "a verdict", 60)
