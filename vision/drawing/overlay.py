@@ -320,7 +320,7 @@ class Overlay:
         self._place(places, label, color)
 
     def _place(self, places: Sequence[tuple[int, int]], words: str, color: Color) -> None:
-        """Draw a plate at the first of `places` (left, top) that is free and vertically inside the frame.
+        """Draw a plate with text at the first of `places` (left, top) that is free and not above or below the frame.
 
         If no place is free, draw the plate at the first place.
         """

@@ -205,9 +205,9 @@ class CameraViewStage:
             self._analytics.follow(camera_id, view, hold=held)
 
     def _changes(self, result: Result, camera: _Camera, seen: _Seen) -> Iterator[Event]:
-        """Pass the new view to the analytics stage.
+        """Pass the new findings about a camera, `seen`, to the analytics stage.
 
-        Yield an event if a fault begins or ends, or if lines were moved.
+        Yield an event if the camera now counts, or no longer counts, as moved or covered, or if its lines were moved.
         """
         told = camera.told or _UNSEEN
         if camera.realigns:
@@ -265,7 +265,7 @@ class CameraViewStage:
 
 
 def _reported(camera: _Camera, tracker: ViewTracker, now_s: float) -> _Fault:
-    """Return a camera's fault if, at `now_s` (seconds), it has lasted for the configured time. Otherwise, return ""."""
+    """Return "moved" or "covered" if at `now_s` (seconds) the camera was so for the configured time. Otherwise, ""."""
     if camera.examined_s is None or now_s - camera.examined_s > _GAP_S:
         camera.found_s = now_s
     camera.examined_s = now_s

@@ -37,8 +37,9 @@ class _Copy:
 class FrameWorker:
     """Separate thread that processes copies of frames.
 
-    The results thread holds the lease of a frame only while it copies the frame. If no buffer is free, a lossless
-    worker makes the results thread wait. Otherwise, the worker skips the frame, and counts it in `skipped`.
+    The thread that runs the stages (the results thread) holds a frame, whose memory is then not reused, only while it
+    copies the frame. If no buffer is free, a lossless worker makes the results thread wait. Otherwise, the worker skips
+    the frame, and counts it in `skipped`.
     """
 
     def __init__(

@@ -155,7 +155,10 @@ def _subject_of(event: Event, id_: str, purpose: Purpose, entry: Inquiry, meta: 
 
 
 class InquiryStage:
-    """Stage that chooses events and statements, collects their images, and sends them as questions."""
+    """Stage that sends questions to a language model, about events, and about statements that it checks periodically.
+
+    For each question, the stage collects the images of the camera.
+    """
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """`CascadeStage` classifies tracked objects with a second model, once or periodically.
 
-Two threads share the work. While the results thread holds the lease of a frame, it cuts out the objects that are due
-for classification. If the GPU cuts out the objects, the results thread keeps the lease until the GPU has read the
-frame. A thread of the stage classifies the crops of all cameras in batches. The messages of an object contain the
-result once it is available.
+Two threads share the work. While the results thread holds a frame, whose memory is then not reused, it cuts out the
+objects that are due for classification. If the GPU cuts out the objects, the results thread holds the frame until the
+GPU has read it. A thread of the stage classifies the crops of all cameras in batches. The messages of an object contain
+the result once it is available.
 
 If more objects are due than buffers are free, the stage counts the remaining objects as skipped, and retries each with
 the next frame of its camera. Objects that were never classified come first, followed by objects with the oldest

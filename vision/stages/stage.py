@@ -38,7 +38,7 @@ class ReadsLater(Protocol):
     def is_reading(self) -> bool:
         """Return True if the GPU may still read a frame that was passed to `with_frame`.
 
-        While this is True, the results thread keeps the leases of the frames.
+        While this is True, the results thread holds the frames, so that their memory is not reused.
         """
 
     def wait_until_read(self) -> None:

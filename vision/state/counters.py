@@ -18,7 +18,7 @@ def counter_checksum(camera: str, name: str, key: str, value: int) -> int:
 
 
 class CounterStore(Protocol):
-    """Storage for the counters of all cameras: a `StateDatabase` or, for a result worker, the main process."""
+    """Storage for the counters of all cameras: a `StateDatabase`, or an object that passes them to the main process."""
 
     def load_counters(self, camera_id: str) -> Sequence[CounterRow]:
         """Return the stored counters of the camera, in any order."""

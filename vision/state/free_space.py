@@ -23,7 +23,7 @@ class FreeSpace:
         self._low = False
 
     def is_low(self, *, now: bool = False, times: float = 1.0, promised_bytes: int = 0) -> bool:
-        """Return True if the free space, minus `promised_bytes`, is less than `times` the reserve.
+        """Return True if the free space is less than `times` the reserve. `promised_bytes` of it count as used.
 
         Query the file system at most once per second, or in each call if `now` is True. If the query fails, return the
         previous result.

@@ -92,7 +92,7 @@ class Placement:
         log.warning("%s was removed, and was written again", self.path)
 
     def _found(self) -> tuple[int, int] | None:
-        """Return the device and inode numbers of the file at the path. Return None if there is no file."""
+        """Return the device and inode numbers of the file at the path of the database, or None if there is no file."""
         try:
             status = self.path.stat()
         except OSError:

@@ -219,7 +219,7 @@ def connect(folder: Path) -> sqlite3.Connection:
 def live_columns(table: Table) -> list[str]:
     """Return the columns of a table in SQLite: `camera`, and then the columns in `COLUMNS`.
 
-    The column `position`, the position of a track in its frame, replaces `order_shift`.
+    Instead of `order_shift` (docs/archive.md), a table contains `position`, the position of a track in its frame.
     """
     columns = ["position" if name == "order_shift" else name for name in COLUMNS[table]]
     return ["camera", *columns]

@@ -38,7 +38,7 @@ _FIRST_PAUSE_S: Final = 0.02
 
 
 def attempts() -> Iterator[int]:
-    """Yield the number of each of `ATTEMPTS` attempts. Pause between the attempts, longer each time."""
+    """Yield the number of each attempt, from 0 to `ATTEMPTS` - 1. Pause before each retry, each time longer."""
     for number in range(ATTEMPTS):
         if number:
             time.sleep(_FIRST_PAUSE_S * 2**number)

@@ -107,7 +107,7 @@ class Source(Protocol):
     """A file or the live database, as a source of frames and of their tracks."""
 
     def read(self, number: int, /) -> pa.Table:
-        """Return the frames of a row group. Raise `ConfigError` if the row group cannot be read."""
+        """Return the frames of the row group with the index `number`. Raise `ConfigError` if it cannot be read."""
 
     def between(self, first: int, last: int, columns: Sequence[str] | None) -> pa.Table:
         """Return the rows whose `frame_id` is from `first` to `last`, inclusive. Raise the same errors as `read`."""

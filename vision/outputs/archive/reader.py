@@ -172,11 +172,11 @@ class Archive:
     ) -> Iterator[ArchivedEvent]:
         """Yield the events that are needed to compute the counts at the start of a time range, oldest first.
 
-        For each start of the program, these events are the first crossing of each line, and all events until a given
-        time.
+        The events are those of each start of the program (`instance`) in the range: the first crossing of each line,
+        and all events up to the time in `until_ns`.
 
         Args:
-            until_ns: the given time for each `instance`, in nanoseconds on the monotonic clock.
+            until_ns: a time for each `instance`, in nanoseconds on the monotonic clock.
         """
         crossed: set[tuple[str, str]] = set()
         for day_us in self._days_of_events(camera, since_us, until_us):
@@ -442,11 +442,10 @@ class _Objects:
 
 
 def _nearest_stored(column: pa.ChunkedArray, track_ids: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return, for each row, the index of the row whose stored value applies to it.
+    """Return, for each row of `tracks`, the index of a row that contains a value of `column` for the same track.
 
-    For each row, use the last row of the same track, up to the row itself, that has a value. If there is no such row,
-    use the next row of the track that has a value. If the track has no value, use row 0. The rows are sorted by track,
-    and then by frame.
+    Only some rows contain a value, such as the score. Choose the last such row up to the row itself, or else the next
+    such row. If the track has no value, choose row 0. The rows must be sorted by track, and then by frame.
     """
     number = len(track_ids)
     rows = np.arange(number)

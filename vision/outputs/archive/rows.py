@@ -19,7 +19,11 @@ _BLOCK_ROWS: Final = 50_000  # the arrays of a block should fit into the caches 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedBlock:
-    """F successive frames with the same size, `instance`, and epoch, and their tracks."""
+    """F successive frames, and their tracks.
+
+    All frames have the same size, and come from the same start of the program (`instance`) and the same epoch of the
+    camera, which ends with a reconnection.
+    """
 
     instance: str
     epoch: int

@@ -201,7 +201,10 @@ def _moved(message: EventMessage) -> Iterator[_Notification]:
 
 
 def _other(message: EventMessage) -> Iterator[_Notification]:
-    """Yield the notification of an event for whose kind ONVIF has no topic. Add `State` if a state starts or ends."""
+    """Yield the notification of an event for whose kind ONVIF has no topic.
+
+    If the event is the start or the end of a state, the notification contains the item `State`.
+    """
     topic = f"tns1:RuleEngine/vision:{message.kind}"
     phase = message.data.get("phase")
     values = {

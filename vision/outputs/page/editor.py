@@ -279,7 +279,7 @@ def _as_json(faults: Sequence[Fault] | Sequence[FaultEntry]) -> list[dict[str, A
 
 
 def _without_faults(checked: Checked) -> Any:
-    """Return the configuration of a draft. Raise `ConfigError` if the draft has faults."""
+    """Return the whole configuration that contains a checked draft. Raise `ConfigError` if the draft has faults."""
     if checked.config is None:
         raise ConfigError("the draft has errors", code="draft-invalid", faults=checked.faults)
     return checked.config

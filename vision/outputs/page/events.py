@@ -202,7 +202,7 @@ def of_message(message: EventMessage, numbered: EventMessage | None = None) -> S
 
 
 def _decoded(number: int, payload: bytes, checksum: int) -> EventMessage | None:
-    """Return a stored message.
+    """Return the event message with the number `number`, decoded from the `payload` in the journal.
 
     Return None if the message is damaged, or if this version of the program cannot read it.
     """

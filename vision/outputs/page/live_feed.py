@@ -36,7 +36,7 @@ _STATES: Final = {
 
 
 class Receiver(Protocol):
-    """A receiver of records, such as `Viewer`."""
+    """A receiver of the records of the live view, such as `Viewer`, the queue of a browser."""
 
     def push(self, record: bytes) -> bool:
         """Queue a record. Return False if the record was discarded."""
@@ -96,7 +96,7 @@ class _ImageRequests:
         self._asked_ns = 0
 
     def add(self, message: DetectionsMessage, now_ns: int) -> None:
-        """Request the image of a result, if the next request is due."""
+        """Request the frame of a result as a JPEG, unless a request is pending or the previous one was too recent."""
         pause_ns = IMAGE_INTERVAL_NS if self._asked is None else _IMAGE_TIMEOUT_NS
         if now_ns - self._asked_ns >= pause_ns:
             self._asked, self._asked_ns = message, now_ns

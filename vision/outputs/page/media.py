@@ -70,9 +70,9 @@ class Media:
         return FileResponse(self._snapshots / name, media_type="image/jpeg")
 
     def recording(self, request: Request) -> Response:
-        """Respond with a file of the index, or with the part of it that the header `Range` requests.
+        """Respond with a recorded file that the index lists, or with the part of it that the header `Range` requests.
 
-        The status is 404 if the index cannot be read or does not contain the file, or if the file is missing.
+        The status is 404 if the index cannot be read or does not list the file, or if the file is missing.
         """
         name = request.path_params["name"]
         with contextlib.suppress(ConfigError, DamagedIndex, OSError, sqlite3.Error), self._opened_index() as index:

@@ -98,7 +98,10 @@ class SinkProcess:
     """A process that sends messages to one sink."""
 
     def __init__(self, sink: SinkConfig, folder: Path, common: Mapping[str, Any]) -> None:
-        """Prepare the process of `sink`. `common` contains the options that all sinks share."""
+        """Prepare the process of `sink`, without starting it.
+
+        Messages that wait for delivery are stored below `folder`. `common` contains the options that all sinks share.
+        """
         self.name = sink.name
         self._status = SinkStatus(protocol=sink.target.protocol)
         self._pid = 0

@@ -54,7 +54,7 @@ class LineHandler(logging.Handler):
 
 
 class Reader:
-    """Subscriber to the program that stores the messages of the sink in the spool."""
+    """Subscriber to the program that stores the messages for the sink on disk, in a `Spool`."""
 
     def __init__(self, options: Mapping[str, Any], spool: Spool, settings: SinkSettings) -> None:
         """Create the reader. `vision.outputs.sinks.process.SinkProcess` creates the `options`.
