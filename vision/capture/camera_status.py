@@ -17,7 +17,7 @@ State: TypeAlias = Literal["connecting", "streaming", "frozen", "backing-off", "
 
 @dataclass(frozen=True, slots=True)
 class CameraStatus:
-    """The state of one camera at one moment."""
+    """The state of one camera at one moment, with the numbers of its frames and connections, and its last error."""
 
     state: State
     since_ns: int  # monotonic time at which the camera entered this state
@@ -184,7 +184,7 @@ class StatusTracker:
             self._failure = failure
 
     def waiting_for_sink(self) -> None:
-        """Record that the camera is waiting for its sink, so that this time does not count as silence."""
+        """Record that the camera is waiting for a free buffer of its sink. This wait does not count as silence."""
         with self._lock:
             self._stream.alive_ns = self._clock()
 
@@ -206,7 +206,8 @@ class StatusTracker:
     def check_silence(self, now_ns: int) -> None:
         """Check that the camera has not been silent for too long. `now_ns` is the current time (monotonic ns).
 
-        Silence starts with the last frame, connection, or wait for the sink.
+        Silence starts with the last frame, the last connection, or the last wait for a free buffer of the sink,
+        whichever is the latest.
 
         Raises:
             SourceError: the camera was silent for `StallTimeouts.lost_s` or longer.

@@ -100,9 +100,10 @@ def _explain_os_error(error: OSError, url: SplitResult) -> Answer:
 
 
 def _ask(camera: CameraConfig, url: SplitResult, *, late: bool) -> Answer:
-    """Connect, and send requests until the camera refuses a request. Return the explanation of the refusal.
+    """Connect to the camera at `url`, and send requests until the camera refuses one. Explain the refusal.
 
-    If the camera refuses no request, return the most probable other cause. The first request contains no password.
+    Return the code, text, and hint of the error to raise. If the camera refuses no request, they describe the most
+    probable other cause. The first request contains no password. `explain_open` describes `late`.
 
     Raises:
         OSError: the camera cannot be reached, closes the connection, or does not answer in time.

@@ -82,7 +82,10 @@ class FrameTaps:
         return wanted
 
     def close(self) -> None:
-        """End the encoding thread, and wait until it has ended. Call this before the socket is closed. Idempotent."""
+        """End the thread that encodes the requested frames, and wait until it has ended. Idempotent.
+
+        Call this method before closing the socket over which the JPEGs are sent.
+        """
         self._closed = True
         self._wanted.set()
         self._thread.join()

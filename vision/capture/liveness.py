@@ -108,7 +108,10 @@ class FrozenFrameDetector:
         self.frozen = False
 
     def connected(self) -> None:
-        """Restart the timers of the frame and of the stream's time for a new connection. Keep the last frame."""
+        """Prepare for a new connection: discard the times of the last change of the frame and of its presentation time.
+
+        Keep the last frame, so that the first frame of the new connection is compared with it.
+        """
         self._frame_since_ns = self._pts_since_ns = self._pts_ns = None
 
     def check(self, buffer: FrameBuffer, pts_ns: int | None, now_ns: int) -> str:

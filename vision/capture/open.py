@@ -39,7 +39,7 @@ class NamedOpener(msgspec.Struct, frozen=True):
     arguments: Mapping[str, Any] = {}  # further keyword arguments of the function; MessagePack must support them
 
     def __call__(self, camera: CameraConfig, **options: Any) -> Source:
-        """Call the function with the arguments of `open_source` and with `arguments`. Return its result."""
+        """Call the function with the arguments of `open_source` and the stored `arguments`. Return the new source."""
         module, _, name = self.name.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(camera, **self.arguments, **options)
         return source
@@ -127,7 +127,7 @@ def require_formats(camera: CameraConfig, pixel_formats: tuple[PixelFormat, ...]
 
 
 def supervisor_policy(camera: CameraConfig) -> SupervisorPolicy:
-    """Return the timeouts of a camera, and the rules for its end and for retries.
+    """Return the timeouts of a camera, whether its stream can end, and whether to open it again after a failure.
 
     If `fps` is configured, the read timeout is at least 3 frame intervals, so that slow cameras do not time out.
     """
@@ -220,7 +220,10 @@ def missing_pyav() -> str | None:
 
 
 def _uses_nvdec(camera: CameraConfig, formats: tuple[PixelFormat, ...]) -> bool:
-    """Return True for `reader: nvdec`. If `formats` lacks nv12, as in evaluations, log a warning and return False."""
+    """Return True for `reader: nvdec`, unless `formats`, the formats that the caller accepts, lacks nv12.
+
+    In this case, log a warning, and return False, because NVDEC delivers only nv12.
+    """
     if camera.reader != "nvdec":
         return False
     if "nv12" not in formats:

@@ -39,7 +39,8 @@ class FramePacer:
     ) -> None:
         """Create a pacer. If `offline` is True, every frame is due immediately.
 
-        `wait` sleeps for a number of seconds, or until `interrupted` is set.
+        `clock` returns the monotonic time, and `utc` the time in UTC, both in ns. `wait` sleeps for a number of
+        seconds, but at most until the event `interrupted` of the pacer is set.
         """
         self.offline = offline
         self.interrupted = threading.Event()
@@ -128,7 +129,8 @@ class PacedSource(ABC, Generic[FrameT]):
     def _open(self) -> StreamInfo:
         """Open the recording at its first frame, and return the properties of the stream.
 
-        An implementation that reads the first frame must store the result of `_read` in `_next`.
+        An implementation that reads the first frame must store the result of `_read` in `_next`, so that the first
+        `grab` returns this frame.
         """
 
     @abstractmethod

@@ -120,7 +120,7 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class CameraParts:
-    """The objects that all connections of one camera share."""
+    """The objects that all connections of one camera share, such as its sink, status, and back-off."""
 
     camera_id: str
     sink: FrameSink
@@ -239,7 +239,7 @@ class Session:
             )
 
     def _report_damage(self, now_ns: int) -> None:
-        """Report a camera whose frames have all been damaged for 10 s or longer.
+        """Show in the camera's status, and log once, that all its frames have been damaged for 10 s or longer.
 
         Do not reconnect, because a new connection would not help.
         """

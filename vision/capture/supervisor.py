@@ -32,7 +32,7 @@ _MEASUREMENT: Final = re.compile(r"[\d.]+ (s|MiB)\b")
 
 @dataclass(frozen=True, slots=True)
 class SupervisorPolicy:
-    """The timeouts of one camera, and the rules for its end and for retries."""
+    """The timeouts of one camera, whether its stream can end, and when to connect again after a failure."""
 
     read_timeout_s: float = 5.0  # longest wait for a frame before reconnecting
     frozen_after_s: float | None = 10.0  # a camera that repeats a frame for this long is frozen; None means never
@@ -125,7 +125,7 @@ class CameraSupervisor:
 
     @property
     def policy(self) -> SupervisorPolicy:
-        """The timeouts of the camera, and the rules for its end and for retries."""
+        """The timeouts of the camera, whether its stream can end, and when to connect again after a failure."""
         return self._policy
 
     def abandon(self) -> None:

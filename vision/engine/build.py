@@ -67,7 +67,7 @@ _OUT_OF_MEMORY: Final = ("OutOfMemory", "out of memory", "OUT_OF_MEMORY")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """Plan of a built engine, and information about the build."""
+    """Plan (serialized engine) that a build has produced, and information about the build."""
 
     plan: bytes
     layers: int  # number of layers in the ONNX file, before fusion
@@ -338,9 +338,10 @@ def set_flags(config: trt.IBuilderConfig, typing: Typing, *, sparse: bool = Fals
 
 
 def attach_timing_cache(config: trt.IBuilderConfig, blob: bytes | None) -> trt.ITimingCache:
-    """Attach the timing cache `blob`, or an empty cache if `blob` is None or unusable. Return the attached cache.
+    """Attach a timing cache, which contains kernel times of previous builds, to a build configuration. Return it.
 
-    The caller must keep the result until the build has ended.
+    If `blob`, the contents of the cache, is None or unusable, attach an empty cache. The caller must keep the returned
+    cache until the build has ended.
     """
     cache = or_none(config.create_timing_cache(blob or b""))
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
@@ -445,7 +446,7 @@ _CHOSEN: Final = "picked sparse implementation for layers:"
 
 
 def sparse_layers(notes: Sequence[str]) -> SparseLayers | None:
-    """Return the layers that are named in the notes of a build.
+    """Return the layers that `notes`, the result of `notes_of`, names as suitable for sparse kernels or as using them.
 
     Return None if the library reported nothing about sparsity.
     """

@@ -164,9 +164,9 @@ class BuildPlan:
 def resolve(detect: DetectConfig, spec: ModelSpec) -> BuildPlan:
     """Return the build plan for a configuration. The library and the model determine settings that are not configured.
 
-    Interleaved input, folding, and a separate profile for each batch size are used only with TensorRT-RTX, which
-    selects kernels by rules. TensorRT measures kernels instead, even for narrow convolutions. On a Jetson, each
-    additional profile makes a build of TensorRT minutes longer.
+    An input with interleaved channels, folded convolutions (`vision.engine.conv_folding`), and a separate profile for
+    each batch size are used only with TensorRT-RTX, which selects kernels by rules. TensorRT measures kernels instead,
+    even for narrow convolutions. On a Jetson, each additional profile makes a build of TensorRT minutes longer.
     """
     typing = plan_typing(detect.precision, weak_typing=has_weak_typing())
     half_input, half_outputs = typing.half_ends(spec.head.kind)

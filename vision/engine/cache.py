@@ -1,7 +1,8 @@
 """Cache of built engines in a folder. Each engine has a key that describes its model, settings, library, and GPU.
 
 File names contain the hash of the key, so after a change of the key, the cache looks for a different file. A JSON file
-next to the engine contains the key in readable form, and the hash of the plan, which is checked at every load.
+next to the engine contains the key in readable form, and the hash of the plan (the serialized engine), which is checked
+at every load.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Plan of an engine, loaded from the cache or built."""
+    """Plan (serialized engine) that was loaded from the cache or built."""
 
     plan: bytes
     path: Path

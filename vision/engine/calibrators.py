@@ -201,7 +201,7 @@ def _calibrate(model: bytes, spec: ModelSpec, calibrator: Any, first: Batch, end
 
 
 def scales_in(table: bytes) -> dict[str, float]:
-    """Return the scale of each tensor in a table that TensorRT wrote.
+    """Return the scale of each tensor, by name, from a calibration table that TensorRT wrote.
 
     The first line of a table names the version and the algorithm. Each other line consists of the name of a tensor, a
     colon, and the bits of the scale as a hexadecimal number.

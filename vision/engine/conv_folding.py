@@ -103,11 +103,11 @@ class _Fold:
     width: int  # of the output
 
     def apply(self, node: ir.Node, graph: ir.Graph, names: set[str]) -> None:
-        """Replace the convolution in the graph, and restore the original layout of its result.
+        """Replace the convolution in a graph by one with wider windows, and restore the original layout of its result.
 
-        The padding does not change, because the last of `width` windows ends at the same column as the last of `width /
-        factor` wider windows. The number of remaining columns is smaller than the original stride, so no additional
-        window fits.
+        The padding does not change. The output of the original convolution has `width` columns, and each wider window
+        computes `factor` of them. The last window of both convolutions ends at the same column of the input. The number
+        of columns after it is smaller than the original stride, so no additional window fits.
         """
         import onnx_ir as ir
 
@@ -187,7 +187,10 @@ def _constant(value: ir.Value) -> NDArray[np.float32] | None:
 
 
 def _is_activated_and_joined(value: ir.Value) -> bool:
-    """Return True if only activations with separate kernels read a tensor, and a Concat joins one of their results."""
+    """Return True if only activations with separate kernels read a tensor, and a Concat joins one of their results.
+
+    An activation has a separate kernel if TensorRT-RTX does not fuse it with the convolution before it.
+    """
     activated = [value]
     for tensor in activated:  # the list grows, because Mish can be Softplus, Tanh, and a product
         activated.extend(node.outputs[0] for node in tensor.consumers() if _activates(node))

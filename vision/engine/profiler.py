@@ -221,7 +221,7 @@ class Profile:
     def layer_of(self, name: str) -> Layer | None:
         """Return the description of the layer called `name`, or None if there is none.
 
-        A profile number in `name` is ignored.
+        TensorRT can append the number of a profile to the name of a layer. This number is ignored.
         """
         plain = _split_profile(name)[0]
         return next((layer for layer in self.layers if layer.name == plain), None)

@@ -65,7 +65,11 @@ class Profile:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Return the number of input values at the maximum shapes, and its excess over that at the minimum shapes."""
+        """Return two numbers by which `choose_profile` orders equally near profiles.
+
+        The first is the number of input values at the maximum shapes. The second is the difference between this number
+        and the number of input values at the minimum shapes.
+        """
         largest = sum(math.prod(sizes.max) for sizes in self.shapes.values())
         return largest, largest - sum(math.prod(sizes.min) for sizes in self.shapes.values())
 
@@ -109,9 +113,9 @@ def batch_bands(max_batch: int) -> tuple[tuple[int, int, int], ...]:
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
     """Return the batch sizes that a detector runs. Other batches are padded with empty rows to the next larger size.
 
-    The sizes are the powers of two up to `max_batch`, and `max_batch`. Each size needs a context and a graph in every
-    slot, which takes seconds at the start. Empty rows take little time, because in a camera system a batch is either
-    so small that the GPU is not fully used, or has `max_batch` frames.
+    The sizes are the powers of two up to `max_batch`, and `max_batch`. Each size needs a context and a graph for each
+    batch that can be in flight, which takes seconds at the start. Empty rows take little time, because in a camera
+    system a batch is either so small that the GPU is not fully used, or has `max_batch` frames.
     """
     return tuple(sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch}))
 
@@ -221,7 +225,8 @@ def _profile(
 def _value_range(tensor: NetworkInput, spec: AnySpec, profile: ProfileSpec) -> Range:
     """Return the range of the values of an input that determines shapes.
 
-    If the profile has no range, the minimum, the optimum, and the maximum are the values in `input.constants`.
+    If the profile has no range, the minimum, the optimum, and the maximum are the values in `input.constants` of
+    model.yaml.
 
     Raises:
         ModelError: model.yaml has no values for the input, or the values are not whole numbers.
@@ -232,7 +237,7 @@ def _value_range(tensor: NetworkInput, spec: AnySpec, profile: ProfileSpec) -> R
 
 
 def shape_values(spec: AnySpec, name: str) -> Shape:
-    """Return the values of an input that determines shapes, from `input.constants`.
+    """Return the values of an input that determines shapes, from `input.constants` of model.yaml.
 
     Raises:
         ModelError: the values are not whole numbers.

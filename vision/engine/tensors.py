@@ -36,7 +36,10 @@ def as_shape(dims: _Dims) -> Shape:
 
 
 def dtype_name(member: str) -> str:
-    """Return the key of `ITEM_BITS` for the name of a ``trt.DataType``. Raise `ModelError` for an unsupported type."""
+    """Return the type name that this program uses, such as ``float16``, for the name of a ``trt.DataType``.
+
+    Raise `ModelError` for an unsupported type.
+    """
     try:
         return _DTYPE_OF_MEMBER[member.upper()]
     except KeyError:

@@ -21,7 +21,7 @@ from vision.errors import from_os_error
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Named span of time in one row of the diagram."""
+    """Named span of time, which a trace viewer draws in the row `lane` of its diagram."""
 
     name: str
     lane: str  # name of the row, such as a slot, a thread, or the copy engine
@@ -45,7 +45,10 @@ class SpanRecorder:
 
     @contextlib.contextmanager
     def span(self, name: str, lane: str, **details: Any) -> Iterator[None]:
-        """Measure a `with` block with the clock of the recorder, and add a span called `name` to the row `lane`."""
+        """Measure a `with` block with the clock of the recorder, and add a span called `name` to the row `lane`.
+
+        The trace viewer shows `details` with the span.
+        """
         start_ns = self._clock()
         try:
             yield
@@ -59,7 +62,7 @@ class SpanRecorder:
 
 
 def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -> tuple[Span, ...]:
-    """Return consecutive spans from `start_ns` on, for `layers` (name, duration in ms) in the order of execution."""
+    """Return consecutive spans in the row `lane` from `start_ns` on, for `layers` (name, duration in ms) in order."""
     spans: list[Span] = []
     for name, ms in layers:
         end_ns = start_ns + round(ms * 1e6)
@@ -69,7 +72,7 @@ def layer_spans(layers: Iterable[tuple[str, float]], lane: str, start_ns: int) -
 
 
 def chrome_trace(spans: Iterable[Span]) -> dict[str, Any]:
-    """Convert spans to a Chrome trace. Time 0 is the start of the earliest span. Lanes are sorted by name."""
+    """Convert spans to a Chrome trace. Time 0 is the start of the earliest span. Rows (lanes) are sorted by name."""
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     origin_ns = ordered[0].start_ns if ordered else 0
     lanes = {lane: number for number, lane in enumerate(sorted({span.lane for span in ordered}), start=1)}

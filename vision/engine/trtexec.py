@@ -37,7 +37,10 @@ _PRECISIONS_OF_10: Mapping[Precision, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """Command-line tool of a library. `found` is True if the tool is installed on this machine."""
+    """Command-line tool of TensorRT or TensorRT-RTX. `dialect` identifies the set of options that the tool supports.
+
+    `found` is True if the tool is installed on this machine.
+    """
 
     dialect: Dialect
     program: str
@@ -45,7 +48,10 @@ class Tool:
 
 
 def dialect_of(flavour: Flavour, *, weak_typing: bool) -> Dialect:
-    """Return the dialect of the tool of a library. `weak_typing` is True if the library supports weak typing."""
+    """Return the dialect (the set of options) of the command-line tool of TensorRT or TensorRT-RTX.
+
+    `weak_typing` is True if the library supports weak typing.
+    """
     if flavour == "tensorrt-rtx":
         return "tensorrt_rtx"
     return "trtexec-10" if weak_typing else "trtexec-11"

@@ -79,7 +79,10 @@ def _mib(nbytes: int) -> str:
 
 
 def _refuse(status: Any, nbytes: int, purpose: str, kind: str) -> DeviceError:
-    """Return the error to raise for a failed allocation. `kind` is "device" or "page-locked"."""
+    """Return the error for an allocation of `nbytes` bytes for `purpose`, which failed with the CUDA status `status`.
+
+    `kind` is the kind of memory: "device" or "page-locked".
+    """
     if status != runtime.cudaError_t.cudaErrorMemoryAllocation:
         return failure(status, f"allocating {_mib(nbytes)} of {kind} memory for {purpose}")
     runtime.cudaGetLastError()  # clears the error, which the next call would otherwise report again

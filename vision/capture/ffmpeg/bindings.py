@@ -203,7 +203,7 @@ class FrameWriter:
                 shown[...] = self._orientation.apply(plane)
 
     def _converted(self, frame: VideoFrame) -> VideoFrame:
-        """Return the frame in the delivered format. A conversion from YUV to YUV keeps the color encoding."""
+        """Return the frame in the format that `write` delivers. Conversion from YUV to YUV keeps the color encoding."""
         encoding = encoding_of(frame)
         matrix = _BT709 if encoding.startswith("bt709") else _BT601
         color_range = _FULL_RANGE if encoding.endswith("-full") else _LIMITED_RANGE
@@ -221,7 +221,11 @@ class FrameWriter:
         )
 
     def _renamed(self, frame: VideoFrame) -> VideoFrame:
-        """Return a frame with the same pixel values, but a format whose name tells FFmpeg that the range is limited."""
+        """Return a frame with the same pixel values, but a format name that stands for the limited range.
+
+        Call this for frames of limited range whose format name (``yuvj...``) wrongly tells FFmpeg that the range is
+        full.
+        """
         name = frame.format.name.replace(_FULL, "yuv")
         return self._reformatter.reformat(frame, format=name, src_color_range=_FULL_RANGE, dst_color_range=_FULL_RANGE)
 

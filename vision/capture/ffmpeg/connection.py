@@ -79,8 +79,8 @@ class Connecting:
         """Connect to the camera, and return the open connection.
 
         Raises:
-            SourceError: the camera does not respond, refuses the request, or sends no video; or the PEM file of `tls`
-                cannot be used.
+            SourceError: the camera does not respond, refuses the request, or sends no video; or the PEM file in
+                the camera's setting `tls` cannot be used.
         """
         camera, address = self._camera, self._camera.address
         assert isinstance(address, NETWORK)
@@ -212,7 +212,7 @@ def _duration_ns(container: InputContainer, stream: VideoStream) -> int | None:
 
 
 class ImageConnection:
-    """A connection that delivers JPEGs over HTTP."""
+    """Connection that delivers the JPEGs of a `JpegConnection`. It can be used in place of a `ContainerConnection`."""
 
     def __init__(self, jpegs: JpegConnection) -> None:
         context = CodecContext.create("mjpeg", "r")

@@ -73,7 +73,7 @@ class PacketDecoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JpegStream:
-    """The stream of a connection that delivers JPEGs, which have no container."""
+    """FFmpeg's codec context for JPEGs that arrive without a container, in place of a container's `VideoStream`."""
 
     codec_context: VideoCodecContext
 

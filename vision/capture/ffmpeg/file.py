@@ -35,7 +35,7 @@ _NOT_A_VIDEO: Final = "not a video that FFmpeg can decode"
 
 @dataclass(slots=True)
 class _Frame:
-    """A decoded frame, its decoder, and the properties of the frames in the current pass."""
+    """A decoded frame of a video file, its decoder, the properties of the stream, and the tap for its packets."""
 
     decoded: DecodedFrame
     decoder: PacketDecoder
@@ -64,7 +64,8 @@ class VideoFile(PacedSource[_Frame]):
         """Create the source.
 
         `open_decoder` opens the decoder of each pass. If `loop` is True, restart the file at its end. `tap`, if given,
-        receives the packets, with a new connection for each pass, until a frame must be rotated or mirrored.
+        receives the packets of each pass as a new connection. It receives no packets after a frame that must be rotated
+        or mirrored, because receivers of packets do not do this.
         """
         super().__init__(path, pacer)
         self._path = path
@@ -101,7 +102,7 @@ class VideoFile(PacedSource[_Frame]):
         frame.decoder.write(frame.decoded.image, out)
 
     def _read_passes(self) -> Generator[_Frame, None, None]:
-        """Yield the frames of all passes, in the pixel format of the first pass, which `open` has returned."""
+        """Yield the frames of all passes over the file, in the pixel format of the first pass."""
         pixel_formats = self._pixel_formats
         while True:
             with closing(_Pass(self._path, self._open_decoder, pixel_formats, self._tap)) as current:
@@ -120,7 +121,10 @@ class VideoFile(PacedSource[_Frame]):
 
 
 def _is_upright(decoded: DecodedFrame) -> bool:
-    """Return False if the program must rotate or mirror the frame, which receivers of the packet do not do."""
+    """Return False if a decoded frame must be rotated or mirrored before it is shown.
+
+    Receivers of the coded packets would show such frames in the wrong orientation.
+    """
     if not isinstance(decoded.image, VideoFrame):
         return True
     orientation = orientation_of(decoded.image)

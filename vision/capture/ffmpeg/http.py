@@ -69,7 +69,7 @@ def request(camera: CameraConfig) -> Answer:
 
     Raises:
         SourceError: the camera does not respond, refuses the request, or sends neither video nor a JPEG; or the PEM
-            file of `tls` cannot be used.
+            file in the camera's setting `tls` cannot be used.
     """
     try:
         answer = _send_request(camera)
@@ -209,7 +209,7 @@ class JpegConnection:
         """Yield the JPEGs of the current response, and count the damaged JPEGs as skipped.
 
         Raises:
-            SourceError: the response fails, or contains no JPEG within `_SEARCHED_BYTES`.
+            SourceError: the response fails, or contains no JPEG within 64 MiB.
         """
         scanner, counted, searched = JpegScanner(), 0, 0
         chunk = self._answer.first

@@ -122,7 +122,10 @@ def _load() -> SimpleNamespace:
 
 
 def _hash_is_address(structure: Any) -> bool:
-    """Return True if PyGObject's hash of a structure equals the address that the structure's `repr` shows."""
+    """Return True if PyGObject's hash of a structure equals the address that the structure's `repr` shows.
+
+    If it does, `mapped` can use the hash as the address of a buffer, and need not copy the bytes of the buffer.
+    """
     shown = re.search(r" at 0x([0-9a-f]+)\)>$", repr(structure))
     return shown is not None and int(shown[1], 16) == hash(structure)
 

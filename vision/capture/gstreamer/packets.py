@@ -31,7 +31,7 @@ _MAX_AGE_NS = 30_000_000_000  # a frame that seems older on arrival has a wrong 
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrame:
-    """A decoded frame, the properties that the decoder does not pass on, and the number of missing frames before it."""
+    """A decoded frame, its arrival time, capture time, and damage, and the number of missing frames before it."""
 
     sample: Any  # a GstSample
     packet: PacketInfo
@@ -88,7 +88,10 @@ class DecodedFrames:
 
 
 class PacketMonitor:
-    """Monitor that selects the coded frames to decode, and stores the properties that the decoder does not pass on."""
+    """Monitor that selects the coded frames to decode, and stores their arrival times, capture times, and damage.
+
+    The decoder does not pass these properties on, so `on_decoded_frame` adds them to each decoded frame.
+    """
 
     def __init__(self, skip: Callable[[DropReason], None]) -> None:
         """Create the monitor. It calls `skip` with the reason for each frame that it does not pass to the decoder."""

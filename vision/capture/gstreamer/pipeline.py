@@ -192,7 +192,10 @@ def to_host(formats: Sequence[PixelFormat], codec: Codec | None, registry: Regis
 
 
 def appsink(caps: Serialized) -> Element:
-    """Return the sink, which reports each frame with the signal ``new-sample`` as soon as the frame is decoded."""
+    """Return the ``appsink`` element, through which the program receives decoded frames with the caps `caps`.
+
+    The element reports each frame with the signal ``new-sample`` as soon as the frame is decoded.
+    """
     return Element("appsink", {"caps": caps, "emit-signals": True, "sync": False, "enable-last-sample": False})
 
 

@@ -233,8 +233,8 @@ class Player:
         """Build the pipeline and start it.
 
         Raises:
-            SourceError: an element is missing, the device or the file in `tls` cannot be opened, or GStreamer cannot
-                start the pipeline.
+            SourceError: an element is missing, the device or the PEM file in the setting `tls` cannot be opened, or
+                GStreamer cannot start the pipeline.
         """
         gst = library().Gst
         # GStreamer's system clock is CLOCK_MONOTONIC, like Python's monotonic clock, so their times can be compared.
@@ -368,7 +368,10 @@ class Player:
         self._connect(jitter_buffer, "handle-sync", self.packets.on_sender_report)
 
     def _on_stream(self, _source: Any, _number: int, caps: Any) -> bool:
-        """Return True for the first video stream. Other streams are not requested, because they use bandwidth."""
+        """Select the streams of a camera to receive: return True for the first video stream, and False for all others.
+
+        GStreamer calls this method for each stream. The other streams would only use bandwidth.
+        """
         select = not self._selected and caps.get_structure(0).get_string("media") == "video"
         self._selected = self._selected or select
         return select
@@ -390,7 +393,7 @@ class Player:
         """Connect `pad` to the decoder, in place of the pad that is connected.
 
         Some cameras continue their stream with a different SSRC (identifier of an RTP stream), for which GStreamer
-        creates a pad.
+        creates the new pad `pad`.
         """
         previous = self._entry.get_peer()
         if previous is not None:

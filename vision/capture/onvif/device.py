@@ -163,7 +163,9 @@ async def _query_media(device: Device, address: str, client: SoapClient) -> None
 
 
 async def _add(device: Device, profile: Profile, response: Awaitable[Element]) -> None:
-    """Store a profile with the address of its stream. If there is no valid address, store the reason and no address.
+    """Add `profile` to `device.profiles`, with the address of its stream from `response`.
+
+    If `response` contains no valid address, add the profile without an address, and the reason to `device.problems`.
 
     Raises:
         SourceError: the device does not answer or refuses the account, or the response is an HTTP error, too large, or

@@ -75,7 +75,10 @@ async def _find_devices(targets: Sequence[Target], timeout_s: float, account: Ac
 async def _ask(
     device: Device, account: Account | None, timeout_s: float, context: ssl.SSLContext, slots: asyncio.Semaphore
 ) -> None:
-    """Query a device, and store its responses in `device`. Add reasons for missing responses to `device.problems`."""
+    """Query a device, and store its responses in `device`. Add reasons for missing responses to `device.problems`.
+
+    `context` is the TLS context for the connection. `slots` limits how many devices are queried at the same time.
+    """
     # Many devices close the connection after a response without announcing it. Another request over it would fail.
     limits = httpx.Limits(max_keepalive_connections=0)
     async with slots, httpx.AsyncClient(verify=context, trust_env=False, timeout=timeout_s, limits=limits) as http:
@@ -180,11 +183,11 @@ def _unused(name: str, taken: set[str]) -> str:
 def camera_section(
     device: Device, camera: Camera, account: Account | None, variable: str
 ) -> tuple[Mapping[str, Any] | None, SourceError | None]:
-    """Return the keys of a camera for camera.yaml and None, or None and the reason why there are no keys.
+    """Return the settings of a camera for camera.yaml and None, or None and the reason why there are no settings.
 
-    If no stream is preferred, return None and None. There are no keys if the stream is on a different
-    host, or if its address contains an account. In the keys, the password of `account` is a reference to the
-    environment variable `variable`.
+    If the camera has no preferred stream, return None and None. There are no settings if the stream is on a different
+    host than the device, or if its address contains an account. In the settings, the password of `account` is a
+    reference to the environment variable `variable`.
     """
     if camera.preferred is None:
         return None, None

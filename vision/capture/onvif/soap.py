@@ -35,7 +35,7 @@ class Account:
 
 
 class SoapClient:
-    """Client that sends requests to one device. The device receives only digests of the password.
+    """Client that sends requests to one device over the HTTP client `http`. It sends only digests of the password.
 
     The caller owns and closes `http`. If `account` is None, all requests are anonymous.
     """

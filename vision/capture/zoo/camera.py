@@ -23,7 +23,7 @@ _LISTEN_WAIT_S: Final = 0.1
 
 
 class Camera:
-    """A camera that listens on a port from `start` to `stop`. Call all methods on one event loop."""
+    """A synthetic camera that listens on a port from `start` to `stop`. Call all methods on one event loop."""
 
     def __init__(self, persona: Persona, fault: Fault = "none", *, fault_after_s: float, repeats: bool) -> None:
         """Create the camera.
@@ -97,7 +97,10 @@ class Camera:
         await self._listen(self.port)
 
     def streaming(self) -> Playback:
-        """Start a new playback, and return its record. The first playback starts the timer of the fault, if any."""
+        """Return a new record of the frames that the camera sends from now on to a client.
+
+        The first call starts the timer of the camera's fault, if any.
+        """
         playback = Playback()
         self.playbacks.append(playback)
         if self.fault in ("cut", "stall", "restart") and self._fault_task is None:

@@ -18,7 +18,10 @@ _NONCE_REQUESTS: Final = 2  # number of requests for which a nonce of `digest-st
 
 
 class Gate:
-    """Gate that requests the user and password, and checks them. All connections of a camera share one gate."""
+    """Check of the user and password that an HTTP or RTSP client sends. It also requests them from the client.
+
+    All connections of a camera share one gate.
+    """
 
     def __init__(self, auth: Auth | None) -> None:
         self._auth = auth

@@ -26,7 +26,7 @@ _DHT: Final = 0xC4
 
 @dataclass(slots=True)
 class HttpState:
-    """State that all connections of one HTTP camera share."""
+    """The record of sent snapshots and the HLS stream, which all connections of one HTTP camera share."""
 
     snapshots: Playback | None = None
     channel: HlsChannel | None = None
@@ -55,7 +55,7 @@ async def serve_http(host: Host, state: HttpState, reader: asyncio.StreamReader,
 
 
 class HttpConnection:
-    """The HTTP connection of one client: responds to requests, and sends what the persona serves."""
+    """The HTTP connection of one client. It responds to requests, and sends the stream of the synthetic camera."""
 
     def __init__(self, host: Host, state: HttpState, link: Link) -> None:
         stream = host.persona.stream
@@ -152,7 +152,10 @@ class HttpConnection:
         return image
 
     async def _snapshot(self) -> bool:
-        """Send the next JPEG. Return True if the connection stays open. All clients share one playback."""
+        """Respond with the next JPEG. Return True if the connection stays open for further requests.
+
+        All clients share one sequence of JPEGs.
+        """
         playback = self._state.snapshots = self._state.snapshots or self._host.streaming()
         position = len(playback.sent)
         image = self._jpeg(position, playback)

@@ -1,4 +1,4 @@
-"""Personas of the HTTP cameras in the zoo."""
+"""Descriptions (personas) of the synthetic HTTP cameras that `vision.capture.zoo.zoo` can run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Generator of the page docs/cameras-zoo.md, which lists what each reader does with each camera.
+"""Generator of the page docs/cameras-zoo.md, which lists how GStreamer and FFmpeg handle each synthetic camera.
 
     python -m vision.capture.zoo.page > docs/cameras-zoo.md
 
-`tests/zoo` checks that the readers do what the page says, and that the page is up to date.
+`tests/zoo` checks that GStreamer and FFmpeg do what the page says, and that the page is up to date.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ The program plays these cameras with limits:
 
 
 def expectation(persona: Persona) -> str:
-    """Return the expected result of each reader with a camera, as one line of text."""
+    """Return one line of text: the expected result of each reader (GStreamer, FFmpeg) for a synthetic camera."""
     texts = {reader: _expected(persona.verdicts.get(reader)) for reader in persona.readers}
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
@@ -85,7 +85,7 @@ def _expected(verdict: Verdict | None) -> str:
 
 
 def _shown_keys(verdict: Verdict) -> Iterator[str]:
-    """Yield the keys of camera.yaml with which the reader plays the camera.
+    """Yield the settings of camera.yaml with which a reader plays a camera that it otherwise refuses with `verdict`.
 
     A variable stands for the password, because camera.yaml refuses literal passwords.
     """
@@ -110,7 +110,10 @@ def _table(personas: Iterable[Persona], readers: tuple[Reader, ...]) -> Iterator
 
 
 def _condition(limit: Limit) -> str:
-    """Return the options that select the faults of a limit, as text, or "" if the limit applies to every fault."""
+    """Return, as text, the options (``--fault``) that select the faults during which a reader has a limitation.
+
+    Return "" if the reader has the limitation during every fault.
+    """
     if not limit.faults or len(limit.faults) == len(FAULTS):
         return ""
     return f" and {' or '.join(f'`--fault {fault}`' for fault in limit.faults)}"

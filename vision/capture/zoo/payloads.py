@@ -29,7 +29,7 @@ def payloads(clip: Clip, frame: CodedFrame, *, in_band: bool, aggregated: bool, 
         frame: the frame to send.
         in_band: if True, send the parameter sets before each key frame (H.264 and H.265).
         aggregated: if True, send these parameter sets in one packet (STAP-A for H.264, AP for H.265).
-        tables: selects the frames that are sent with the quantization tables of JPEGs.
+        tables: the frames that contain the quantization tables of JPEGs: all, every tenth, or none.
     """
     match clip.codec:
         case "h264" | "h265":

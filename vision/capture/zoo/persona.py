@@ -137,7 +137,7 @@ Stream: TypeAlias = RtspStream | HttpStream
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The reason why a reader plays no frame of a camera, and the remedy."""
+    """The error with which a reader (GStreamer or FFmpeg) refuses a synthetic camera, and settings that prevent it."""
 
     code: str  # `SourceError.code`
     remedy: Mapping[str, object] | None = None  # keys of camera.yaml with which it plays; None: change the camera
@@ -145,7 +145,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limitation of a reader that plays the camera. `text` describes the limitation.
+    """A limitation of a reader (GStreamer or FFmpeg) that plays a synthetic camera. `text` describes it.
 
     During the faults in `faults`, the reader does not count all missing frames.
     """
@@ -157,7 +157,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Persona:
-    """The description of one camera. `verdicts` lists the readers that do not play the camera."""
+    """The description of one synthetic camera: its stream, its server, its oddities, and the expected results.
+
+    `verdicts` names the readers (GStreamer, FFmpeg) that cannot play the stream of this camera, each with the reason.
+    """
 
     name: str
     odd: str  # what is odd about it
@@ -178,7 +181,7 @@ class Persona:
 
     @property
     def readers(self) -> tuple[Reader, ...]:
-        """The readers that can open the address of this camera."""
+        """Names of the readers (GStreamer, FFmpeg) that support the protocol of this camera."""
         return ("gstreamer", "ffmpeg") if self.is_rtsp else ("ffmpeg",)
 
     @property

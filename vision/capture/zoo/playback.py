@@ -1,4 +1,4 @@
-"""Record of the frames that a camera has sent to one client, and the connection on which faults act."""
+"""Classes for the connection of a synthetic camera to one client: the frames that were sent, and simulated faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KEY_LOSS_AT: Final = 20
 
 @dataclass(slots=True)
 class Playback:
-    """Record of the frames sent to one client. `sent` contains the numbers that the frames show, in decoding order."""
+    """Record of the frames sent to one client. `sent` contains the numbers painted into them, in decoding order."""
 
     sent: list[int] = field(default_factory=list)
     damaged: set[int] = field(default_factory=set)  # positions in `sent` of frames that were not sent completely
@@ -36,7 +36,7 @@ class Playback:
 
 @dataclass(slots=True)
 class Disturbance:
-    """Faults that a program switches on and off while a camera streams."""
+    """Faults of a synthetic camera that a program can switch on and off while the camera streams."""
 
     frozen: bool = False  # the last key frame is repeated
     stalled: bool = False  # no frame is sent, and no request is answered until the stall ends
@@ -48,12 +48,12 @@ class Disturbance:
 
 
 def is_lost(position: int) -> bool:
-    """Return True if the fault `loss` damages the frame at this position of a playback."""
+    """Return True if a camera with the fault ``loss`` damages the frame at this position in the list of sent frames."""
     return position % _LOSS_EVERY == _LOSS_AT or position % _KEY_LOSS_EVERY == _KEY_LOSS_AT
 
 
 class Link:
-    """The TCP connection of one client."""
+    """The TCP connection of a synthetic camera to one client. It can simulate a slow or stalled network."""
 
     def __init__(self, writer: asyncio.StreamWriter, fault: Fault, disturbance: Disturbance) -> None:
         self._writer = writer
@@ -74,7 +74,7 @@ class Link:
     async def send(self, data: bytes) -> None:
         """Write `data` to the client. If the connection is stalled, discard `data`.
 
-        If the fault is `slow`, write small pieces with pauses between them.
+        If the camera simulates the fault ``slow``, write small pieces with pauses between them.
 
         Raises:
             ConnectionError: the client has closed the connection.
@@ -93,7 +93,7 @@ class Link:
             await self._writer.drain()
 
     async def answer(self, data: bytes, delay_s: float = 0.0) -> None:
-        """Write a response after `delay_s` seconds. If the fault is `slow`, wait 0.3 s longer.
+        """Write a response after `delay_s` seconds. With the fault ``slow``, wait 0.3 s longer.
 
         If the camera is stalled, first wait until the stall ends.
         """
@@ -115,7 +115,10 @@ class Link:
 
 
 class Host(Protocol):
-    """The camera to which a connection belongs. `vision.capture.zoo.camera.Camera` implements this protocol."""
+    """The synthetic camera to which a connection belongs: the attributes and methods that the connection uses.
+
+    `vision.capture.zoo.camera.Camera` implements this protocol.
+    """
 
     persona: Persona
     fault: Fault
@@ -128,4 +131,7 @@ class Host(Protocol):
         """The address of the stream."""
 
     def streaming(self) -> Playback:
-        """Start a new playback, and return its record. The first playback starts the timer of the fault, if any."""
+        """Return a new record of the frames that the camera sends from now on to a client.
+
+        The first call starts the timer of the camera's fault, if any.
+        """

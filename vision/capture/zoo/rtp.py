@@ -1,4 +1,4 @@
-"""Sender of the RTP packets and the RTCP sender reports of one playback, with the oddities of the persona."""
+"""Sender of a synthetic camera's RTP packets and RTCP sender reports to one client, with the camera's oddities."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class RtpSender:
     ) -> None:
         """Create the sender. `send` sends each packet, and `playback` records the sent frames.
 
-        If `loses` is True, omit one packet of some frames.
+        If `loses` is True, omit one packet of some frames. `disturbance` contains faults that can be switched on and
+        off while the sender runs.
         """
         self._stream = stream
         self._playback = playback
@@ -93,7 +94,7 @@ class RtpSender:
             place += 1
 
     def _frame(self, place: int) -> tuple[Clip, CodedFrame, int]:
-        """Return the clip and the frame to send as number `place`, and the position of the frame in display order."""
+        """Return the clip and the frame to send as frame `place` of the stream, and its position in display order."""
         stream, disturbance = self._stream, self._disturbance
         turn = (place - stream.first_frame) // stream.resize_every if stream.resize_every else 0
         if place % GOP == 0:  # only a key frame can change the size

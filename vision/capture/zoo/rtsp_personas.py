@@ -1,4 +1,4 @@
-"""Personas of the RTSP cameras in the zoo."""
+"""Descriptions (personas) of the synthetic RTSP cameras that `vision.capture.zoo.zoo` can run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scenes that synthetic cameras show: numbered frames, colored rectangles, or the street of the shipped clip."""
+"""The scenes of synthetic cameras: numbered frames, colored rectangles, or a street in a video of this package."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _rectangles(size: Size, count: int) -> Iterator[av.VideoFrame]:
 
 
 def _street(size: Size, count: int) -> Iterator[av.VideoFrame]:
-    """Yield the shipped clip forward and backward, so that it continues without a jump."""
+    """Yield the street video of this package forward and backward, so that it continues without a jump."""
     width_px, height_px = size
     path = next(iter(shipped_configs().values())).parent / _STREET
     with av.open(str(path)) as container:

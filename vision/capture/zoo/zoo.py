@@ -109,7 +109,7 @@ def running_zoo() -> Iterator[Zoo]:
 
 
 def selected(names: Iterable[str]) -> list[Persona]:
-    """Return the personas with these names, or all personas if `names` is empty.
+    """Return the descriptions (personas) of the cameras with these names, or of all cameras if `names` is empty.
 
     Raises:
         VisionError: a name is unknown.
