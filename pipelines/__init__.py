@@ -37,8 +37,8 @@ def pipeline_with(
 
     Args:
         stages: additional stages, in the order in which they run. They run after the other stages of the pipeline
-            `after`, but before its snapshot and inquiry stages, so these two stages also process the events of the
-            additional stages.
+            `after`, but before the stages that save snapshots and ask the language model, so these two stages also
+            process the events of the additional stages.
         after: name of the shipped pipeline.
         sinks: sinks that receive the results in addition to the publisher.
     """
@@ -66,9 +66,10 @@ def load_pipeline(name: str) -> Build:
 
 
 def run_result_worker(channel: WorkerChannel, setup: bytes) -> None:
-    """Process results with the stages of the pipeline that `setup` names, until the main process stops the worker.
+    """Process detection results with the stages of the pipeline that `setup`, an encoded `WorkerSetup`, names.
 
-    A worker process calls this function. It raises the same errors as `vision.runtime.result_worker.run`.
+    A worker process calls this function, which runs until the main process stops the worker. It raises the same errors
+    as `vision.runtime.result_worker.run`.
     """
     result_worker.run(channel, setup, _load_stages)
 
@@ -92,10 +93,10 @@ def _load_build(name: str) -> Build:
 
 
 def _checked(build: Build, name: str) -> Build:
-    """Check the arguments of `build`. Return a function that calls `build` and checks its result.
+    """Check that `build` accepts its three arguments. Return a function that calls `build`, and checks its result.
 
     Raises:
-        ConfigError: `build` does not accept the three arguments.
+        ConfigError: `build` cannot be called with (config, options, resources).
     """
     hint = "write `def build(config, options, resources)`, which returns a `Runtime`, as docs/pipelines.md describes"
     try:

@@ -1,6 +1,7 @@
-"""Pipeline `count`: the stages of `track` -> analytics -> rules -> summaries of objects -> snapshots -> inquiries.
+"""Pipeline `count`: the stages of `track`, followed by the stages for lines, zones, and rules, and optional stages.
 
-The pipeline publishes tracks, events, and counts.
+The optional stages summarize objects, save snapshots of events, and ask a language model about events. The pipeline
+publishes tracks, events, and counts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open and return the stages of `track`, analytics, rules, and, if configured, summaries, snapshots, and inquiries.
+    """Open and return the stages of `track`, the stages for lines, zones, and rules, and configured optional stages.
 
     The stages are opened in an order that reports errors early.
     """

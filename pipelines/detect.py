@@ -15,10 +15,10 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Return the stages: a `ScoreFilter` and, if configured, the stages that watch views and send inquiries.
+    """Return a `ScoreFilter` and, if configured, the stages that find moved cameras and ask a language model.
 
-    The filter removes objects only after a reload has raised `detect.score_threshold`. The module docstring of
-    `vision.runtime.builder` describes the errors.
+    The filter removes objects only after a reload of the configuration has raised `detect.score_threshold`. The module
+    docstring of `vision.runtime.builder` describes the errors.
     """
     views = open_views(config, options, resources)
     return [ScoreFilter(config.detect.score_threshold), *views, *open_inquiries(config, options, resources)]

@@ -1,6 +1,6 @@
 """Pipeline `track`: capture -> batching -> detect -> track -> publish. The pipeline publishes tracks.
 
-If configured, the second model and the summaries of objects follow the tracker.
+If configured, a second model classifies the tracked objects, and a stage summarizes objects that have left the scene.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from vision.stages.stage import Stage
 
 
 def open_stages(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sequence[Stage]:
-    """Open the tracker and, if configured, the second model and the stages for views, objects, and inquiries."""
+    """Open the tracker and, if configured, the stages that classify and summarize the tracked objects.
+
+    If configured, also open the stages that find moved or covered cameras, and ask a language model about events.
+    """
     cascade, track = open_cascade(config, options, resources), open_tracking(config)
     views, inquiries = open_views(config, options, resources), open_inquiries(config, options, resources)
     return [track, *cascade, *views, *open_objects(config), *inquiries]

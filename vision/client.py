@@ -276,9 +276,10 @@ class Subscription:
                 self._take(self._guarded.socket.recv_multipart())
 
     def _event_of(self, events: zmq.Socket[bytes]) -> int:
-        """Return the next ZeroMQ event of a connection.
+        """Return the next ZeroMQ event of a connection to the publisher.
 
-        If the guard has closed the connection, queue a `Problem`, and return a disconnection event.
+        If the `ReceiveGuard` has closed the connection, because too much data waited, queue a `Problem`, and return a
+        disconnection event.
         """
         parts = events.recv_multipart()
         if parts != [CUT]:

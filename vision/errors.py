@@ -102,7 +102,7 @@ class EndOfStream(SourceError):
 
 
 class SizeChanged(SourceError):
-    """The grabbed frame differs from its buffer in size or format."""
+    """The size or format of a camera's new frame differs from the size or format of the buffer for its frames."""
 
     def __init__(self, height_px: int, width_px: int) -> None:
         super().__init__(f"the frame is now {width_px}x{height_px}")

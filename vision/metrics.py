@@ -117,7 +117,10 @@ def enable_nvtx() -> bool:
 
 
 def send_spans(to: Spans | None) -> None:
-    """Make `span(name)` return the context manager `to(name)`. If `to` is None, disable the marks."""
+    """Make `span(name)` return the context manager `to(name)`, which marks a block of code for a profiler.
+
+    If `to` is None, `span` no longer marks blocks.
+    """
     global _spans  # noqa: PLW0603 - one switch for the process, set before the threads start
     _spans = to
 

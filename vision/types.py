@@ -195,7 +195,10 @@ class FrameBuffer:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame in a buffer of its camera. The frame is valid only while its lease is held."""
+    """A frame in a buffer of its camera.
+
+    The frame is valid until its `Lease` is released, because the buffer is then used for another frame.
+    """
 
     meta: FrameMeta
     buffer: FrameBuffer
@@ -256,7 +259,10 @@ class Shapes:
 
 
 def rotated_corners(rotated_boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the corners (N, 4, 2) of boxes (N, 5) as in `Shapes.rotated_boxes`, clockwise in the frame."""
+    """Return the corners (N, 4, 2) of N rotated boxes, clockwise in the frame.
+
+    Each row of `rotated_boxes` contains a center, two sides, and an angle, as in `Shapes.rotated_boxes`.
+    """
     x, y, longer, shorter, angle = rotated_boxes.astype(np.float64).T
     along = np.stack([np.cos(angle), np.sin(angle)], axis=-1) * longer[:, None] / 2
     across = np.stack([-np.sin(angle), np.cos(angle)], axis=-1) * shorter[:, None] / 2

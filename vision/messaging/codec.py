@@ -116,7 +116,10 @@ def detections(
     published_ns: int,
     masks: MaskFormat = "polygon",
 ) -> DetectionsMessage:
-    """Return the message that publishes a result at `published_ns` (monotonic). `masks` is the format of masks."""
+    """Return the detections message of a result that is published at `published_ns` (monotonic).
+
+    `masks` is the format of the objects' masks.
+    """
     meta, shapes = result.meta, result.objects.shapes
     objects = _objects(result, class_names, masks)
     if result.attributes:
@@ -141,7 +144,7 @@ def detections(
 
 
 def _objects(result: Result, class_names: Sequence[str], masks: MaskFormat) -> list[DetectedObject]:
-    """Return the objects of a message, without objects whose score or box is not finite."""
+    """Return the objects of a result as in messages, without objects whose score or box is not finite."""
     detections = result.objects
     *corners, scores = values = _rounded(detections)
     boxes = zip(*corners, strict=True)
@@ -181,7 +184,7 @@ def _rounded(detections: Detections | Tracks) -> list[list[float]]:
 
 
 def _with_track_boxes(objects: Sequence[DetectedObject], tracks: Tracks) -> list[DetectedObject]:
-    """Add `hidden_px` and `previous_box` to the objects that have them."""
+    """Add the hidden height and the previous box to the objects for which `tracks` contains these values."""
     number = len(objects)
     hidden = np.zeros(number) if tracks.hidden_px is None else tracks.hidden_px.astype(np.float64).round(1)
     previous = np.full((number, 4), nan) if tracks.previous_xyxy is None else tracks.previous_xyxy.astype(np.float64)
@@ -213,7 +216,7 @@ def _attributes(attributes: Sequence[Attribute], now_ns: int) -> list[AttributeO
 
 
 def _stage_times(result: Result, published_ns: int) -> StageTimes:
-    """Return the duration of each stage in milliseconds."""
+    """Return the time in milliseconds that a result needed for each step from the capture to the publication."""
     captured_ns, timing = result.meta.captured_ns, result.timing
     return StageTimes(
         wait=_ms(timing.batched_ns - captured_ns),
@@ -258,7 +261,7 @@ def event(
 
 
 def object_summary(header: Header, summary: ObjectSummary, result: Result, class_names: Sequence[str]) -> ObjectMessage:
-    """Return the message about an object of `result.left`."""
+    """Return the message with `summary`, the summary of an object that left the scene in the frame of `result`."""
     meta, class_id, snapshot = result.meta, summary.class_id, summary.snapshot
 
     def utc(at_ns: int) -> str:
@@ -309,7 +312,7 @@ def _concealed(value: object) -> object:
 
 
 def _outline(track_id: int | None, result: Result, masks: MaskFormat) -> dict[str, Any]:
-    """Return the box and the shape fields of an event's object. Return an empty dict if the frame lacks the object."""
+    """Return the box, mask, and keypoints of an event's object as fields, or {} if the frame lacks the object."""
     objects = result.objects
     if track_id is None or not isinstance(objects, Tracks):
         return {}
@@ -380,7 +383,7 @@ def status(
         replay: address for requests for missed events, or None if subscribers cannot request events.
         sinks: status of each sink, by name.
         disks: free space, by folder.
-        view_fault: fault of the camera's view, or None if there is no fault.
+        view_fault: ``moved`` or ``covered`` if the camera was moved or is covered, otherwise None.
     """
     fields = msgspec.structs.asdict(report)
     if isinstance(report, CameraReport):

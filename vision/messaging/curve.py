@@ -254,7 +254,7 @@ class CurveServer:
             return
 
     def _answer(self, request: list[bytes]) -> list[bytes]:
-        """Return the reply of RFC 27 (ZAP) to a request."""
+        """Return the reply to a ZeroMQ request (ZAP, RFC 27): accept the client if its key is allowed."""
         version, request_id, *_, client_key = request
         if len(client_key) == 32 and self._keys.is_allowed(z85.encode(client_key).decode()):
             return [version, request_id, b"200", b"OK", b"", b""]

@@ -29,7 +29,10 @@ Without a limit, Linux extends the buffer to megabytes, which hold minutes of ol
 
 @dataclass(frozen=True, slots=True)
 class PortLimits:
-    """Limits of an address. The process that serves the address has further limits (`vision.messaging.relay`)."""
+    """Limits for the clients of a public address. The process that serves the address has further limits.
+
+    `vision.messaging.relay` describes these limits.
+    """
 
     connections: int  # maximum number at the same time; further clients wait
     subscribes: bool  # the clients are subscribers, which send only subscriptions

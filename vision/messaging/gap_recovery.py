@@ -144,7 +144,10 @@ class GapRecovery:
         yield from self._release(more=reply.more)
 
     def _skip_to(self, number: int) -> Iterator[Gap]:
-        """Yield the gap before event `number`, if any. If no event was processed before, yield nothing."""
+        """Yield a `Gap` for the missing events before event `number`, if any.
+
+        If no event was processed before, yield nothing.
+        """
         if number > self._last + 1 and self._last > 0:
             yield Gap(EVENTS, self._last + 1, number)
 

@@ -126,10 +126,11 @@ def serve_until_input_closes(
     follow: Callable[[], None],
     on_line: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve requests and run `follow`, each in a thread, until standard input closes. Then end the process.
+    """Serve requests until standard input closes, and then end the process. Meanwhile, run `follow` in another thread.
 
-    Pass each line of standard input, which contains new options, to `on_line`. Also end the process if one of the two
-    threads ends, so that `vision.messaging.helper_process` restarts the process.
+    `follow` is a loop, for example one that receives messages. Pass each line of standard input, which contains new
+    options, to `on_line`. Also end the process if `follow` or the server ends, so that
+    `vision.messaging.helper_process` restarts the process.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 
 def doc(description: str) -> Meta:
-    """Return the description of a field, for the JSON Schema and docs/messages.md."""
+    """Return the annotation of a field that adds `description` to the JSON Schema and to docs/messages.md."""
     return Meta(description=description)
 
 

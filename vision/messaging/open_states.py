@@ -1,7 +1,8 @@
-"""`OpenStates`, which stores the states whose start was reported, and ends a state if no other part can end it.
+"""`OpenStates`, which remembers each state, such as a crowded zone, that has begun and not ended.
 
-The part that reported the start of a state normally reports its end. This is not possible if a result worker ended
-unexpectedly, if the program was killed, or if the camera was removed.
+Two events report the start and the end of a state. Normally, the same part of the program publishes both. If this part
+cannot report the end, `OpenStates` creates this event: after a result worker ended unexpectedly, after the program was
+killed, or after the camera was removed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _VIEW: Final = "view"  # name of these events
 
 
 class OpenStates:
-    """The states that have begun and not ended. This class is not thread-safe."""
+    """The open states: for example, crowded zones whose start was reported by an event, but whose end was not.
+
+    This class is not thread-safe.
+    """
 
     def __init__(self) -> None:
         self._starts: dict[StateKey, EventMessage] = {}
@@ -39,7 +43,8 @@ class OpenStates:
     def follow(self, events: Iterable[EventMessage]) -> dict[StateKey, EventMessage | None]:
         """Update the open states with events, and return the states that changed.
 
-        The value of a state is the event that reports its start, or None if the state has ended or was forgotten.
+        The value of a state is the event that reports its start, or None if the state has ended, or was
+        forgotten because too many states are open.
         """
         changed: dict[StateKey, EventMessage | None] = {}
         for event in events:

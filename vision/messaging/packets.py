@@ -85,7 +85,10 @@ _decode_request = msgspec.msgpack.Decoder(ImageRequest).decode
 
 
 def packet_addresses(prefix: str, processes: int) -> list[str]:
-    """Return the addresses of the packet sockets of all processes that read cameras."""
+    """Return one address for each process that reads cameras. The `PacketSocket` of the process binds this address.
+
+    `prefix` comes from `packet_address_prefix`. `processes` is the number of these processes.
+    """
     return [f"{prefix}-{number}" for number in range(processes)]
 
 

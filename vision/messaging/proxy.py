@@ -61,7 +61,7 @@ class Proxy:
         self._thread.start()
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the public port by name."""
+        """Return the counters of the public port, such as refused connections, by name."""
         return self._bound.counters()
 
     def close(self, linger_s: float) -> None:

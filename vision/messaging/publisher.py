@@ -116,7 +116,7 @@ class DetectionsPublisher:
 
 
 class EventGate(Protocol):
-    """An object that can hold events back before they are published. Its methods must not block."""
+    """An object that can delay events, for example until a language model has checked them. It must not block."""
 
     def admit(self, events: Sequence[EventMessage]) -> Sequence[EventMessage]:
         """Return the events to publish immediately. The gate holds or drops the other events."""
@@ -131,10 +131,10 @@ class EventGate(Protocol):
         """
 
     def sent(self, events: Sequence[EventMessage]) -> None:
-        """Record the events that were sent, with their sequence numbers."""
+        """Record the sequence numbers of events that were sent, so that later amendments can refer to these events."""
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Stop waiting for answers that depend on the result worker of these cameras, because this worker has ended."""
+        """Abandon the questions about events of these cameras that their result worker had not sent when it ended."""
 
 
 class EventPublisher:
@@ -191,16 +191,16 @@ class EventPublisher:
             return self._open.view_fault(camera)
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Publish the ends of these cameras' open states.
+        """Publish an event for the end of each open state of these cameras, because their result worker has ended.
 
-        Then inform the gate, because the gate can hold the starts of states.
+        Then inform the gate, which can still hold events that report the start of a state.
         """
         self.end_states(cameras)
         if self._gate is not None:
             self._gate.worker_ended(cameras)
 
     def end_states(self, cameras: Collection[str] | None) -> None:
-        """Publish the ends of the open states of these cameras. None means all cameras."""
+        """Publish an end event for each open state, such as a crowded zone, of these cameras (None: all cameras)."""
         with self._lock:
             ends = self._open.ends(cameras)
         if ends:
@@ -209,9 +209,9 @@ class EventPublisher:
     def publish(self, events: Sequence[EventMessage], also: Sequence[Statement] = (), *, counters: bool = True) -> bool:
         """Store and send events that have no number yet. Run the statements in `also` in the same transaction.
 
-        If `counters` is True, also store the counters that wait to be stored. Return True if the events were stored.
-        Otherwise, the events are sent without a number in the journal, and the statements are not run. The method is
-        thread-safe.
+        If `counters` is True, also store the counters that wait in memory for a transaction. Return True if the events
+        were stored. Otherwise, the events are sent without a number in the journal, and the statements are not run.
+        The method is thread-safe.
 
         Before its own work, the first call ends the states that a previous process left open, and publishes the events
         that the gate of that process held.
@@ -263,7 +263,7 @@ class EventPublisher:
 
 
 def _restored(held: Sequence[EventMessage]) -> Iterator[EventMessage]:
-    """Yield the events that were held when the program was killed. After the start of a state, also yield its end."""
+    """Yield the events that the gate of a killed process held. After the start of a state, also yield its end."""
     for event in held:
         yield event
         if event.data.get("phase") == "begin":
@@ -373,7 +373,7 @@ class Publisher:
         return None if self._replay is None else self._replay.internal_address
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the event log, of the ports, and of `add_counters`, by name."""
+        """Return the counters of the event log, of the ports, and of the functions added by `add_counters`, by name."""
         events = {} if self._event_log is None else self._event_log.counters()
         ports = [("publish", self.socket), ("replay", self._replay)]
         more = {name: value for counters in self._more_counters for name, value in counters().items()}
@@ -406,22 +406,22 @@ class Publisher:
             self.publish_objects([codec.object_summary(codec.UNNUMBERED, each, result, names) for each in result.left])
 
     def publish_events(self, events: Sequence[EventMessage], also: Sequence[Statement] = ()) -> bool:
-        """Send events, as `EventPublisher.publish` does, unless the gate holds them back."""
+        """Send events, as `EventPublisher.publish` does, except those that the `EventGate` holds back or drops."""
         return self._events.publish_admitted(events, also)
 
     def end_states(self, cameras: Collection[str] | None = None) -> None:
-        """Publish the ends of the open states of these cameras, because no other part reports these ends.
+        """Publish the ends of these cameras' open states, such as a crowded zone, which no other part reports.
 
         If `cameras` is None, end the states of all cameras. Raise `Closed` after `close`.
         """
         self._events.end_states(cameras)
 
     def worker_ended(self, cameras: Collection[str]) -> None:
-        """Publish the ends of the open states of these cameras, because their result worker has ended."""
+        """Publish the ends of the cameras' open states, such as a crowded zone, because their worker has ended."""
         self._events.worker_ended(cameras)
 
     def publish_late(self, events: Sequence[EventMessage]) -> None:
-        """Send amendments, or events that the gate has held back. The method works like `EventPublisher.publish`."""
+        """Send events that were held back, or amendments with later answers, as `EventPublisher.publish` does."""
         self._events.publish(events, counters=False)
 
     def publish_objects(self, objects: Sequence[ObjectMessage]) -> None:

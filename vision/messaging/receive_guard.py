@@ -95,7 +95,10 @@ class Guarded:
             self._tell([CUT])
 
     def forward(self) -> bool:
-        """Pass the events on to the owner. Return False if the socket is no longer monitored."""
+        """Pass the ZeroMQ events of the guarded socket on to its owner, and follow its connections.
+
+        Return False if the socket is no longer monitored.
+        """
         while self.monitor.poll(0):
             parts = self.monitor.recv_multipart()
             event = parse_monitor_message(parts)
@@ -110,7 +113,7 @@ class Guarded:
         return True
 
     def close(self) -> None:
-        """Close the sockets of the thread."""
+        """Close the sockets with which the guard's thread receives ZeroMQ events and passes them on."""
         self.monitor.close(linger=0)
         self.forwarded.close(linger=0)
 

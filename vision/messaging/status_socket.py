@@ -111,7 +111,7 @@ class StatusSocket:
         return self._bound.counters()
 
     def _receive_joins(self) -> bool:
-        """Receive messages of subscribers.
+        """Receive messages of subscribers, and remember which topics were subscribed to.
 
         Return True if a subscription arrived, or if more messages may be waiting.
         """
@@ -147,7 +147,7 @@ class StatusSocket:
                 wait_ms = 1 if more else self._repeat_status()
 
     def _repeat_status(self) -> float:
-        """If a repetition is due, send each topic's latest status to new subscribers.
+        """Send the latest status of each topic to the topic's new subscribers, but only once per interval.
 
         Return the time in ms until the next check.
         """

@@ -37,7 +37,7 @@ class Batcher:
 
     @property
     def slots(self) -> Sequence[LatestSlot]:
-        """All slots.
+        """The slots, one for each camera, from which this object takes the frames of a batch.
 
         `add` and `remove` replace the list and never change it, so any thread can iterate over the returned list.
         """

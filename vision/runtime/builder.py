@@ -169,7 +169,10 @@ def find_second_model(cascade: CascadeConfig) -> tuple[Path, ClassifierSpec]:
 
 
 def open_publisher(config: AppConfig, options: RunOptions, resources: ExitStack) -> Sink:
-    """Return `options.sink` if it is set. Otherwise, open the publisher as `open_recording_publisher` does."""
+    """Return `options.sink`, which receives the results instead of a publisher, if it is set.
+
+    Otherwise, open and return the publisher, as `open_recording_publisher` does.
+    """
     return open_recording_publisher(config, options, resources, proxy=False)[0]
 
 
@@ -192,8 +195,8 @@ def open_recording_publisher(
         options: options of the run. `record` names the file of the recorder.
         resources: closes the publisher, the recorder, and the processes.
         proxy: if True, other processes can also publish messages through the publisher.
-        language: object that starts the process that asks the language model, and publishes events with the verdicts.
-            This function starts it. None if the run does not ask the model.
+        language: object that starts the process that asks the language model about events, and publishes the events
+            with the answers. This function starts it. None if the run does not ask the model.
 
     Returns:
         The publisher, and the recorder of its results. The recorder is None if nothing is recorded.
@@ -288,7 +291,10 @@ def _open_page(
     keys: KeyFolder | None,
     resources: ExitStack,
 ) -> None:
-    """Start the process that serves the page. An offline run has no page, because the run ends when its files end."""
+    """Start the process that serves the web page of the program.
+
+    An offline run has no page, because the run ends when its files end.
+    """
     if options.offline:
         log.info("the page is not served, because the run is offline")
         return
@@ -310,7 +316,7 @@ def _open_page(
 
 
 def require_hiding(config: AppConfig) -> None:
-    """Raise `ConfigError` if the page must hide parts of images, but OpenCV cannot be imported."""
+    """Raise `ConfigError` if the web page must hide private parts of images, but OpenCV cannot be imported."""
     if config.page is not None and any(section.masks or section.blur for section in config.privacy.values()):
         require_cv2("privacy, with page")
 

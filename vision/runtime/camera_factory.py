@@ -50,7 +50,10 @@ class CameraFactory:
         return cls(options, detector, leases)
 
     def create(self, config: CameraConfig, *, first_epoch: int = 0) -> Camera:
-        """Create a camera without opening its source. The camera's epochs start at `first_epoch`."""
+        """Create a camera without opening its source. Its epochs start at `first_epoch`.
+
+        The epoch of a camera increases with each reconnection or change of the frame size.
+        """
         lossless = self.options.offline and supervisor_policy(config).finite
         slot: LatestSlot
         if self.options.capture_workers:

@@ -1,4 +1,4 @@
-"""Numbers, counters, and configuration states that continue when a result worker is replaced."""
+"""Message numbers, track ids, epochs, and counters that continue when the process of a result worker is replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ once per second, so it may have used more ids than it reported."""
 
 
 class CameraSequence:
-    """The message numbers, track ids, and epochs of one camera, which continue when its worker is replaced."""
+    """The message numbers, track ids, and epochs of one camera, which continue when its result worker is replaced."""
 
     def __init__(self) -> None:
         self.seq = 0  # highest number that the worker has given to a detections message, or may have given
@@ -58,7 +58,7 @@ class CameraSequence:
 
 
 class WorkerTotals:
-    """Counters of the stages of a worker, summed over its processes."""
+    """Counters of the stages of a result worker, summed over all processes in which the worker has run."""
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()

@@ -67,19 +67,22 @@ class CameraSet:
             watchdog.watch(part)
 
     def watch(self, part: Part) -> None:
-        """Make the watchdog, if any, observe a part. `part` replaces a previous part with the same name."""
+        """Make the watchdog, if there is one, observe a part of the program, such as the thread of a camera.
+
+        `part` replaces a previous part with the same name.
+        """
         if self._watchdog is not None:
             self._watchdog.forget(part.name)
             self._watchdog.watch(part)
 
     def next_epoch(self, camera_id: str) -> int:
-        """Return the first epoch of a camera that is added or reopened."""
+        """Return the epoch with which a camera that is added or reopened starts: one more than its last epoch, or 0."""
         camera = self.cameras.get(camera_id)
         last = self._epochs.get(camera_id, -1) if camera is None else camera.supervisor.status().epoch
         return last + 1
 
     def add(self, camera: Camera) -> None:
-        """Start reading a camera that is new or was retired."""
+        """Start reading a camera that is new, or that `retire` has stopped."""
         camera_id = camera.slot.camera_id
         known = camera_id in self.cameras
         self.cameras[camera_id] = camera

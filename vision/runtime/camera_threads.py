@@ -30,7 +30,7 @@ This time is longer than a slow look-up of a host name takes.
 
 
 class ForgetsBuffers(Protocol):
-    """The sink of a camera whose thread can hang."""
+    """A sink to which the thread of a camera writes frames, and whose buffers can be replaced if the thread hangs."""
 
     def forget_buffers(self) -> None:
         """Stop using the current buffers, because the call that hangs can still write to one of the buffers."""
@@ -134,9 +134,10 @@ class CameraThreads:
 
 
 def _call(supervisor: CameraSupervisor, *, opening: bool) -> tuple[str, int] | None:
-    """Return the call in progress and its start time. Return None if no call of the requested kind is in progress.
+    """Return the call to the camera's library that is in progress, and its start time.
 
-    If `opening` is True, the call must open or close the source. Otherwise, it must read a frame.
+    If `opening` is True, the call must open or close the source. Otherwise, it must read a frame. Return None if no
+    such call is in progress.
     """
     call = supervisor.call()
     return call if call is not None and (call[0] not in READS) is opening else None

@@ -169,7 +169,7 @@ class RemoteCamera:
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """The end of a worker process."""
+    """The time and the reason of the end of a worker process, and the time at which the next process starts."""
 
     at_ns: int
     retry_ns: int
@@ -277,7 +277,7 @@ class _Link:
         worker.send(frame_messages.encode(reply), memory.fds)
 
     def _reused(self, camera: RemoteCamera, layout: Layout) -> FrameMemory | None:
-        """Return unused memory with this layout from a previous process. Return None if there is no such memory."""
+        """Return the camera's unused frame memory with this layout from the previous worker process, or None."""
         # Freeing and allocating GPU memory stops all work on the GPU, including work for cameras of other workers.
         memory = self._former.pop(camera.number, None)
         return memory if memory is not None and memory.layout == layout and camera.slot.is_idle else None
@@ -329,7 +329,7 @@ class _Link:
             of_camera.pop(number, None)
 
     def send_requests(self, worker: Worker) -> None:
-        """Send the waiting requests. If the worker has no room, keep the requests for the next call."""
+        """Send the waiting requests to open or close cameras. If the worker has no room, keep them for later."""
         while self._requests and worker.send(frame_messages.encode(self._requests[0])):
             self._requests.popleft()
 

@@ -214,9 +214,10 @@ class RemoteSink:
             self._changed.notify_all()
 
     def returned(self, generation: int, buffer: int) -> None:
-        """Make a returned buffer free for further frames. Ignore a buffer of a previous generation.
+        """Make a buffer that the main process returned free for further frames.
 
-        The thread of any camera can call this method.
+        Ignore the buffer if this sink has requested new buffers since then, which have a new `generation`. The thread
+        of any camera can call this method.
         """
         with self._changed:
             if generation == self._generation:
@@ -230,7 +231,7 @@ class RemoteSink:
             self._generation += 1
 
     def send_drops(self) -> None:
-        """Send the drops that no message about a frame has reported."""
+        """Report dropped frames to the main process that no message about a frame has reported yet."""
         with self._changed:
             self._send_drops()
 

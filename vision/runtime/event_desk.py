@@ -32,7 +32,7 @@ class EventDesk:
         self._counters: dict[str, CameraCounters] = {}
 
     def rows(self, camera_ids: Sequence[str]) -> list[CounterRow]:
-        """Return all counters of these cameras."""
+        """Return all counters of these cameras, as rows (camera id, name, key, value)."""
         return [
             (camera_id, name, key, value)
             for camera_id in camera_ids

@@ -34,7 +34,10 @@ class _SnapshotImages:
         self.reconfigure(config)
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use `privacy` of a new configuration for further snapshots. Without this section, hide nothing."""
+        """Hide the parts of further snapshots that the section `privacy` of a new configuration lists.
+
+        Without this section, hide nothing.
+        """
         from vision.drawing.privacy import PrivacyFilter
 
         self._privacy = PrivacyFilter(config.privacy, self._class_names) if config.privacy else None
@@ -106,6 +109,9 @@ def open_inquiries(config: AppConfig, options: RunOptions, resources: ExitStack)
 
 
 def _part_of_limits(snapshots: SnapshotConfig, cameras: int, of: int) -> SnapshotConfig:
-    """Return the configuration with reduced limits, for a process that handles `cameras` of all `of` cameras."""
+    """Return the configuration of snapshots with smaller limits, for one of several processes that save snapshots.
+
+    The process handles `cameras` of all `of` cameras, so it may use this part of the files and of the disk space.
+    """
     files, mb = snapshots.max_files * cameras // of, snapshots.max_mb * cameras // of
     return snapshots.model_copy(update={"max_files": max(1, files), "max_mb": max(1, mb)})

@@ -45,7 +45,7 @@ class SlotCounts:
 
 
 class WaitingFrame(Struct, frozen=True):
-    """A frame that the reader has not taken yet."""
+    """A frame that waits in a slot until the inference thread takes it."""
 
     frame: Frame
     dropped_before: Mapping[str, int]  # number of drops since the previous frame that was not dropped, by reason
@@ -57,7 +57,7 @@ class WaitingFrame(Struct, frozen=True):
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The reader's right to use a frame until `release`."""
+    """The right to use a frame that was taken from a slot. It ends with `release`, after which the buffer is reused."""
 
     frame: Frame
     dropped_before: Mapping[str, int]  # number of drops between the last leased frame and this one, by reason
@@ -85,7 +85,10 @@ def release_together(leases: Sequence[Lease]) -> None:
 
 
 def hand_over(leases: Sequence[Lease], *, keep: bool) -> None:
-    """Count the results of a batch as unfinished. If `keep` is False, release the leases."""
+    """Count the results of a batch as unfinished, until `finish_together` is called for the leases.
+
+    If `keep` is False, release the leases immediately, because no stage reads the pixels.
+    """
     if leases:
         with leases[0].slot.changed:
             for lease in leases:
@@ -198,7 +201,7 @@ class LatestSlot:
         self._replace_buffers(layout, [self._allocate(*layout) for _ in range(self._leases + EXTRA_BUFFERS)])
 
     def reopen(self, allocate: Allocate, *, max_fps: float | None, max_frame_age_s: float | None) -> None:
-        """Prepare for a new writer. Drop the waiting frame and the buffers, and continue the counters.
+        """Prepare the slot for a new camera thread. Drop the waiting frame and the buffers, and continue the counters.
 
         The arguments have the same meaning as in the constructor.
         """
@@ -273,7 +276,7 @@ class LatestSlot:
             self.changed.notify_all()  # otherwise, `release` or `finish_result` wakes the reader
 
     def _arrived(self, frame: Frame) -> WaitingFrame:
-        """Return `frame`, which has just arrived, with the drops since the previous frame."""
+        """Return `frame`, which has just arrived, with the number of drops since the previous frame, by reason."""
         before, self._unreported = self._unreported, {}
         return WaitingFrame(frame, before)
 
@@ -426,7 +429,10 @@ class LatestSlot:
             self.changed.notify_all()  # otherwise, no thread waits, because the writer could already write
 
     def _awaited_stage(self) -> SlowStage:
-        """Return the step that the waiting frames wait for: the results or the detector."""
+        """Return the step for which the waiting frame waits.
+
+        This is ``results`` if too many results of the camera are unfinished, and otherwise ``detector``.
+        """
         return "results" if self._counts.unfinished >= MAX_UNFINISHED else "detector"
 
     def _count_drop(self, reason: DropReason) -> None:

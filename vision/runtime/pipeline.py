@@ -118,9 +118,9 @@ class Pipeline:
         return count
 
     def _spare(self, config: AppConfig, options: RunOptions, result_workers: int) -> SpareProcess | None:
-        """Return the spare process of all workers.
+        """Return the spare process, which can replace any worker process that ends.
 
-        Return None if there are no workers, or no worker can be replaced.
+        Return None if there are no workers, or if the run is offline, because its workers are not replaced.
         """
         if options.offline or not (options.capture_workers or process_count(config) > 1):
             return None
@@ -167,15 +167,18 @@ class Pipeline:
 
 
 def _lowest_score(stages: Sequence[Stage]) -> float | None:
-    """Return the lowest score of the detections that the stages need, or None for the score for publication.
+    """Return the lowest score of the detections that the trackers in `stages` need. Return None without a tracker.
 
-    A weak detection can continue a track, so a tracker needs detections with scores too low for publication.
+    A detection whose score is too low for publication can still continue a track.
     """
     return min((stage.detector_score for stage in stages if isinstance(stage, TrackStage)), default=None)
 
 
 def _with_packet_addresses(config: AppConfig, options: RunOptions) -> RunOptions:
-    """Return options with the addresses at which other processes receive packets, if any process needs packets."""
+    """Return options with the addresses at which other processes receive the cameras' coded frames (packets).
+
+    If no process needs packets, return the options unchanged.
+    """
     if options.offline or options.open_source is not None or options.sink is not None:
         return options
     return replace(options, packet_addresses=plan_packets(config, options.capture_workers or process_count(config)))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Packets:
-    """The sockets through which cameras pass packets and frames to other processes."""
+    """The sockets through which cameras pass coded frames (packets) and decoded frames to other processes."""
 
     recorded: frozenset[str]  # cameras whose packets are recorded
     addresses: tuple[str, ...]  # one address for each process that reads cameras
@@ -37,18 +37,28 @@ class Packets:
             self.recorder.follow(cameras)
 
     def tap(self, camera_id: str) -> PacketTap | None:
-        """Return the object that passes on the packets of a camera, or None if capture workers read the cameras."""
+        """Return the object that passes the camera's coded frames (packets) on to other processes.
+
+        Return None if capture workers read the cameras.
+        """
         if self.socket is None:
             return None
         return PacketTap(camera_id, self.socket, recorded=camera_id in self.recorded)
 
     def frame_tap(self, camera_id: str) -> FrameTap | None:
-        """Return the object that passes on the frames of a camera, or None if capture workers read the cameras."""
+        """Return the object that passes the camera's decoded frames on to other processes.
+
+        Return None if capture workers read the cameras.
+        """
         return None if self.frame_taps is None else self.frame_taps.tap(camera_id)
 
 
 def plan_packets(config: AppConfig, processes: int) -> tuple[str, ...]:
-    """Return one address per process that reads cameras, or no address if no other process needs packets."""
+    """Return the addresses at which other processes receive the coded frames (packets) of cameras.
+
+    There is one address for each of the `processes` that read cameras. If no other process needs packets, return no
+    address.
+    """
     if config.recording is None and config.page is None:
         return ()
     return tuple(packet_addresses(packet_address_prefix(), processes))

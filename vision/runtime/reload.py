@@ -249,7 +249,7 @@ def check_room(factory: CameraFactory, added: list[CameraConfig]) -> None:
 
 
 def _summary(plan: Plan) -> str:
-    """Return the log line about a plan that was applied."""
+    """Return the log line that lists the cameras and stages that a reload of the configuration has changed."""
     parts = {
         "added": plan.added,
         "removed": plan.removed,

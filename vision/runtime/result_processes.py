@@ -126,7 +126,11 @@ class _Link:
             self.config.unsent = None
 
     def add(self, camera_id: str, number: int, sequence: CameraSequence) -> None:
-        """Assign one more camera to the worker. `reconfigure` informs the worker."""
+        """Assign one more camera to the worker. `reconfigure` informs the worker.
+
+        `number` identifies the camera in messages. `sequence` contains the message numbers, track ids, and epochs of
+        the camera.
+        """
         self.cameras[camera_id], self.sequences[camera_id] = number, sequence
 
     def remove(self, camera_id: str) -> CameraSequence:
@@ -352,7 +356,7 @@ class ResultProcesses:
 
     @property
     def parts(self) -> list[object]:
-        """The sinks of this process. The stages are not included, because they run in the workers."""
+        """The sinks of this process, which receive the results. The stages are in the workers."""
         return list(self.sinks)
 
     def progress(self) -> int | None:
@@ -372,7 +376,7 @@ class ResultProcesses:
         return dict(total) | self._publisher.counters()
 
     def new_epochs(self, camera_id: str) -> int:
-        """Return the number of epochs of a camera that started because its worker ended."""
+        """Return how often the end of a result worker has started a new epoch of this camera."""
         link = self._link_of.get(camera_id)
         return 0 if link is None else link.sequences[camera_id].epochs
 

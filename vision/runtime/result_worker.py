@@ -50,7 +50,10 @@ _SEND_S: Final = 0.2  # interval of heartbeats while the main process does not r
 
 
 class HandedOverCounters:
-    """The counters of a worker. The main process provides their initial values, and receives every change."""
+    """The counters of the cameras of a result worker.
+
+    The main process provides their initial values, and receives every change.
+    """
 
     def __init__(self, rows: Sequence[CounterRow]) -> None:
         self.changed: list[CounterRow] = []
@@ -157,7 +160,7 @@ class _ResultWorker:
         numbering: codec.Numbering,
         config: int,
     ) -> None:
-        """Create the worker. `config` is the number of the configuration."""
+        """Create the worker. `config` is the number of the configuration with which the worker starts."""
         self._channel = channel
         self._camera_ids = {number: camera_id for camera_id, number in outbox.cameras.items()}
         self._runner = runner

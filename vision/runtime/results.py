@@ -51,7 +51,7 @@ class ResultHandler:
 
     @property
     def parts(self) -> list[object]:
-        """The stages and sinks."""
+        """The stages that this handler runs, and the sinks to which it passes the results."""
         return [*self._runner.stages, *self._runner.sinks]
 
     def counters(self) -> dict[str, int]:
@@ -59,7 +59,7 @@ class ResultHandler:
         return self._runner.counters()
 
     def new_epochs(self, _camera_id: str) -> int:
-        """Return 0, because no stage of this process can be lost."""
+        """Return 0. Only the end of a result worker adds epochs to a camera, and this handler uses no workers."""
         return 0
 
     def progress(self) -> int | None:

@@ -310,7 +310,7 @@ class Runtime:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def _report(self, on_report: Callable[[Report], None] | None) -> Report:
-        """Build a report, and pass it to the sinks and `on_report`.
+        """Build a report about the status and the counts of all cameras, and pass it to the sinks and `on_report`.
 
         Latencies cover the time since the previous report.
         """

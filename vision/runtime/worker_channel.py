@@ -182,7 +182,7 @@ class Connection:
 class WorkerChannel:
     """The worker's end of its connection to the main process.
 
-    The thread that runs the entry must call `receive` regularly, because `receive` sends heartbeats. Any thread can
+    The function that the worker runs must call `receive` regularly, because `receive` sends heartbeats. Any thread can
     call `send`.
     """
 
@@ -193,7 +193,7 @@ class WorkerChannel:
         self._next_heartbeat = 0.0
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on, for an entry that also waits on other descriptors."""
+        """Return the descriptor on which to wait for messages together with other descriptors."""
         return self._connection.fileno()
 
     def ready(self) -> None:
@@ -309,7 +309,7 @@ def _run_entry(connection: Connection) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The first message to a worker process."""
+    """The first message to a worker process: the function to run, the argument of this function, and log settings."""
 
     version: str
     log_level: int

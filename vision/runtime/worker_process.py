@@ -95,7 +95,7 @@ class WorkerHandler(Protocol):
 
 @dataclass(slots=True)
 class _Process:
-    """One process of a worker."""
+    """One process of a worker, with its connection to this process and its state."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
@@ -186,7 +186,7 @@ class SpareProcess:
         self._retry_ns = min(2 * self._retry_ns, _SPARE_LONGEST_NS)
 
     def delay(self) -> None:
-        """Postpone the next start, because a worker that is starting needs the CPU first."""
+        """Postpone the start of the next spare process, because a worker that is starting needs the CPU first."""
         with self._lock:
             self._due_ns = max(self._due_ns, self._clock() + _SPARE_DELAY_NS)
 
