@@ -100,7 +100,7 @@ class Analytics:
         return tuple(events)
 
     def reconfigure(self, config: CameraAnalytics, forget_s: float, at_ns: int) -> tuple[Event, ...]:
-        """Continue with a new configuration. Unchanged lines and zones continue without any event.
+        """Continue with the lines and zones of a new configuration. Unchanged lines and zones cause no event.
 
         A line or zone whose name is in the previous configuration keeps its counts. If a zone has changed, the objects
         in the zone leave the old zone and enter the new zone. Return the events of these exits and entries, and of the
@@ -289,7 +289,10 @@ class Analytics:
 
 
 def _anchors(config: CameraAnalytics) -> list[str]:
-    """Return the names of the anchors of all lines and zones. The first anchor is always the point on the ground."""
+    """Return the names of the anchors of all lines and zones: the points of a box that show an object's position.
+
+    The first anchor is always the point on the ground.
+    """
     shapes: tuple[Shape, ...] = (*config.lines, *config.zones)
     return [_GROUND_ANCHOR, *sorted({shape.anchor for shape in shapes} - {_GROUND_ANCHOR})]
 

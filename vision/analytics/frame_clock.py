@@ -88,7 +88,10 @@ class FrameTimes:
 def _times(
     now_s: float, usual_s: float, last_ns: int | None, captured_ns: tuple[int, ...]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return, for each frame, `now_s` of a clock, the seconds since the previous frame, and `usual_s` of the clock."""
+    """Return what a clock in a given state will show at each of the frames captured at `captured_ns`.
+
+    The results are the time `now_s`, the seconds since the previous frame, and the usual interval `usual_s`.
+    """
     clock = FrameClock()
     clock.now_s, clock.usual_s, clock._last_ns = now_s, usual_s, last_ns
     times_s, steps_s, usual = list[float](), list[float](), list[float]()

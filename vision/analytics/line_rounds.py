@@ -34,7 +34,13 @@ class LineRounds:
     """Search for the crossings in the frames that `objects` loaded most recently. Use each instance only once."""
 
     def __init__(self, objects: RecordedObjects, watch: LineWatch, fresh: IndexArray) -> None:
-        """Prepare the rounds. `fresh` contains, in ascending order, the rows in which new objects appear."""
+        """Prepare the rounds.
+
+        Args:
+            objects: the archived objects, with the frames to search.
+            watch: detector of crossings, with the configured lines.
+            fresh: rows of `objects` in which new objects appear, ascending.
+        """
         self._objects, self._watch, self._fresh = objects, watch, fresh
         self._is_fresh: BoolArray = np.zeros(len(objects.rows.frames), np.bool_)
         self._is_fresh[fresh] = True
@@ -59,7 +65,10 @@ class LineRounds:
         return crossings
 
     def _first_rows(self) -> IndexArray:
-        """Return, for each track, its last row before the new frames, or the row in which the track first appears."""
+        """Return, for each track in the new frames, the row of `objects.rows` from which its search starts.
+
+        This is the last row before the new frames, or the row in which the track first appears.
+        """
         objects, lives = self._objects, self._objects.lives
         (present,) = (lives.gone >= objects.first).nonzero()
         starts = lives.starts[present]
@@ -71,9 +80,10 @@ class LineRounds:
         return first
 
     def _following(self, rows: IndexArray, crossings: list[RecordedCrossing]) -> IndexArray:
-        """Return, for each of `rows`, the next row to evaluate, if there is such a row.
+        """Return, for each row of an object that was just evaluated, the next row of this object to evaluate.
 
-        Add the crossings of lost objects to `crossings`.
+        Omit objects without such a row. If an object is lost before its next row, add its last crossings to
+        `crossings`.
         """
         objects, lives, table = self._objects, self._objects.lives, self._objects.table
         life, track_ids = lives.of_row[rows], objects.rows.track_ids

@@ -97,7 +97,7 @@ class LineWatch:
 
     @staticmethod
     def places(kept: IndexArray, number: int) -> dict[str, IndexArray]:
-        """Return the argument `places` of `TrackTable.adopt` for the columns in `columns`.
+        """Return the argument `places` of `TrackTable.adopt`, which moves the state of each line to its new column.
 
         Args:
             kept: index of each line in the previous configuration, or -1 if the line is new or has moved.
@@ -144,8 +144,9 @@ class LineWatch:
         `times_s` (M,) are the times of the M objects in `seen`, if they are from different frames. If it is None, all
         objects have the time `seen.now_s`.
 
-        Few objects change sides, so a loop handles them. For each object, the first L columns of `seen.distances` show
-        where its path meets a line. The other columns show its crossings.
+        Few objects change sides, so a loop handles them. `seen.distances` contains each of the L lines twice. A change
+        of side in the first L columns shows where the path of an object meets a line, and in the other columns that the
+        object crosses the line.
         """
         is_right = seen.distances > _ZERO
         if seen.fresh is not None:
@@ -173,8 +174,8 @@ class LineWatch:
     def lost(self, table: TrackTable, row: int) -> list[Crossing]:
         """Return the crossings that end the path of a lost object. Store the state of the object, in case it returns.
 
-        A crossing counts if the object was last detected beyond the line, and its distance beyond the line had exceeded
-        one margin. A crossing also counts if the edge of the frame cut off the object beyond the line.
+        A crossing counts if the object was last detected beyond the line, and had been farther beyond the line than the
+        margin for jitter. A crossing also counts if the edge of the frame cut off the object beyond the line.
         """
         right, number = table["right"][row], len(self._anchors)
         margin = float(line_margin_px(table["jitter"][row], table["size"][row]))

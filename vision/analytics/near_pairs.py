@@ -49,7 +49,7 @@ def near_pairs(tracks: Near, detections: Near, farthest: FloatArray) -> tuple[In
 
 @lru_cache(maxsize=32)
 def _all_pairs(number: int) -> tuple[IndexArray, IndexArray]:
-    """Return the row and the column of each element of a flat table with `number` columns: two arrays (_FEW,).
+    """Return the row and the column of each of the first `_FEW` elements of a flat table with `number` columns.
 
     A table look-up takes a tenth of the time of a division.
     """

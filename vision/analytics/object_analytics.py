@@ -95,7 +95,7 @@ class ObjectAnalytics(Analytics):
         return [_without_counts(event, 0) for event in self.restart(*frame_size_px, at_ns)]
 
     def _load(self, tracks: RecordedTracks) -> None:
-        """Add the next frames, and find all changes in these frames."""
+        """Add the next frames, and find the detections in which the state of an object at a line or zone can change."""
         objects = self._recorded
         objects.load(tracks, self._forget_s)
         fresh, continued = objects.new_rows()
@@ -194,9 +194,9 @@ class ObjectAnalytics(Analytics):
     # --- events -------------------------------------------------------------------------------------------------------
 
     def _apply(self, change: _Change, at: int, at_ns: int) -> Iterator[Event]:
-        """Yield the events of a change, and update the object's state in zones.
+        """Yield the events of a possible change, and update the object's state in zones.
 
-        `at` is the row of the object in the table.
+        `at` is the row of the object in the track table.
         """
         _, kind, _, shape, row, direction = change
         objects, table, now_s = self._recorded, self._objects.table, self._objects.clock.now_s

@@ -97,21 +97,21 @@ class RecordedObjects(TrackedObjects):
 
     @property
     def distances(self) -> FloatArray:
-        """Signed distances (N, L) from all lines in pixels, in all rows."""
+        """Signed distances (N, L) in pixels of the object's anchor from each line, in all rows."""
         number = (self.rows.columns.shape[1] - self._end - 2) // 2
         return self.rows.columns[:, self._end + 2 : self._end + 2 + number]
 
     def points_of(self, columns: FloatArray) -> Points:
-        """Return the positions of the anchors (M, A), computed from `columns` (M, ...).
+        """Return the positions of the anchors (M, A) of M boxes, from the values `columns` (M, ...) of the boxes.
 
-        `columns` are like `RecordedRows.columns`.
+        `columns` contains positions and distances, as `RecordedRows.columns` does.
         """
         return columns.view(np.complex128)[:, : self._end // 2]
 
     def distances_of(self, columns: FloatArray) -> FloatArray:
-        """Return the part of `columns` that contains the distances (M, 2 L) from the lines, with each line twice.
+        """Return the distances (M, 2 L) of M boxes from the lines, each line twice, from the values `columns` of boxes.
 
-        `columns` are like `RecordedRows.columns`.
+        `columns` contains positions and distances, as `RecordedRows.columns` does.
         """
         return columns[:, self._end + 2 :]
 
@@ -174,9 +174,10 @@ class RecordedObjects(TrackedObjects):
         )
 
     def _transformed(self, boxes: FloatArray, counts: IndexArray) -> FloatArray:
-        """Return the columns of boxes (N, 4), with one matrix product per frame, as in the live program.
+        """Return `RecordedRows.columns` for boxes (N, 4): the positions of their anchors, and the distances from lines.
 
-        The product of a larger matrix can differ in the last bit. `counts` (F,) is the number of boxes in each frame.
+        Compute one matrix product per frame, as in the live program, because the product of a larger matrix can differ
+        in the last bit. `counts` (F,) is the number of boxes in each frame.
         """
         columns = np.empty((len(boxes), self._matrix.shape[1]))
         firsts = counts.cumsum() - counts
@@ -187,7 +188,7 @@ class RecordedObjects(TrackedObjects):
         return columns
 
     def _find_lives(self, forget_s: float) -> Lives:
-        """Divide the rows of each track into lives, as `Lives` defines them."""
+        """Divide each track's rows into lives. A new life starts after the object has counted as gone (see `Lives`)."""
         rows, number, limits_s = self.rows, len(self.rows.frames), np.maximum.accumulate(self._limits_s)
         seen_s = self.now_s[rows.frames]
         is_first = np.ones(number, np.bool_)
@@ -208,7 +209,7 @@ class RecordedObjects(TrackedObjects):
         return samples
 
     def _carried_jitter(self) -> FloatArray:
-        """Return an array (L, 2) of the jitter and the jitter weight of each life before the latest `load`."""
+        """Return an array (L, 2) of the jitter of each life before the latest `load`, and the weight of this value."""
         lives, found = self.lives, np.tile((FIRST_JITTER, 0.0), (len(self.lives.starts), 1))
         (alive,) = ((self.rows.frames[lives.starts] < self.first) & (lives.gone >= self.first)).nonzero()
         at = self.table.ids.searchsorted(self.rows.track_ids[lives.starts[alive]])
@@ -269,7 +270,10 @@ class RecordedObjects(TrackedObjects):
     # --- one frame ----------------------------------------------------------------------------------------------------
 
     def seek(self, frame: int) -> None:
-        """Set the clock to its state at `frame`. `first - 1` means the state before the latest `load`."""
+        """Set the clock to its state at `frame`.
+
+        The frame `first - 1` is the last frame before the latest `load`.
+        """
         self.times.seek(self.clock, frame + 1 - self.first)
 
     def finish(self) -> None:
@@ -293,7 +297,10 @@ class RecordedObjects(TrackedObjects):
         self._step = self._steps.number
 
     def motion(self, row: int) -> tuple[float, float]:
-        """Return the motion of an object after `finish`, as `TrackedObjects` does."""
+        """Return the speed and the direction of the object in `row` of the table, as `TrackedObjects.motion` does.
+
+        Call this method only after `finish`.
+        """
         last = np.array([len(self.now_s) - 1])
         return self.motions(self._last_rows[row : row + 1], last, last)[0]
 

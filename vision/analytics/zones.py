@@ -57,7 +57,10 @@ class ZoneWatch:
 
     @staticmethod
     def places(kept: IndexArray) -> dict[str, IndexArray]:
-        """Return the argument `places` of `TrackTable.adopt`, as `LineWatch.places` does."""
+        """Return the argument `places` of `TrackTable.adopt`, which moves the state of each zone to its new column.
+
+        `kept` is the index of each zone in the previous configuration, or -1 if the zone is new or has moved.
+        """
         return dict.fromkeys(("inside", "entered_s", "dwells_s", "dwelling"), kept)
 
     def adopt(self, table: TrackTable, kept: IndexArray) -> list[tuple[int, int]]:

@@ -191,7 +191,10 @@ class _Benchmark:
         return [ThreadLane(OnnxNetwork(path, self._spec, case.batch, threads=threads).run) for _ in range(case.lanes)]
 
     def _engine(self, case: Case, open_lanes: Callable[[Case], list[Lane]]) -> None:
-        """Measure one case of the network, and add its row. If the model cannot run the case, add a note instead."""
+        """Measure the speed of the network alone with the batch size, precision, and mode of `case`, and add a row.
+
+        If the model cannot run this case, add a note instead.
+        """
         self._say(str(case))
         try:
             with ExitStack() as resources:
@@ -207,10 +210,10 @@ class _Benchmark:
     # --- the stage ---
 
     def _stages(self, precision: str) -> DetectorSpec:
-        """Measure the stage and the program. Return the specification of the most recently opened detector.
+        """Measure the detection stage and the program. Return the specification of the most recently opened detector.
 
-        On a GPU, slots are independent, so one detector serves all numbers of slots. On a CPU, slots share the cores,
-        so each number of slots needs its own detector.
+        Each slot of a detector holds one batch in flight. On a GPU, slots are independent, so one detector serves all
+        numbers of slots. On a CPU, slots share the cores, so each number of slots needs its own detector.
         """
         counts: Sequence[int] = self._settings.batches_in_flight
         if self._gpu:
@@ -243,9 +246,10 @@ class _Benchmark:
             return detector.spec
 
     def _stage_rows(self, detector: Detector, precision: str, counts: Sequence[int]) -> Mapping[int, float]:
-        """Measure the stage, and add rows if they are requested.
+        """Measure the detection stage for each batch size and each number of batches in flight in `counts`.
 
-        Return the throughput in frames/s by batch size, with ``counts[-1]`` batches in flight.
+        Add rows if they are requested. Return the throughput in frames/s by batch size, with ``counts[-1]`` batches in
+        flight.
         """
         rates = {}
         possible = [batch for batch in self._settings.batches if batch <= detector.spec.max_batch]
@@ -260,9 +264,9 @@ class _Benchmark:
         return rates
 
     def _stage_row(self, case: Case, detector: Detector) -> Measured:
-        """Measure one case of the stage, and return the result. Add its row if rows of the stage are requested.
+        """Measure the detection stage with the batch size and the mode of `case`, and return the result.
 
-        In the mode "alone", only one batch at a time is in flight.
+        Add a row if rows of the stage are requested. In the mode "alone", only one batch at a time is in flight.
         """
         self._say(str(case))
         now, seconds = self._sampler.submit(clocks), self._settings.seconds

@@ -71,7 +71,7 @@ def trtexec(folder: Path, spec: ModelSpec, batch: int, detect: DetectConfig, nam
 def _how_to_build(
     tool: Tool, onnx: Path, named: Sequence[str], plan: Path, *, profiles: Sequence[Profile], settings: BuildPlan
 ) -> str:
-    """Return the `vision build` command and, if the tool would build the same engine, the tool's command.
+    """Return the `vision build` command that builds the engine and, if `tool` builds the same engine, its command.
 
     If the ONNX file defines the types, the tool would build a different engine, because `vision build` rewrites the
     file first.

@@ -31,7 +31,10 @@ class Comparability:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Comparison of a case that both files contain. Ratios are the value in file b divided by the value in file a."""
+    """Comparison of one case (part, batch size, precision, and mode) that both benchmark files contain.
+
+    Ratios are the value in file b divided by the value in file a.
+    """
 
     case: Case
     a: Row

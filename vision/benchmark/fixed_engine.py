@@ -24,9 +24,9 @@ _FALLBACK_SIDE: Final = 32  # width and height in the spec of a model without an
 
 
 def open_on_gpu(graph: Graph, precision: str, samples: Samples) -> Network:
-    """Build and open the engine of a model with fixed shapes, and run it on all samples. Return the open network.
+    """Build and open the engine of a model with fixed shapes, and run it on all inputs in `samples`.
 
-    The caller must close the network. `precision` is a `Precision` or "int8-sparse".
+    Return the open network, which the caller must close. `precision` is a `Precision` or "int8-sparse".
 
     Raises:
         ModelError: the GPU, TensorRT, or the model does not support the precision, or the values of an input determine

@@ -214,7 +214,10 @@ class DeviceTimeline:
         self._detector.submit(slot, frames)
 
     def _run(self, lane: str, stream: Stream, steps: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        """Queue the steps, with an event before and after each step. The slot calls this after it queues the copies."""
+        """Queue the `steps` of a batch on `stream`, and record a CUDA event before and after each step.
+
+        The detector calls this method instead of launching its graph, after it has queued the copies of the batch.
+        """
         if self._copying is not None:
             self._marks.append((f"{lane} copies", "copy", self._copying, self._event(self._copies)))
             self._copying = None

@@ -160,7 +160,10 @@ def _jpeg(pixels: NDArray[np.uint8], max_px: int) -> bytes:
 def _ask(
     config: LanguageServer, images: Iterator[Sample], requests: int, complete: Callable[..., Answer]
 ) -> tuple[Answers, bool]:
-    """Ask `complete` about the next `requests` images. Return the answers, and whether any answer has a confidence."""
+    """Ask the language model about the next `requests` images with `complete`, which sends one question.
+
+    Return the answers, and whether any answer has a confidence.
+    """
     samples = list(islice(images, requests))
 
     def ask(sample: Sample) -> Answer | str:

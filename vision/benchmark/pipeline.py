@@ -228,7 +228,7 @@ class NonClosingDetector:
 
 
 class _End(NamedTuple):
-    """Counters at the start or at the end of a measurement."""
+    """Counters of frames, CPU use, and CPU times of threads at the start or at the end of a measurement."""
 
     at_ns: int
     grabbed: Mapping[str, int]  # by camera
@@ -238,7 +238,10 @@ class _End(NamedTuple):
 
 
 class _Window:
-    """Measured part of a run, from the first report after `after_s` seconds to the last report before the stop."""
+    """Measured part of a run, which leaves out the first `after_s` seconds (the warm-up).
+
+    It lasts from the first status report after this time to the last status report before the stop.
+    """
 
     def __init__(self, after_s: float) -> None:
         self._from_ns = time.monotonic_ns() + int(after_s * 1e9)

@@ -61,7 +61,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Result of the search for the number of cameras that fit."""
+    """Largest number of cameras whose frames this machine can process at the requested rates, as found by a search."""
 
     fit: int  # largest tried number of cameras that fits; 0 if none fits
     too_many: int | None  # smallest tried number of cameras that does not fit; None if all tried numbers fit
@@ -118,13 +118,15 @@ class Plan:
 
 
 def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], None] = lambda _: None) -> Plan:
-    """Run the deployment with stand-in cameras, and find out how many such cameras fit. Return the plan.
+    """Run the deployment with stand-in cameras, and find out how many such cameras this machine can process.
 
-    If `language` in the configuration names a server on this machine, keep the server busy during all runs.
+    Return the plan. If `language` in the configuration names a server on this machine, keep the server busy during all
+    runs.
 
     Args:
         config: configuration of the deployment.
-        seconds: duration of the run. The search takes at most about six times as long.
+        seconds: duration of the first run, which includes all cameras of the deployment. The other runs, which search
+            for the number of cameras, together take at most about six times as long.
         progress: function that receives a description of each step.
 
     Raises:
@@ -148,7 +150,7 @@ def make_plan(config: AppConfig, *, seconds: float, progress: Callable[[str], No
 
 
 class _Runs:
-    """Runs of one deployment with different numbers of cameras."""
+    """Runs of one deployment with different numbers of stand-in cameras."""
 
     def __init__(self, config: AppConfig, cameras: Sequence[StandIn], progress: Callable[[str], None]) -> None:
         self._config = config
@@ -164,7 +166,7 @@ class _Runs:
         return run_deployment(config, seconds, self._open_detector, publish=True, open_source=sources)
 
     def fits(self, run: DeploymentRun, count: int) -> bool:
-        """Return True if `count` cameras together published at least the fraction `_FITS` of the requested rate.
+        """Return True if `run`, with `count` cameras, published at least the fraction `_FITS` of the requested frames.
 
         Depending on its start time, a run can contain one frame more or less of each camera. Tolerate this difference,
         up to the fraction `_AT_RANDOM` of the requested rate.
@@ -285,7 +287,8 @@ def busiest_part(loads: Sequence[Load]) -> Load:
 def verdict(loads: Sequence[Load], *, fits: bool) -> str:
     """Return a text that names the part that limits the throughput, and recommends a change.
 
-    If all cameras fit, the text only names the busiest part.
+    `fits` is True if the machine processes the frames of all cameras at the requested rates. The text then only names
+    the busiest part.
     """
     busiest = busiest_part(loads)
     if fits:
@@ -303,14 +306,14 @@ def find_capacity(
     max_steps: int = MAX_STEPS,
     time_left: Callable[[], bool] = lambda: True,
 ) -> Capacity:
-    """Search for the largest number of cameras that fits, and return the result.
+    """Search for the largest number of cameras whose requested rates the machine reaches, and return the result.
 
     The search doubles or halves the number to bracket the limit, and then bisects. Doubling stops at `MAX_CAMERAS`.
 
     Args:
         fits: function that runs a number of cameras, and returns True if the cameras reach their requested rates.
         tried: number of cameras that a run has already tried.
-        tried_fits: True if `tried` cameras fit.
+        tried_fits: True if the cameras reached their requested rates in this run.
         max_steps: maximum number of calls to `fits`.
         time_left: function that returns True if another run may start.
     """
@@ -329,7 +332,8 @@ def find_capacity(
 def _next(fit: int, too_many: int | None) -> int | None:
     """Return the number of cameras to try next, or None if the search is complete.
 
-    `fit` cameras fit, and `too_many` cameras do not. If `too_many` is None, all tried numbers fit.
+    The machine reached the requested rates of `fit` cameras, but not those of `too_many` cameras. If `too_many` is
+    None, it reached the rates in every run.
     """
     if too_many is None:
         return min(2 * fit, MAX_CAMERAS) if fit < MAX_CAMERAS else None

@@ -148,7 +148,10 @@ def _scale_tail(tail_axes: Any, times_ms: Sequence[float]) -> None:
 
 
 def _handles(lines: Lines, styles: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the entries of the legend: one per case, one per precision, and one for hollow markers if there are any."""
+    """Yield the entries of the legend: one for the color of each case, and one for the line style of each precision.
+
+    If a case has too few samples for a p99, add an entry that explains its hollow markers.
+    """
     from matplotlib.lines import Line2D
 
     for name, color in _colors(name for name, _ in lines).items():

@@ -225,7 +225,10 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _write_results(document: Bench, json: Path | None, plot: Path | None, console: Console) -> None:
-    """Print the tables, and write the JSON file and the plot if requested. If a step fails, continue with the next."""
+    """Print the tables of a benchmark, and write the JSON file and the plot if requested.
+
+    If a step fails, continue with the next.
+    """
     with ExitStack() as results:  # calls the callbacks in reverse order
         results.callback(print_bench, document, console)
         if plot is not None:

@@ -244,7 +244,7 @@ class _View:
         self._event_count = 0
 
     def show(self, board: Board, now_ns: int) -> None:
-        """Show the changes since the previous call.
+        """Print new notes and events, and show the current values if the display is due.
 
         If this method is not called after each message, events can be left out.
         """

@@ -46,7 +46,10 @@ def write_video(path: Path, scene: Scene, progress: Progress) -> str:
 
 
 class _Painter:
-    """Painter of the video frames, in order. It keeps trails, counters, and former tracks between frames."""
+    """Painter that draws objects, trails, lines, zones, and counters on the video frames, in order.
+
+    It keeps the trails, the counters, and the former track of each object between frames.
+    """
 
     def __init__(self, scene: Scene) -> None:
         subject = scene.subject

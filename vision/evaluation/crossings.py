@@ -227,7 +227,10 @@ def _establishes(path: _Path, visit: slice, *, is_first: bool, is_last: bool) ->
 
 
 def _meeting(path: _Path, later: int) -> float:
-    """Return the place where the step to the position `later` crosses the extended line, in units of `_Path.place`."""
+    """Return the place on the extended line at which the path steps across it, before the position `later`.
+
+    The place is 0 at the first end of the line, and 1 at the second end, as in `_Path.place`.
+    """
     before, after = path.right[later - 1 : later + 1] * path.sizes[later - 1 : later + 1]
     share = before / (before - after)
     return float(path.place[later - 1] + share * (path.place[later] - path.place[later - 1]))

@@ -55,7 +55,7 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Checked inputs of an evaluation."""
+    """Inputs of an evaluation, already loaded and checked: configuration, pipeline, class, ground truth, and video."""
 
     config: AppConfig  # contains only the evaluated camera
     build: Build
@@ -72,7 +72,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Data for the plots and for the annotated video."""
+    """Ground truth, published objects, matches, and events of a video, for the plots and the annotated video."""
 
     subject: Subject
     found: Boxes  # published objects of the class
@@ -84,7 +84,10 @@ class Scene:
 
 @dataclass(slots=True)
 class Findings:
-    """Results of the second pass, with frame numbers from 1."""
+    """Results of the pipeline on the labeled video: detections, published objects, and events, by frame number.
+
+    Frames are numbered from 1.
+    """
 
     detections: list[tuple[int, Detections]] = field(default_factory=list)  # including scores below the threshold
     objects: list[tuple[int, Detections | Tracks]] = field(default_factory=list)  # as `vision run` publishes them
@@ -199,7 +202,7 @@ def run_pipeline(build: Build, config: AppConfig, progress: Progress, stop: thre
 
 
 class _Recorder:
-    """Sink that records the results, and also the detections of the detector."""
+    """Sink that stores the results of the pipeline in `findings`, and also all detections of the detector."""
 
     def __init__(self, progress: Progress) -> None:
         self.findings = Findings()
@@ -218,11 +221,15 @@ class _Recorder:
         self._progress(frame)
 
     def report(self, report: Report) -> None:
-        """Ignore reports."""
+        """Ignore the status reports of the pipeline, because an evaluation needs only its results."""
 
 
 class _FrameNumbers:
-    """Converter from `FrameMeta.index`, which restarts in each epoch, to frame numbers from 1 in the whole video."""
+    """Converter from `FrameMeta.index` to frame numbers from 1 in the whole video.
+
+    `FrameMeta.index` restarts at 0 in each epoch. A new epoch begins when the source reconnects or changes its frame
+    size.
+    """
 
     def __init__(self) -> None:
         self._epoch = 0

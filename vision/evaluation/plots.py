@@ -106,7 +106,8 @@ def plot_tracks(truth: Boxes, found: Boxes, partners: NDArray[np.int64], video: 
 def plot_removals(results: Mapping[str, Judgments], path: Path) -> None:
     """Plot the share of removed false alarms against the share of lost true events, with one curve per prompt.
 
-    A marker shows the effect of the answers themselves, without a threshold. The keys of `results` are the names of the
+    Each point of a curve is the effect of a threshold on the probability that an event is true, according to the model.
+    A marker shows the effect of the model's answers without a threshold. The keys of `results` are the names of the
     prompts.
     """
     figure, (axes,) = _figure(7.0, 5.0, 1)

@@ -21,7 +21,9 @@ class Disk:
     """Control of disk faults in one folder, which affect only processes that are started with `environment`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
-        """Compile the library into the folder `work`. The disk works normally until a fault is set.
+        """Compile the library that causes the faults, in the folder `work`. No fault is active yet.
+
+        Faults affect only files below `folder`.
 
         Raises:
             OSError: there is no C compiler, or the library cannot be written.

@@ -1,4 +1,7 @@
-"""Cameras of a run: RTSP cameras of the camera zoo, one for each configured camera."""
+"""RTSP cameras that replace the real cameras during a run of `vision chaos`, one for each configured camera.
+
+The camera zoo (`vision.capture.zoo`) serves them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _JUMP_S: Final = 3600  # time by which the camera's clock is ahead
 
 @dataclass(frozen=True, slots=True)
 class FarmCamera:
-    """Id, frame size, frame rate, and scene of one camera."""
+    """Id, frame size, frame rate, and scene of one camera that the camera zoo imitates."""
 
     camera_id: str
     width_px: int
@@ -37,7 +40,10 @@ class Farm:
     """Running cameras with faults that can be switched on and off."""
 
     def __init__(self, zoo: Zoo, cameras: Sequence[FarmCamera], control: Path) -> None:
-        """Encode the clips, and start the cameras. `control` is the folder of the files that make calls hang."""
+        """Encode the video of each camera, and start the cameras.
+
+        While a camera's file is in the folder `control`, calls to this camera's source hang (see `stuck_file`).
+        """
         self._zoo = zoo
         self._ids = [camera.camera_id for camera in cameras]
         self._control = control
@@ -103,9 +109,9 @@ def _disturb(disturbance: Disturbance, kind: Kind, *, on: bool) -> None:
 
 @contextmanager
 def running_farm(cameras: Sequence[FarmCamera], control: Path) -> Iterator[Farm]:
-    """Yield a farm with running cameras, and stop them at the end of the `with` block.
+    """Start the cameras, yield the farm that controls them, and stop the cameras at the end of the `with` block.
 
-    `control` is the folder of the files that make calls hang.
+    `control` is the folder of the files that make calls to a camera's source hang (see `stuck_file`).
     """
     with running_zoo() as zoo:
         yield Farm(zoo, cameras, control)

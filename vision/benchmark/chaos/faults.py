@@ -42,8 +42,8 @@ class Injector:
             program: the program under test.
             disk: faults of the disk, or None if they are not possible.
             address: `publish.bind` of the program.
-            control: folder of the files that make calls hang.
-            record: the record, to which every fault is added.
+            control: folder of the files that make calls in the program hang (see `harness.py`).
+            record: the record of the run, to which every fault is added.
         """
         self._farm = farm
         self._program = program

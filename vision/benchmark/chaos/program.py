@@ -59,7 +59,10 @@ class Program:
         return dict(self._children)
 
     def poll(self) -> None:
-        """Start the program if it does not run and its pause has ended. Record the ends of the program's processes."""
+        """Start the program if it does not run and the pause before a restart is over.
+
+        Record each end of the program or of one of its processes.
+        """
         now_ns = time.monotonic_ns()
         if self._process is None:
             if time.monotonic() >= self._start_at_s:

@@ -131,7 +131,7 @@ def make_schedule(seed: int, seconds: float, cameras: int, kinds: Sequence[Kind]
 
 
 def _shuffled(kinds: Sequence[Kind], choose: random.Random, *, once: bool) -> list[Kind]:
-    """Return the kinds in random order. If `once` is True, each kind occurs once, and otherwise `weight` times."""
+    """Return the kinds in random order: once each if `once` is True, otherwise as often as `KindSpec.weight` says."""
     queue = [kind for kind in kinds for _ in range(1 if once else KINDS[kind].weight)]
     choose.shuffle(queue)
     return queue

@@ -69,9 +69,10 @@ class Subject:
 
 
 def demo(cameras: int) -> Subject:
-    """Return the subject of a run without a user's configuration. `cameras` is the number of cameras.
+    """Return the configuration and the cameras of a run for which the user gives no configuration.
 
-    Each camera has a line and a zone. The detector is `fake`, so the run needs little CPU time.
+    There are `cameras` cameras. Each camera has a line and a zone. The detector is `fake`, so the run needs little CPU
+    time.
     """
     text = _DEMO.replace("CAMERAS", ", ".join(_DEMO_CAMERA % index for index in range(cameras)))
     text = text.replace("ANALYTICS", ", ".join(_DEMO_LINES % index for index in range(cameras)))
@@ -81,10 +82,11 @@ def demo(cameras: int) -> Subject:
 
 
 def of_user(config: AppConfig, stand_ins: Sequence[StandIn], cameras: int) -> Subject:
-    """Return a subject with the user's configuration. `cameras` is the number of cameras.
+    """Return the user's configuration with `cameras` simulated cameras, and the descriptions of these cameras.
 
-    The cameras have the frame sizes and rates of `stand_ins`, which repeat if there are more cameras. Each rate is at
-    least 10 frames/s, and each width and height is an even number of at least 16 pixels.
+    The cameras have the frame sizes and rates of the user's cameras, as `stand_ins` describes them, and repeat if there
+    are more cameras. Each rate is at least 10 frames/s, and each width and height is an even number of at least 16
+    pixels.
     """
     chosen = [stand_ins[index % len(stand_ins)] for index in range(cameras)]
     config = _named(repeated(config, stand_ins, cameras))

@@ -34,7 +34,7 @@ class StoppedSubscriber:
 
 
 class Flood:
-    """Thread that opens and closes many connections until `close` is called."""
+    """Thread of faulty subscribers: it repeatedly opens many connections, sends invalid data, and disconnects."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -43,7 +43,7 @@ class Flood:
         self._thread.start()
 
     def close(self) -> None:
-        """End the flood, close its connections, and wait for the thread."""
+        """Stop opening connections, close the open connections, and wait for the thread."""
         self._stop.set()
         self._thread.join()
 

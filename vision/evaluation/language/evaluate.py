@@ -1,4 +1,7 @@
-"""Implementation of `vision llm eval`, which evaluates the prompts of `verify:` on labeled events."""
+"""Implementation of `vision llm eval`, which evaluates prompts of a language model on labeled events.
+
+The prompts are those of the section `verify:` of the configuration, and those in additional files.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ _MOST_CHARACTERS = 10_000  # maximum length of a prompt
 def evaluate_prompts(
     config_name: str, labels: Path, prompts: Sequence[Path], stop: threading.Event
 ) -> PromptEvaluation:
-    """Ask the language model about every labeled event, with the prompts of `verify:` and with the prompts in files.
+    """Ask the language model about every labeled event, with each prompt.
+
+    The prompts are those of the section `verify:` of the configuration, and those in the files `prompts`.
 
     Args:
         config_name: name or path of the configuration.
@@ -62,7 +67,7 @@ def evaluate_prompts(
 
 
 def _by_entry(config: AppConfig, events: Sequence[LabeledEvent]) -> list[tuple[VerifyConfig, tuple[LabeledEvent, ...]]]:
-    """Return each entry of `verify:` that selects any of the events, together with the selected events.
+    """Return each entry of the section `verify:` that selects any of the events, together with the selected events.
 
     Raises:
         ConfigError: no entry selects an event.

@@ -1,4 +1,4 @@
-"""Functions that ask a language model the questions of `verify:` about labeled events, as a running program does."""
+"""Functions that ask a language model whether labeled events are true, with the questions of a running program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OF_ONE_EVENT: Final = ("images-refused", "image-too-large", "refused")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Prompt to evaluate: an entry of `verify:`, and the events that this entry selects."""
+    """One prompt to evaluate, in an entry of the section `verify:`, and the labeled events that this entry selects."""
 
     name: str  # name in the report
     entry: VerifyConfig
@@ -137,7 +137,10 @@ def _question(entry: VerifyConfig, event: LabeledEvent, images: int, *, cropped:
 
 
 def _box_with_margin(event: LabeledEvent, entry: VerifyConfig) -> tuple[float, float, float, float] | None:
-    """Return the box of the event's object in pixels, enlarged by `margin`. Return None if whole images are sent."""
+    """Return the box of the event's object in pixels, enlarged by the `margin` of `entry`.
+
+    Return None if `entry` asks about whole images, or if the event has no box.
+    """
     if not entry.crop or event.box is None:
         return None
     x1, y1, x2, y2 = event.box

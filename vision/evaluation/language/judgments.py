@@ -25,7 +25,7 @@ class Judgment:
 
 
 class Point(NamedTuple):
-    """Effect of a threshold. Events with a lower probability are removed."""
+    """Effect of a threshold: labeled events whose probability, according to the model, is lower are removed."""
 
     threshold: float
     removed: int  # number of removed false alarms
@@ -68,12 +68,18 @@ class Judgments:
 
     @property
     def removed(self) -> Share:
-        """Share of the false alarms that are not published. The total includes false alarms without an answer."""
+        """Share of the false alarms that are not published, because of the model's answer or without an answer.
+
+        The total includes false alarms without an answer.
+        """
         return _share(judgment.keeps for judgment in self.judgments if not judgment.is_true)
 
     @property
     def lost(self) -> Share:
-        """Share of the true events that are not published. The total includes true events without an answer."""
+        """Share of the true events that are not published, because of the model's answer or without an answer.
+
+        The total includes true events without an answer.
+        """
         return _share(judgment.keeps for judgment in self.judgments if judgment.is_true)
 
     @property

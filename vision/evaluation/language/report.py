@@ -20,7 +20,11 @@ LIMITS: Final = (0.0, 0.01, 0.02, 0.05, 0.1)
 
 
 def print_report(evaluation: PromptEvaluation, console: Console) -> None:
-    """Print the effect of each prompt, the best threshold of each prompt at the `LIMITS`, and the notes."""
+    """Print two tables, and then the notes.
+
+    The first table shows how many false alarms and true events each prompt removes. The second table shows how many
+    false alarms each prompt can remove if at most a given share (one of `LIMITS`) of the true events is lost.
+    """
     effect = _table("prompt", "events", "false alarms removed", "true events lost", "no answer", "p50 ms", "p95 ms")
     for result in evaluation.results:
         errors = ", ".join(f"{count} {code}" for code, count in result.errors.items()) or "0"

@@ -20,7 +20,7 @@ _CORNER_ROUNDS: Final = 3  # number of times that Chaikin's algorithm cuts all c
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Class, size, shape, and acceleration of an object."""
+    """Kind of object, such as a person or a truck: its class, size, shape, and acceleration."""
 
     class_name: str
     size_m: tuple[float, float, float]  # length, width, height

@@ -31,7 +31,10 @@ _NORMAL: Final = NormalDist()
 
 @dataclass(frozen=True, slots=True)
 class ErrorModel:
-    """Errors of a detector. Lengths in `jitter` are fractions of the width or height of the object's box."""
+    """Errors of a simulated detector, such as missed objects, inaccurate boxes, and false objects.
+
+    Lengths in `jitter` are fractions of the width or height of the object's box.
+    """
 
     recall: tuple[float, ...] = (1.0,) * len(PARTS)
     """Fraction of the objects that are detected, for each visible fraction in `PARTS`."""
@@ -142,7 +145,10 @@ class SimulatedDetector:
         )
 
     def _advance(self, step_s: float) -> None:
-        """Advance all processes, which are Ornstein-Uhlenbeck processes with variance 1, by `step_s` seconds."""
+        """Advance the random processes from which the errors are computed by `step_s` seconds.
+
+        They are Ornstein-Uhlenbeck processes with variance 1.
+        """
         fade = np.exp(-step_s / self._constants_s)
         noise = self._rng.standard_normal(self._state.shape)
         self._state = fade * self._state + np.sqrt(1.0 - fade * fade) * noise

@@ -65,7 +65,10 @@ def print_simulation(simulation: Simulation, console: Console) -> None:
 
 
 def _cells(runs: Sequence[SceneScores]) -> Iterator[str]:
-    """Yield the cells of one row: sums of counts, and means, medians, or percentiles of other values."""
+    """Yield the texts of the metrics in one row of the table, which summarizes `runs`.
+
+    The metrics are sums of counts, and means, medians, or percentiles of other values.
+    """
     zones = [zone for run in runs for zone in run.zones]
     speeds, best = _joined(runs)
     yield str(sum(run.true_crossings for run in runs))
@@ -81,7 +84,7 @@ def _cells(runs: Sequence[SceneScores]) -> Iterator[str]:
 
 
 def _joined(runs: Sequence[SceneScores]) -> tuple[FloatArray, FloatArray]:
-    """Return the arrays `speeds_kmh` (K, 2) and `box_overlaps` (B,) of all runs, concatenated."""
+    """Return two arrays that join the values of all runs: measured and true speeds (K, 2), and IoUs of boxes (B,)."""
     return np.concatenate([run.speeds_kmh for run in runs]), np.concatenate([run.box_overlaps for run in runs])
 
 

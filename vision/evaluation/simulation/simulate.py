@@ -43,7 +43,7 @@ _UNSURE_S: Final = 0.5  # if the duration of a stay differs by less from `DWELL_
 
 
 class Follower(Protocol):
-    """Tracker that the simulation evaluates."""
+    """Interface of a tracker that the simulation evaluates."""
 
     def update(self, detections: Detections, captured_ns: int) -> Tracks:
         """Process the detections of one frame. Return the published tracks."""
@@ -259,7 +259,10 @@ def score_zones(prepared: PreparedScene, run: Run) -> Iterator[ZoneScore]:
 def _speeds(
     prepared: PreparedScene, run: Run, truth: Boxes, partners: NDArray[np.int64]
 ) -> Iterator[tuple[float, float]]:
-    """Yield the measured and the true speed, in km/h, for each event that has a speed and a known object."""
+    """Yield the measured and the true speed, in km/h, for each event with a speed.
+
+    Omit events whose track has not been matched to a true object.
+    """
     found = partners >= 0
     frames, actors, tracks = truth.frames[found], truth.ids[found], run.boxes.ids[partners[found]]
     for number, event in run.events:

@@ -1,4 +1,7 @@
-"""`Changes` stores the differences of one camera compactly, because one day can have hundreds of thousands."""
+"""`Changes` stores the differences between the events of two configurations compactly.
+
+For one camera, one day can have hundreds of thousands of differences.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ _LEVEL: Final = 1  # of zlib: fast
 
 
 class Change(NamedTuple):
-    """One difference. `before` is None for a gained event, and `after` is None for a lost event."""
+    """One difference between the published events and the events of a new configuration.
+
+    `before` is the published event, or None if the new configuration adds the event. `after` is the new event, or None
+    if the new configuration loses the event.
+    """
 
     camera: str
     kind: Kind
@@ -30,7 +37,7 @@ class Change(NamedTuple):
 
     @property
     def shown(self) -> ArchivedEvent:
-        """New event of the difference, or the lost event if there is no new event."""
+        """The event to show for this difference: the new event or, if there is none, the published event."""
         found = self.before if self.after is None else self.after
         assert found is not None
         return found
@@ -64,7 +71,7 @@ class _Block(NamedTuple):
 
 
 class Changes:
-    """Differences of one camera.
+    """Differences between the published and the new events of one camera.
 
     An iteration yields the differences in the order of time. Differences at the same time are in the order in which
     they were added. Most differences are compressed. An iteration decompresses only a few differences at the same time.
@@ -97,7 +104,7 @@ class Changes:
             self._newest = []
 
     def numbers(self) -> Mapping[Kind, int]:
-        """Return the number of differences of each kind."""
+        """Return the numbers of gained, lost, moved, and changed events, by kind of difference."""
         return {kind: self._numbers[kind] for kind in ("gained", "lost", "moved", "changed")}
 
     def __len__(self) -> int:

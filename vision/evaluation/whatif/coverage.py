@@ -26,7 +26,7 @@ class Coverage:
         self._last_us = since_us
 
     def add(self, at_us: NDArray[np.int64]) -> None:
-        """Add the capture times (F,) of the next frames. Ignore frames before the range."""
+        """Add the capture times (F,) of the next frames. Ignore frames before the examined time range."""
         times_us = np.concatenate([[self._last_us], at_us[at_us >= self._since_us]])
         steps_us = np.diff(times_us)
         for steps, found in ((steps_us > _PAUSE_US, self.missing), (steps_us < -_SET_BACK_US, self.set_back)):
@@ -35,5 +35,5 @@ class Coverage:
         self._last_us = int(times_us[-1])
 
     def finish(self) -> None:
-        """Add the end of the range, so that `missing` also contains the time after the last frame."""
+        """Add the end of the examined time range, so that `missing` also contains a gap after the last frame."""
         self.add(np.array([self._until_us]))

@@ -20,14 +20,14 @@ _TOTALS: Final = ("total_in", "total_out")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Differences of one camera, oldest first."""
+    """Differences between the published and the new events of one camera, oldest first."""
 
     changes: Changes
     same: int  # number of events that have no difference, except in their running totals
     equal: bool  # True if all events are equal, including their order and totals
 
     def numbers(self) -> Mapping[Kind, int]:
-        """Return the number of differences of each kind."""
+        """Return the numbers of gained, lost, moved, and changed events, by kind of difference."""
         return self.changes.numbers()
 
 
@@ -96,7 +96,11 @@ class Comparison:
         self._changes.add(changes)
 
     def _gained_alone(self, after: Sequence[ArchivedEvent], settled_us: int) -> list[Change]:
-        """Return the gained events of a part without published events. Keep the events whose partner can be later."""
+        """Compare the new events of a part of the time range that has no published events.
+
+        Return the events of this part, and earlier ones, that are certainly gained. Keep the latest events for the
+        comparison with the next part, whose first events can have almost the same time.
+        """
         events, recent_us = [*(each.event for each in self._gained), *after], settled_us - MOVED_US
         self._gained = self._known([each for each in events if each.at_us >= recent_us])
         return [Change(self._camera, "gained", None, each) for each in events if each.at_us < recent_us]
@@ -158,7 +162,10 @@ _Pairs: TypeAlias = list[tuple[ArchivedEvent, ArchivedEvent]]
 
 
 def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
-    """Pair the same events at the same time, in order. Return the pairs, and the events without a partner."""
+    """Pair each published event with the new event that is the same and has the same time.
+
+    Return the pairs, and the events without a partner.
+    """
     waiting: dict[int, list[_Known]] = {}  # by time, the last event first
     times_us = {each.event.at_us for each in before}
     for each in reversed(after):
@@ -179,7 +186,10 @@ def _paired(before: Sequence[_Known], after: Sequence[_Known]) -> tuple[_Pairs, 
 
 
 def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, list[_Known], list[_Known]]:
-    """Pair candidates, smallest time difference first. Return the pairs, and the events without a partner."""
+    """Pair lost and gained events that differ only slightly in time, smallest time difference first.
+
+    Return the pairs, and the events without a partner.
+    """
     candidates = sorted(_candidates(lost, gained))
     used_before: set[int] = set()
     used_after: set[int] = set()
@@ -194,7 +204,7 @@ def _nearest(lost: Sequence[_Known], gained: Sequence[_Known]) -> tuple[_Pairs, 
 
 
 def _candidates(lost: Sequence[_Known], gained: Sequence[_Known]) -> Iterator[tuple[int, int, int]]:
-    """Yield the pairs of events with the same `about` that differ in time by at most `MOVED_US`.
+    """Yield the pairs of a lost and a gained event that differ only in time, by at most `MOVED_US`.
 
     Each pair is the difference in microseconds, the index in `lost`, and the index in `gained`. Both lists must be in
     the order of time.

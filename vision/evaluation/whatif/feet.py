@@ -1,4 +1,4 @@
-"""`Feet` stores the positions of objects whose events differ, for the drawing in the report."""
+"""`Feet` stores where objects stand whose events differ between two configurations, for the drawing in the report."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Point: TypeAlias = tuple[float, float]
 
 
 class Feet:
-    """Bottom centers of the boxes of objects whose events differ.
+    """Positions of the objects whose events differ between two configurations: the bottom centers of their boxes.
 
-    `Changes` yields the differences in the same order.
+    The positions are in the order in which `Changes` yields the differences.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,11 @@ class Feet:
         self._values = array("d")
 
     def add(self, changes: Iterable[Change], boxes: Mapping[Place, Box]) -> None:
-        """Add the positions of the objects in the next differences. `boxes` contains the known boxes in pixels."""
+        """Add the positions of the objects in the next differences.
+
+        `boxes` contains the boxes of objects in pixels, by `Place`. An object without a box there has an unknown
+        position.
+        """
         for change in changes:
             for event in (change.before, change.after):
                 self._values.extend(_feet(event, boxes))

@@ -59,7 +59,7 @@ class FoundBlock(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Frames to search for events, and the configuration."""
+    """Frames of one camera's archive in a time range, and the configuration with which to find their events."""
 
     archive: Archive
     judge: Judge  # the configuration
@@ -72,7 +72,7 @@ class Search(NamedTuple):
         return self.archive.blocks(self.camera, self.since_us, self.until_us)
 
     def found(self) -> Iterator[FoundBlock]:
-        """Yield the frames and the events of their objects, in the order of publication."""
+        """Yield the frames, and the events of their objects with the configuration, in the order of publication."""
         find = Finder(self.judge)
         for block in self.blocks():
             yield FoundBlock(_without_tracks(block), find(block))

@@ -49,9 +49,10 @@ class Judge:
         }
 
     def stages(self, earlier: Counts | None = None) -> Callable[[Result], Result]:
-        """Return the stages for one run of the program, as one function.
+        """Return a function that adds the events and counts of the analytics and the rules to archived results.
 
-        The counters continue from the counts `earlier`. If `earlier` is None, the counters start at 0.
+        The function holds the state of one run of the program. The counters continue from the counts `earlier`. If
+        `earlier` is None, the counters start at 0.
         """
         state = None if earlier is None else _EarlierCounters(self._camera, earlier)
         forget_s = self._config.track.lost_s
@@ -60,7 +61,10 @@ class Judge:
         return lambda result: rules(analytics(result))
 
     def recorded_stages(self, earlier: Counts | None = None) -> RecordedStages:
-        """Return the stages for one run of the program, as `stages` does, but for blocks of frames."""
+        """Return an object that applies the analytics and the rules to blocks of archived frames.
+
+        The object holds the state of one run of the program. `earlier` is as in `stages`.
+        """
         state = None if earlier is None else _EarlierCounters(self._camera, earlier)
         forget_s = self._config.track.lost_s
         analytics = RecordedStage(self._sections, self._class_names, forget_s=forget_s, state=state)
@@ -76,7 +80,10 @@ class Judge:
 
 
 class RecordedStage(AnalyticsStage):
-    """`AnalyticsStage` with `RecordedAnalytics`, for one camera."""
+    """Stage that evaluates the lines and zones of one camera in archived frames, many frames together.
+
+    It works like `AnalyticsStage`, but with `RecordedAnalytics` instead of `Analytics`.
+    """
 
     def _open(self, camera_id: str, size: tuple[int, int]) -> RecordedAnalytics:
         return self._new_analytics(RecordedAnalytics, camera_id, size)
@@ -151,7 +158,7 @@ class RecordedStages:
 
 
 class _Reports:
-    """Reports of a camera's rules in the frames of a block."""
+    """Finder of what the rules of a camera report in each frame of one block of archived frames."""
 
     def __init__(self, rules: RuleStage, camera: str, block: ArchivedBlock) -> None:
         self.due = 0
@@ -176,7 +183,7 @@ class _Reports:
         return reports
 
     def finish(self) -> None:
-        """Set the clock of the rules to the end of the block."""
+        """Set the clock of the rules to the end of the block, so that the next block continues from there."""
         if self._clock is not None and self._times is not None:
             self._times.seek(self._clock, len(self._block.frames))
 
@@ -188,7 +195,7 @@ def _meta(camera: str, block: ArchivedBlock, at: int) -> FrameMeta:
 
 
 class _EarlierCounters:
-    """Counters that continue from the counts of a previous run of the program, and do not store changes."""
+    """Counters that start from the counts of a previous run of the program. Their changes are never stored."""
 
     def __init__(self, camera: str, counts: Counts) -> None:
         totals = {**counts.lines, **counts.zones}

@@ -1,4 +1,7 @@
-"""Second evaluation of archived tracks, which finds the events of a configuration and the published events."""
+"""Second evaluation of archived tracks: `Rejudgment` finds the events that a configuration would have caused.
+
+It also reads the events that the program published, for a comparison.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ Place: TypeAlias = tuple[str, int, int, int]
 
 @dataclass(slots=True)
 class Judgment:
-    """Results of a configuration for one camera in the requested range, without the events themselves."""
+    """Summary of the events of a configuration for one camera in a time range: numbers of events, and final counts."""
 
     tallies: Counter[tuple[str, str, str | None]] = field(default_factory=Counter)
     """Number of events by kind, name, and direction. The direction is None for events without a direction."""
@@ -47,12 +50,12 @@ class Judgment:
     """Number of judged frames, including frames before the range."""
 
     def add(self, events: Iterable[ArchivedEvent]) -> None:
-        """Add events to `tallies`."""
+        """Add the numbers of `events` by kind, name, and direction to `tallies`."""
         self.tallies.update((each.event.kind, each.event.name, each.event.data.get("direction")) for each in events)
 
 
 class Part(NamedTuple):
-    """Events of a part of the requested range. All events of later parts are later than `settled_us`."""
+    """Published and new events in one part of the time range. All events of later parts are later than `settled_us`."""
 
     published: Sequence[ArchivedEvent]  # the published events
     events: Sequence[ArchivedEvent]  # the new events
@@ -83,7 +86,7 @@ class Rejudgment:
 
     @property
     def search(self) -> Search:
-        """Search whose results are the argument of `parts`."""
+        """Archived frames that `parts` needs: those of the time range, and `WARM_UP_US` before it."""
         return Search(self._archive, self._judge, self._camera, self._since_us - WARM_UP_US, self._until_us)
 
     def parts(self, found: Iterable[FoundBlock]) -> Iterator[Part]:
@@ -125,7 +128,7 @@ class Rejudgment:
                     yield ArchivedEvent(event, block.instance, block.epoch, block.frames[at], event_us)
 
     def _published(self) -> Generator[list[ArchivedEvent], int, None]:
-        """Receive times in ascending order.
+        """Yield the published events, step by step. The caller sends times in ascending order.
 
         For each time, yield the published events after the previous time and up to this time. The first value, before
         any time, is an empty list.
@@ -165,7 +168,7 @@ def boxes_of_events(archive: Archive, camera: str, events: Sequence[ArchivedEven
 
 
 def _boxes_in_block(block: ArchivedBlock, objects: Sequence[tuple[int, int]]) -> Iterator[tuple[Place, Box]]:
-    """Yield the place and the box of each of `objects` that the block contains.
+    """Yield the `Place` and the box of each of `objects` that the block contains.
 
     Each object consists of the index of its frame in the block, and its track id.
     """
@@ -183,7 +186,7 @@ def _boxes_in_block(block: ArchivedBlock, objects: Sequence[tuple[int, int]]) ->
 
 
 def boxes_of_tracks(result: Result, instance: str, track_ids: Sequence[int | None]) -> Iterator[tuple[Place, Box]]:
-    """Yield the place and the box of each track of `result` whose id is in `track_ids`.
+    """Yield the `Place` and the box of each track of `result` whose id is in `track_ids`.
 
     `instance` identifies the run of the program.
     """
@@ -198,8 +201,9 @@ def boxes_of_tracks(result: Result, instance: str, track_ids: Sequence[int | Non
 def initial_counts(archive: Archive, camera: str, since_us: int, until_us: int) -> dict[str, Counts]:
     """Return the counts before the first frame of each run of the program in a time range, by instance.
 
-    The first archived counts of a run include previous events, so this function subtracts these events. For a line, the
-    function uses the totals in the first event of the line, because these totals are exact.
+    The first archived counts of a run already include the events from its first frame until these counts, so this
+    function subtracts those events. For a line, the function uses the totals in the first event of the line, because
+    these totals are exact.
     """
     first = archive.first_counts(camera, since_us, until_us)
     until_ns = {instance: counted.at_ns for instance, counted in first.items()}
@@ -235,7 +239,7 @@ def _before(counted: ArchivedCounts, events: Sequence[ArchivedEvent]) -> Counts:
 
 
 def _counted_keys(kind: str, direction: str) -> Iterator[tuple[str, str]]:
-    """Yield the key of the counter that an event increases, and its owner, ``line`` or ``zone``.
+    """Yield the key of the counter that an event increases, and the kind of shape (``line`` or ``zone``) that has it.
 
     Yield nothing for kinds of events that increase no counter. `direction` is the direction of a crossing.
     """

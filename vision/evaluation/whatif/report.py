@@ -65,7 +65,7 @@ class CameraReport:
 
     @property
     def now(self) -> int:
-        """Number of events with the new configuration."""
+        """Number of events that the new configuration causes in the time range."""
         return self.judgment.tallies.total()
 
 
@@ -94,7 +94,7 @@ def time_text(at_us: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Paths of the files to write. None means that a file is not requested."""
+    """Paths of the JSON file and the HTML page to write with the report. None means that a file is not requested."""
 
     json: Path | None = None
     page: Path | None = None
@@ -124,7 +124,7 @@ def _write(parts: Iterable[str], path: Path, option: str) -> None:
 
 
 def _joined(parts: Iterable[str]) -> Iterator[str]:
-    """Join every `_WRITTEN` consecutive parts of a file, because single parts are short."""
+    """Join every `_WRITTEN` consecutive parts of a file, so that the file is written with fewer, larger writes."""
     rest = iter(parts)
     while some := "".join(islice(rest, _WRITTEN)):
         yield some

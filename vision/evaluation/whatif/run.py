@@ -51,7 +51,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """Checked inputs to which a `Selection` refers."""
+    """Configuration, archive, and cameras that a `Selection` names, already loaded and checked."""
 
     config: AppConfig
     class_names: Sequence[str]  # class names of the model, by class id
@@ -61,7 +61,7 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """Work for each camera."""
+    """Data that every camera's evaluation needs: the inputs, the time range, and the files of the report."""
 
     selected: Selected
     since_us: int  # start of the range, in microseconds since 1970 (UTC)
@@ -202,7 +202,10 @@ def _judge_camera(
 
 
 def _feet(archive: Archive, camera: str, changes: Changes) -> Feet:
-    """Return the positions of the objects of all differences. Read the boxes of some differences at a time."""
+    """Return the positions of the objects of all differences, for the drawing in the report.
+
+    To save memory, read the boxes of only some differences at a time from the archive.
+    """
     feet, rest = Feet(), iter(changes)
     while some := [*islice(rest, _CHANGES)]:
         events = [event for each in some for event in (each.before, each.after) if event is not None]

@@ -164,7 +164,7 @@ def _configuration(name: str, request: Comparison) -> AppConfig:
 
 @dataclass(slots=True)
 class _Found:
-    """Events of a configuration, the boxes of their objects, and the judgment."""
+    """Events that one configuration causes on the stored videos, the boxes of their objects, and a summary."""
 
     events: list[ArchivedEvent] = field(default_factory=list)
     boxes: dict[Place, Box] = field(default_factory=dict)
@@ -172,7 +172,10 @@ class _Found:
 
 
 def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) -> _Found:
-    """Run the pipeline on each video. Return all events. `judgment.counts` are the counts of the last video."""
+    """Run the pipeline of a configuration on each video. Return the events, the boxes of their objects, and a summary.
+
+    The counts in the summary are the counts of the last video.
+    """
     found = _Found()
     for video in videos:
         camera = config.cameras[0].model_copy(update={"source": str(video.path.absolute())})
@@ -188,7 +191,7 @@ def _judge(config: AppConfig, videos: Sequence[Video], stop: threading.Event) ->
 
 
 class _Sink:
-    """Sink that adds the events, the boxes of their objects, and the latest counts to `found`."""
+    """Sink that adds the events of one video, the boxes of their objects, and the latest counts to `found`."""
 
     def __init__(self, video: Video, found: _Found, progress: Callable[[int], None]) -> None:
         self._video = video
@@ -210,4 +213,4 @@ class _Sink:
         self._progress(judgment.frames)
 
     def report(self, report: Report) -> None:
-        """Ignore reports."""
+        """Ignore the status reports of the pipeline, because the comparison needs only its events."""
