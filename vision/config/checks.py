@@ -70,7 +70,7 @@ _READERS: Final[Mapping[type[SourceAddress], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Functions that describe a value in a message, without its secrets."""
+    """Functions that describe a configured value, or the place where it is written, for a message, without secrets."""
 
     written: Callable[[Loc], str] = dotted  # the value itself
     line: Callable[[Loc], str] = lambda loc: f"in {dotted(loc)}"  # where the value is
@@ -162,7 +162,7 @@ def camera_conflicts(camera: Section) -> Iterator[Conflict]:
 
 
 def tracking_conflicts(track: Section) -> Iterator[Conflict]:
-    """Yield a conflict for each score that exceeds the next score in `TRACK_SCORES`, and each class in two groups."""
+    """Yield the conflicts in `track:`: scores not in the order of `TRACK_SCORES`, and classes in two `class_groups`."""
     scores = [(key, track.get(key, default)) for key, default in TRACK_SCORES.items()]
     for (key, value), (next_key, next_value) in pairwise(scores):
         if isinstance(value, int | float) and isinstance(next_value, int | float) and value > next_value:

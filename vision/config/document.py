@@ -71,7 +71,7 @@ class Document:
         return data
 
     def node(self, loc: Loc) -> Node | None:
-        """Return the node at `loc`, or None if there is none."""
+        """Return the node at the location `loc` (keys and list indices from the top), or None if there is none."""
         node: Node | None = self.root
         for part in loc:
             node = node.child(part) if node is not None else None

@@ -109,7 +109,10 @@ def _load_spec(kind: type[_S], folder: Path) -> _S:
 
 
 def _validated(model: type[_S], document: Document, other_faults: Iterable[Fault] = ()) -> _S:
-    """Create a section from a document, without type conversions. Raise a `ConfigError` if there are any faults."""
+    """Create a section from a document, without type conversions.
+
+    Raise a `ConfigError` that lists the faults of the document and `other_faults`, if there are any.
+    """
     faults = [*document.faults, *other_faults]
     try:
         section = model.model_validate(document.plain(), strict=True)

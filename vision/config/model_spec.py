@@ -184,7 +184,7 @@ Plugin: TypeAlias = Annotated[
 
 
 class _Spec(ConfigSection):
-    """Keys of every model.yaml."""
+    """Base class with the keys that model.yaml has for detection models as well as for classifiers."""
 
     name: Identifier
     """Name of the model in camera.yaml and messages."""

@@ -115,7 +115,10 @@ def _parse_model(data: memoryview, seen: set[int]) -> OnnxHeader:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the number and value of each field of a message. Raise `NotOnnx` if the message is invalid or truncated."""
+    """Yield the number and value of each field of a Protocol Buffers message.
+
+    Raise `NotOnnx` if the message is invalid or truncated.
+    """
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
@@ -139,7 +142,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return the variable-length integer at the position `at`, and the position after the integer."""
+    """Return the variable-length integer at the position `at` of `data`, and the position after it."""
     value = 0
     for index in range(_MOST_VARINT_BYTES):
         if at + index >= len(data):
@@ -156,7 +159,7 @@ def _text(value: memoryview) -> str:
 
 
 def _pair(message: memoryview) -> tuple[str, str]:
-    """Return the key and the value of a StringStringEntryProto. A missing part becomes an empty string."""
+    """Return the key and the value of an entry of ONNX metadata. A missing part becomes an empty string."""
     texts = {number: _text(value) for number, value in _fields(message) if not isinstance(value, int)}
     return texts.get(_FIRST, ""), texts.get(_SECOND, "")
 

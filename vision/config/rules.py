@@ -78,7 +78,7 @@ def _advice_for_duration(text: str) -> str:
 
 
 def parse_when(text: str) -> Condition:
-    """Parse the `when` of a rule. Raise `InvalidValue` if it does not follow the grammar."""
+    """Parse the key `when` of a rule. Raise `InvalidValue` if its text does not follow the grammar of this module."""
     words = text.split()
     if len(words) != 2 and not (len(words) > 3 and words[2] == "for"):
         raise InvalidValue("when-form", _WHEN_FORMS, _advice_for(words))

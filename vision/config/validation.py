@@ -51,7 +51,10 @@ SYNONYMS: Final[Mapping[str, str]] = {
 
 
 def key_path(loc: Loc) -> str:
-    """Return the path of a key in the form that `RENAMED` uses, such as ``analytics.*.zones[].points``."""
+    """Return the path of a key without indices and camera ids, such as ``analytics.*.zones[].points``.
+
+    `RENAMED`, the table of keys with new names, contains such paths.
+    """
     parts = ["[]" if isinstance(part, int) else f".{part}" for part in loc]
     if len(loc) > 1 and loc[0] == "analytics":
         parts[1] = ".*"
@@ -79,7 +82,7 @@ class ErrorContext:
 
 
 def validation_faults(error: ValidationError, document: Document, schema: Schema) -> Iterator[Fault]:
-    """Yield a fault for each error, except for errors that only result from a fault reported elsewhere."""
+    """Yield a fault for each of pydantic's errors, except errors that only result from a fault reported elsewhere."""
     for details in error.errors(include_url=False, include_input=False):
         loc, phrase = _in_document(details["loc"], document), _PHRASES.get(details["type"], _expected)
         if details["type"] == "missing" and isinstance(loc[-1], int):  # an entry is missing in a list of fixed length

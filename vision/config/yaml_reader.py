@@ -277,7 +277,10 @@ class _NodeBuilder:
         return Node(_place(raw), entries, keys=keys, size=_size(parts), depth=_depth(parts))
 
     def _merged(self, raw: yaml.Node, loc: Loc) -> Iterator[Node]:
-        """Yield the mappings that a ``<<`` key adds. Each mapping has precedence over the mappings after it."""
+        """Yield the mappings that the merge key ``<<`` adds to a YAML mapping.
+
+        Each mapping has precedence over the mappings after it.
+        """
         for source in raw.value if isinstance(raw, yaml.SequenceNode) else [raw]:
             node = self.build(source, (*loc, "<<"))
             if isinstance(node.value, dict):
@@ -366,8 +369,8 @@ def _number(tag: str, text: str) -> int | float | bool | None:
 def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[Span], list[tuple[str, str]]]:
     """Replace every ``${NAME}`` with the value from `environ`, and ``$${`` with ``${``.
 
-    Return the text, the place of each value in it, and a code and a message for each reference that is invalid or has
-    no usable value.
+    Return the text, the place of each value in it, and an error code and a message for each ``${...}`` that is invalid
+    or has no usable value.
     """
     replaced, spans, problems = "", [], []
     copied = 0
@@ -385,7 +388,7 @@ def _substitute(text: str, environ: Mapping[str, str]) -> tuple[str, list[Span],
 
 
 def _problems(match: re.Match[str], environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the code and the message of the problem with a reference, or an empty list if there is none."""
+    """Return the error code and message if a ``${NAME}`` is invalid or has no usable value, else an empty list."""
     if match["broken"]:
         message = "'${' starts an environment variable: expected ${NAME}, or $${ for the two characters themselves"
         return [("invalid-variable", message)]

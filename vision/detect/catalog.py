@@ -61,7 +61,7 @@ For a complete example of each kind, see docs/models.md."""
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """Description of one model. Properties that the files of the model do not contain are empty."""
+    """Description of one model, for the table of `vision models`. Properties that the model's files lack are empty."""
 
     name: str
     folder: Path

@@ -35,7 +35,7 @@ IN_FLIGHT_INTEGRATED: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class GpuSpec:
-    """Properties of a detector that runs on a GPU."""
+    """Precision of a detector that runs on a GPU, and whether its batches run as CUDA graphs."""
 
     precision: str
     """Number format in which the network computes, such as ``fp16``."""
@@ -50,7 +50,7 @@ class GpuSpec:
 
 @dataclass(frozen=True, slots=True)
 class DetectorSpec:
-    """Properties of an open detector. They do not change."""
+    """Properties of an open detector, such as its back-end, classes, and batch sizes. They do not change."""
 
     name: str
     """Back-end, device, and precision as text, such as ``onnxruntime cpu fp32``, for status messages."""
@@ -125,7 +125,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Memory that the process holds for a detector and for the frames of the cameras."""
+    """Amounts of GPU memory and page-locked memory that the process holds for a detector and the cameras' frames."""
 
     device_bytes: int
     """GPU memory, including the memory of the inference library."""
@@ -189,7 +189,7 @@ Batch = TypeVar("Batch")
 
 
 class InFlight(Generic[Batch]):
-    """Record of the batch in each slot, with the checks of arguments that the `Detector` protocol requires."""
+    """Record of the batch that occupies each slot of a detector. It also checks arguments as `Detector` requires."""
 
     def __init__(self, spec: DetectorSpec) -> None:
         self.batches: list[Batch | None] = [None] * spec.batches_in_flight  # None if the slot is free
@@ -217,6 +217,6 @@ class InFlight(Generic[Batch]):
         return batch
 
     def close(self) -> None:
-        """Drop all batches. Afterwards, `require_free` and `submitted` raise `Closed`."""
+        """Forget the batches of all slots. Afterwards, `require_free` and `submitted` raise `Closed`."""
         self.closed = True
         self.batches = [None] * len(self.batches)

@@ -30,7 +30,10 @@ class _Batch:
 
 
 class FakeDetector:
-    """Detector of rectangles in `FAKE_COLORS`. The score is the fraction of the bounding box that the object fills."""
+    """Detector of rectangles in the colors `FAKE_COLORS`, one color per class.
+
+    The score is the fraction of the bounding box that the object fills.
+    """
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ def driver_answers() -> bool:
 def has_nvidia_gpu(root: Path | None = None) -> bool:
     """Return True if this machine has an NVIDIA GPU, integrated or discrete, even if its driver is not loaded.
 
-    `root` is the folder that contains ``dev``, ``proc``, and ``sys``. None means `MACHINE`.
+    `root` is the folder that contains ``dev``, ``proc``, and ``sys``. None means the root folder of this machine.
     """
     root = root or MACHINE
     if any((root / "dev" / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu")):

@@ -176,7 +176,10 @@ def _check_keypoints(spec: ModelSpec, count: int) -> None:
 
 
 def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:
-    """Compare the classes of model.yaml with the `names` of the file. For errors and warnings, see `check_metadata`."""
+    """Compare the classes in model.yaml with `names`, the class names in the metadata of the ONNX file.
+
+    For errors and warnings, see `check_metadata`.
+    """
     given = class_names(spec)
     ours, theirs = _folded(given), _folded(names)
     if ours == theirs:
@@ -201,7 +204,7 @@ def _check_names(spec: ModelSpec, names: tuple[str, ...]) -> None:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    """Return names in lower case, with spaces as separators.
+    """Return class names in a form that can be compared: in lower case, with spaces as separators.
 
     Replace old names of COCO classes with the current names.
     """

@@ -79,7 +79,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> tuple[Pi
 
     Return the pixel formats that the detector will accept.
 
-    The ONNX file is read and, if ONNX Runtime is installed, run on the sample on the CPU. If TensorRT would run the
+    The ONNX file is read and, if ONNX Runtime is installed, run on sample frames on the CPU. If TensorRT would run the
     model, the GPU must support the precision. With the back-end ``fake``, no file is read.
 
     Raises:
@@ -107,7 +107,7 @@ def check_model(folder: Path, spec: ModelSpec, config: DetectConfig) -> tuple[Pi
 
 
 def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | None = None) -> None:
-    """Run a model on the sample with ONNX Runtime, if it is installed. See `check_network` for the errors."""
+    """Check a model on sample frames with ONNX Runtime, if it is installed. For the errors, see `check_network`."""
     if spec.plugins:
         return  # ONNX Runtime cannot run TensorRT plugins, so only the start checks the outputs, with the engine
     try:
@@ -118,7 +118,7 @@ def _check_with_onnxruntime(path: Path, spec: ModelSpec, ids: Sequence[int] | No
 
 
 def _check_files(folder: Path, spec: ModelSpec) -> None:
-    """Check that the ONNX file is complete, and that its metadata does not contradict the spec. Check plugin libraries.
+    """Check that a model's ONNX file is complete and its metadata fits the spec. Also check the plugin libraries.
 
     Call this function before a GPU is opened, because an error in a file does not depend on the GPU.
 
@@ -156,7 +156,7 @@ def published_class_names(spec: ModelSpec, detect: DetectConfig) -> tuple[str, .
 
 
 def _report_cpu(missing: DeviceMissing, section: str) -> str:
-    """Log why the CPU is used. Return the result of `reason_for_cpu`, or raise its error `DeviceNotReady`."""
+    """Log why a model runs on the CPU. Return the result of `reason_for_cpu`, or raise its error `DeviceNotReady`."""
     reason = reason_for_cpu(missing, section)
     if reason:
         log.warning("the GPU is not used; detecting on the CPU with ONNX Runtime: %s", reason)
@@ -203,7 +203,7 @@ def _open_onnxruntime(folder: Path, spec: ModelSpec, detect: DetectConfig, *, gp
 
 
 def open_network(path: Path, spec: ModelSpec) -> Network:
-    """Load the network of an ONNX file on the CPU with one thread, to run the network on the sample.
+    """Load the network of an ONNX file on the CPU with one thread, to run it on the frames of `sample_frames`.
 
     Raises:
         ModelError: the model needs TensorRT plugins, the file cannot be loaded, or its inputs differ from the spec.
@@ -220,7 +220,7 @@ def open_network(path: Path, spec: ModelSpec) -> Network:
 def open_second_model(
     folder: Path, spec: ClassifierSpec, cascade: CascadeConfig, *, stop: threading.Event | None = None
 ) -> OnnxRuntimeClassifier | TensorRTClassifier:
-    """Open the second model in `folder` with the configured back-end. ``auto`` means the same as in `open_detector`.
+    """Open the second model in `folder`, a classifier of detected objects. For ``auto``, see `open_detector`.
 
     Raises:
         Closed: `stop` was set while an engine was built.
@@ -244,7 +244,10 @@ def open_second_model(
 
 
 def check_second_model(folder: Path, spec: ClassifierSpec, cascade: CascadeConfig) -> None:
-    """Check a second model: raise the errors of `open_second_model` that can be detected without building an engine."""
+    """Check a second model, which classifies detected objects, without building an engine.
+
+    Raise the errors of `open_second_model` that can be detected without the engine.
+    """
     if cascade.backend != "onnxruntime" and _has_tensorrt(
         cascade.precision, "cascade", required=cascade.backend == "tensorrt"
     ):

@@ -1,4 +1,4 @@
-"""A proposal for model.yaml, from the metadata of an ONNX file, the shapes of its tensors, and the sample."""
+"""A proposal for the model.yaml of an ONNX file, from its metadata and shapes, and its outputs for sample frames."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _UNKNOWN: Final = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """Origin of the keys of a proposal that is not complete yet. For the fields, see `Proposal`."""
+    """Notes on where the keys of a model.yaml come from, collected for a `Proposal`, which explains the fields."""
 
     found: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class _Origin:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A proposed specification of a model, and the origin of its keys."""
+    """A proposed model.yaml, the origin of each known key, and the reason why other keys need a check by a person."""
 
     spec: ModelSpec
     found: Mapping[str, str]
@@ -207,7 +207,10 @@ def _head_of_shapes(header: OnnxHeader, metadata: ModelMetadata) -> HeadSpec | N
 
 
 def _probe(head: HeadSpec, input_: Mapping[str, object], count: int) -> ModelSpec:
-    """Return a specification to test a head. The specification has `count` placeholder classes, but at least one."""
+    """Return a temporary specification with which a test finds out whether `head` can read the outputs of a model.
+
+    It has `count` classes with placeholder names, but at least one.
+    """
     data = {
         "name": "sample",
         "file": "sample.onnx",
@@ -264,7 +267,9 @@ def propose(path: Path, licence: str | None = None) -> Proposal:
 
 
 def _tried(path: Path, header: OnnxHeader, metadata: ModelMetadata, origin: _Origin) -> tuple[tuple[int, int], Match]:
-    """Return the input size (width, height) and the head that fits the sample best. Add their origins to `origin`.
+    """Run a model on sample frames. Return the input size (width, height) and the head that fits the outputs best.
+
+    Note in `origin` where the size and the head come from.
 
     Raises:
         ModelError: the model cannot be run, or no head fits its outputs.
@@ -301,7 +306,7 @@ def _tried(path: Path, header: OnnxHeader, metadata: ModelMetadata, origin: _Ori
 
 
 def _run(path: Path, header: OnnxHeader, size: tuple[int, int]) -> Sample:
-    """Run the model on the sample with an input of `size` (width, height). Return the outputs.
+    """Run the model on the frames of `sample_frames`, scaled to `size` (width, height). Return the outputs.
 
     For errors, see `open_network` and `Network.run_sample`.
     """
@@ -322,7 +327,7 @@ def _no_head(path: Path, sample: Sample) -> ModelError:
 
 
 def _input(header: OnnxHeader, metadata: ModelMetadata, kind: str, origin: _Origin) -> dict[str, object]:
-    """Return the pre-processing keys of the section `input`. Add their origin to `origin`."""
+    """Return the keys of model.yaml's section `input`, which describe the pre-processing. Note their origin."""
     key = "input.color, input.scale, input.mean, input.std"
     if metadata.ultralytics:
         origin.found[key] = "as Ultralytics exports models"

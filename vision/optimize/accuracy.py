@@ -1,4 +1,7 @@
-"""Comparison of a changed model with its parent, by average precision on labeled video, or by agreement of boxes."""
+"""Comparison of a changed model with its parent, the model before the change.
+
+It compares the average precision on labeled video, or the boxes that both models find.
+"""
 
 from __future__ import annotations
 

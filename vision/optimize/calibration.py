@@ -1,4 +1,4 @@
-"""Calibration, which uses frames to find thresholds for the quantized activations of a model, and its cache."""
+"""Calibration: it runs a model on frames to find thresholds for the int8 values of activations, and caches them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def _calibrator_kind(algorithm: Algorithm) -> CalibratorKind:
 
 
 class Calibration:
-    """Thresholds of a model for one set of frames. The model runs only if the cache lacks a result."""
+    """Thresholds for the int8 activations of a model, from one set of frames.
+
+    The model runs only if the cache lacks a result.
+    """
 
     def __init__(
         self,
@@ -137,7 +140,10 @@ class Calibration:
         return found
 
     def _label(self, algorithm: Algorithm) -> str:
-        """Return the name of the algorithm, preceded by the name of the route if TensorRT runs the model."""
+        """Return the name under which the results of an algorithm are cached.
+
+        It is the name of the algorithm, preceded by the name of the route if TensorRT runs the model.
+        """
         return algorithm if self._route == "onnxruntime" else f"{self._route}-{algorithm}"
 
     def _path(self, algorithm: Algorithm) -> Path:

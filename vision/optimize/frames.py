@@ -56,7 +56,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The chosen frames, stored as files in a folder."""
+    """The frames that were chosen for the calibration of a model, stored as files in a folder."""
 
     paths: tuple[Path, ...]
     sources: Sources
@@ -73,7 +73,9 @@ class Frames:
 
 
 class Collector:
-    """Collector of a limited number of candidates of one camera on disk, spread evenly over a time of unknown length.
+    """Collector that stores candidates for calibration frames, spread evenly over a time of unknown length.
+
+    The candidates are a limited number of frames of one camera, on disk.
 
     Whenever there are twice as many candidates as needed, the collector removes every second candidate, and halves the
     rate at which it takes further frames.

@@ -62,7 +62,7 @@ class Histogram:
         return True
 
     def _widen(self) -> None:
-        """Widen the range until it includes `low` and `high`."""
+        """Widen the range of the bins until it includes the largest absolute value so far."""
         if not self.limit:
             self.limit = self.largest
         while self.limit < self.largest:

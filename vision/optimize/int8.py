@@ -52,7 +52,7 @@ class Int8Options:
     """Python interpreter of the environment that contains ModelOpt."""
 
     def require(self) -> None:
-        """Check that the route is available on this machine, before frames are read.
+        """Check that the program that calibrates (`route`) is available on this machine, before frames are read.
 
         Raises:
             ConfigError: ModelOpt or its interpreter is missing, or the route lacks an algorithm.
@@ -190,8 +190,8 @@ def run(task: Task, options: Int8Options, stop: threading.Event, console: Consol
 def _best(quantizer: Quantizer, options: Int8Options, console: Console) -> tuple[Tried, Sequence[tuple[int, Accuracy]]]:
     """Try all algorithms, and print the results. Return the most accurate result, and a trade-off.
 
-    The trade-off lists the accuracy for several numbers of layers to keep, with the algorithm of the returned result.
-    If `options.sensitivity` is True, the trade-off is also printed. Otherwise, the trade-off is empty.
+    The trade-off lists the accuracy for several numbers of layers to keep in float, with the algorithm of the returned
+    result. If `options.sensitivity` is True, the trade-off is also printed. Otherwise, the trade-off is empty.
     """
     points: list[tuple[int, Accuracy]] = []
     tried: list[Tried] = []

@@ -45,7 +45,7 @@ def require_free(folder: Path, *, force: bool) -> None:
 
 
 def derived_spec(parent: ModelSpec, name: str, contents: bytes, change: str) -> ModelSpec:
-    """Return the spec of a changed model. `change` describes the change as a sentence, for `provenance`."""
+    """Return the spec of a changed model. `change` is a sentence about the change, for its key `provenance`."""
     return parent.model_copy(
         update={
             "name": name,

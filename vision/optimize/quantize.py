@@ -145,7 +145,7 @@ class _Writer:
         return pair
 
     def finish(self) -> None:
-        """Insert the pairs, so that the nodes stay in topological order."""
+        """Insert all Q/DQ pairs into the graph, so that the nodes stay in topological order."""
         nodes = list(self._graph.model.graph.node)
         computed = {name for node in nodes for name in node.output}
         ordered = [*self._first]

@@ -71,7 +71,7 @@ class LeastSquares:
             graph.replace(layer.bias, (graph.array(layer.bias) + shift).astype(np.float32))
 
     def _moments(self, graph: Graph, layer: Layer, patches: Patches) -> Moments:
-        """Return the moments of the inputs of a layer in the unpruned model and in `graph`."""
+        """Return the `Moments` of a layer's inputs, in the unpruned model and in `graph`, which is being pruned."""
         moments = Moments(patches.columns)
         per_frame = -(-SAMPLES // self._count)
         random = np.random.default_rng(1)
@@ -90,7 +90,10 @@ class LeastSquares:
 
 
 class Moments:
-    """Sums over samples of a layer's inputs, which are called x in the pruned model and d in the unpruned model."""
+    """Sums of products of a layer's inputs over all samples.
+
+    The inputs are called x in the model that is being pruned, and d (dense) in the unpruned model.
+    """
 
     def __init__(self, columns: int) -> None:
         self._count = 0
@@ -100,7 +103,7 @@ class Moments:
         self._d = np.zeros(columns)
 
     def add(self, dense: NDArray[np.float32], mine: NDArray[np.float32]) -> None:
-        """Add the same samples (N, columns) of both models."""
+        """Add the same samples (N, columns) from the unpruned model (`dense`) and the pruned model (`mine`)."""
         self._count += len(mine)
         self._xx += mine.T @ mine
         self._dx += dense.T @ mine
@@ -135,7 +138,7 @@ def sparse_gpt_mask(target: Matrix, hessian: Matrix) -> NDArray[np.bool_]:
     """Return a mask (rows, columns) of the weights to keep, two of every four columns, by the rule of SparseGPT.
 
     A weight w in column j costs ``w ** 2 / inverse[j, j] ** 2``, where `inverse` is the upper Cholesky factor of the
-    inverse of H. After each column, the columns to its right are changed to make up for the pruned weights.
+    inverse of `hessian`. After each column, the columns to its right are changed to make up for the pruned weights.
     """
     weights = target.copy()
     mask = np.ones(weights.shape, bool)
@@ -157,7 +160,10 @@ def sparse_gpt_mask(target: Matrix, hessian: Matrix) -> NDArray[np.bool_]:
 
 
 def fit(target: Matrix, hessian: Matrix, mask: NDArray[np.bool_]) -> Matrix:
-    """Return the weights whose outputs are closest to those of `target`. The weights are zero where `mask` is False."""
+    """Return the weights whose outputs are closest to those of the weights `target`, if `mask` limits them.
+
+    The weights are zero where `mask` is False. `hessian` contains the second moments of the layer's inputs.
+    """
     right = target @ hessian
     result = np.zeros_like(target)
     for row, kept in enumerate(mask):

@@ -33,7 +33,7 @@ _FLAG_VALUES: Final = 1  # value of integer inputs that are no indices, such as 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Batches of inputs with fixed shapes."""
+    """Batches of inputs for a network, with which a changed network and its parent are compared."""
 
     shapes: Shapes
     """Shape of each input, by name."""

@@ -20,7 +20,7 @@ _BRIGHTNESS_LEVELS: Final = 32  # width of a group of similar brightness
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A frame that can be chosen for the calibration."""
+    """A frame of a camera that can be chosen for the calibration, described by the gray levels of its cells."""
 
     camera: str
     number: int

@@ -59,7 +59,10 @@ def _outputs(graph: Graph, spec: ModelSpec, frames: Frames) -> list[NDArray[Any]
 
 
 def relative_error(reference: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> float:
-    """Return the relative root mean square of the difference, averaged over all floating-point outputs."""
+    """Return the error of `outputs` compared with `reference`, averaged over all floating-point outputs.
+
+    The error is the root mean square of the difference, relative to that of the reference.
+    """
     errors = []
     for expected, found in zip(reference, outputs, strict=True):
         if np.issubdtype(expected.dtype, np.floating):
@@ -76,7 +79,7 @@ def layers_without(graph: Graph, ranking: Sequence[LayerError], keep: int) -> fr
 
 
 def numbers_to_try(layers: int) -> list[int]:
-    """Return the numbers of layers to keep for the trade-off: 0, 1, 2, 4, 8, and so on, up to half of the layers."""
+    """Return the numbers of layers to keep in float for the trade-off: 0, 1, 2, 4, and so on, up to half of them."""
     numbers = [0, 1]
     while numbers[-1] * 2 <= layers // 2:
         numbers.append(numbers[-1] * 2)

@@ -64,7 +64,7 @@ def run(task: Task, stop: threading.Event, console: Console, *, repair: bool) ->
 
 
 def _pruned(graph: Graph, task: Task, frames: Frames | None, stop: threading.Event, console: Console) -> bytes:
-    """Return the pruned model, repaired if `frames` is not None. Print the compliance of each layer.
+    """Return the pruned model, repaired if `frames` is not None. Print how well each layer follows the 2:4 pattern.
 
     Raises:
         ConfigError: the model has no layers that can be sparse.
@@ -92,7 +92,7 @@ def print_verification(path: Path, console: Console) -> int:
 
 
 def print_compliance(layers: Sequence[Compliance], console: Console) -> None:
-    """Print a table with the compliance of all layers, and a summary."""
+    """Print how well each layer follows the 2:4 sparsity pattern, as a table and a summary."""
     table = Table("layer", "operator", "weights", "groups that follow 2:4")
     for layer in layers:
         shape = "x".join(map(str, layer.shape))

@@ -22,7 +22,7 @@ KEPT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Compliance:
-    """The compliance of one layer with the 2:4 pattern."""
+    """The fraction of a layer's groups that follow the 2:4 pattern, or the reason why the layer cannot be sparse."""
 
     name: str
     operator: str

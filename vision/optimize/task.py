@@ -92,7 +92,7 @@ class Task:
         install(self._target(accuracy), spec, contents, whole)
 
     def conclude(self, accuracy: Accuracy, hint: str, console: Console) -> None:
-        """Print where the model was installed.
+        """Print the folder to which the changed model was written, unless it lost too much accuracy.
 
         Args:
             hint: advice for the case that the model lost too much accuracy.

@@ -44,7 +44,10 @@ def thresholds(histograms: Mapping[str, Histogram], algorithm: Algorithm) -> dic
 
 
 def _collected(histograms: Mapping[str, Histogram], method: str, *, symmetric: bool) -> Mapping[str, Any]:
-    """Return (low, high, ...) of each tensor that is not always 0, computed by ONNX Runtime's collector."""
+    """Return the range (low, high, ...) of each tensor that is not always 0.
+
+    ONNX Runtime's `HistogramCollector` computes the ranges by the method `method`.
+    """
     require_onnxruntime()
     from onnxruntime.quantization.calibrate import HistogramCollector
 

@@ -37,7 +37,7 @@ _FRAME_DTYPES: Final = ("float32", "float16", "uint8")
 
 @dataclass(frozen=True, slots=True)
 class FrameInput:
-    """Input through which a network receives frames."""
+    """Name, type, and layout of the input through which a network receives frames."""
 
     name: str
     batch: int  # batch size; 1 if it is dynamic in the file
@@ -70,10 +70,10 @@ class Network:
         self.output_dtypes = {output.name: _DTYPES.get(output.type, "") for output in self.session.get_outputs()}
 
     def sample(self, head: Head) -> Decoder:
-        """Run the network on the sample, choose the outputs that `head` reads, and check that they are plausible.
+        """Run the network on the two frames of `sample_frames`, and check its outputs.
 
         Returns:
-            The decoder for the chosen outputs.
+            The decoder for the outputs that `head` reads.
 
         Raises:
             ModelError: the network fails; an output does not have its declared size, the batch axis, or a supported
@@ -94,7 +94,7 @@ class Network:
         return decoder
 
     def run_sample(self) -> Sample:
-        """Run the network on the sample, and return the outputs for each frame of the sample.
+        """Run the network on the two frames of `sample_frames`. Return the outputs for each frame.
 
         Raises:
             ModelError: the network fails, or its output sizes differ from the declared sizes.
@@ -104,7 +104,7 @@ class Network:
         return self._sample_of(runs)
 
     def _run_sample(self) -> list[dict[str, NDArray[Any]]]:
-        """Run the network on all frames of the sample. Return the outputs of each batch, by name.
+        """Run the network on the two frames of `sample_frames`. Return the outputs of each batch, by name.
 
         If the frames do not fill the last batch, frames are repeated.
 
@@ -127,7 +127,7 @@ class Network:
         return runs
 
     def _sample_of(self, runs: Sequence[Mapping[str, NDArray[Any]]]) -> Sample:
-        """Convert the outputs of the batches `runs` to outputs for each frame of the sample."""
+        """Convert the outputs of the batches `runs` to outputs for each frame of `sample_frames`."""
         batch = self.frames.batch
         frames = [of_batch(run, index, batch) for run in runs for index in range(batch)]
         return Sample(frames[: len(sample_frames())])
@@ -138,10 +138,10 @@ class Network:
         return text if self.frames.any_size else ""
 
     def _check_sizes(self, outputs: Mapping[str, NDArray[Any]]) -> None:
-        """If the file accepts any input size, check that the outputs have their declared sizes.
+        """If the ONNX file accepts any input size, check that outputs have the sizes that the file declares.
 
         Raises:
-            ModelError: the file was exported for a different input size.
+            ModelError: the file was exported for an input size that differs from model.yaml.
         """
         size = self.spec.input
         for name, declared in self.output_shapes.items() if self.frames.any_size else ():
@@ -167,9 +167,10 @@ class Network:
 
 
 def _same_sizes(declared: Shape, actual: tuple[int, ...]) -> bool:
-    """Return False if an axis after the batch has a different size than in `declared`.
+    """Compare the shape of an output with the shape `declared` in the model file, except the first axis (batch).
 
-    A size of None in `declared` matches any size. If the numbers of axes differ, return True without a comparison.
+    Return False if an axis has a different size. A size of None in `declared` matches any size. If the numbers of axes
+    differ, return True without a comparison.
     """
     if len(declared) != len(actual):
         return True

@@ -1,4 +1,4 @@
-"""Check of the configured head on a sample, and trials of all heads if the configured head does not fit."""
+"""Check that a model's outputs for sample frames fit the head in model.yaml. If not, all other heads are tried."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def of_batch(outputs: Outputs, index: int, batch: int) -> Outputs:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Outputs of a model for the frames of the sample."""
+    """Outputs of a model for the frames of `sample_frames`, with which each model is checked."""
 
     frames: Sequence[Outputs]
 
@@ -64,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A head that fits the sample: its check has no finding."""
+    """A head that can read a model's outputs for sample frames, so that the checks find no fault in the results."""
 
     head: HeadSpec
     classes: int | None  # number of classes; None if the outputs do not show it
@@ -105,11 +105,11 @@ def check_sample(spec: ModelSpec, sample: Sample) -> None:
 
 
 def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding | None, float]:
-    """Check the results of a decoder on the sample.
+    """Check whether the results are plausible that a decoder reads in the outputs for the sample frames.
 
     Returns:
-        The first finding, or None if there is none, and the highest `agreement` of a frame. If the raw values already
-        have a finding, the agreement is 0.
+        The first fault, or None, and the highest `agreement` of a frame. If a check of the raw values already finds a
+        fault, the agreement is 0.
     """
     frames = sample.read_by(decoder)
     views = [view for frame in frames for view in decoder.raw_scores(frame)]
@@ -136,7 +136,9 @@ def _limited(spec: ModelSpec, head: HeadSpec) -> ModelSpec:
 
 
 def try_heads(spec: ModelSpec, class_counts: Sequence[int], sample: Sample) -> list[Match]:
-    """Try every head with its options on the sample. Return the heads without a finding, the best first.
+    """Try to read a model's outputs for sample frames with every head, and with all options of each head.
+
+    Return the heads in whose results the checks find no fault, the best first.
 
     Args:
         class_counts: numbers of classes, the most likely first. Each head uses the first number that fits. If the
@@ -171,7 +173,7 @@ def _unusual(head: HeadSpec, configured: HeadSpec, sample: Sample) -> tuple[int,
 
 
 def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
-    """Return the decoder of a specification for the sample.
+    """Return the decoder that reads the outputs in `sample` as `spec` describes, for `count` classes.
 
     Return None if the head does not fit the shapes of the outputs.
     """
@@ -183,7 +185,10 @@ def _bound(spec: ModelSpec, count: int, sample: Sample) -> Decoder | None:
 
 
 def _try(spec: ModelSpec, count: int, sample: Sample) -> Match | None:
-    """Return the match if the head fits the sample and accounts for all outputs. Otherwise, return None."""
+    """Try to read the outputs in `sample` with the head in `spec`, for `count` classes.
+
+    Return the match if the checks find no fault and no output with results remains unread. Otherwise, return None.
+    """
     decoder = _bound(spec, count, sample)
     if decoder is None:
         return None

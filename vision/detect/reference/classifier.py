@@ -1,4 +1,7 @@
-"""Code of second models that all back-ends share: the geometry of crops, and the activation and checks of scores."""
+"""Code that all back-ends share for second models, which classify detected objects in crops of frames.
+
+It contains the geometry of crops, and the activation and checks of scores.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ def output_mismatch(spec: ClassifierSpec, outputs: str) -> ModelError:
 
 
 def require_scores(spec: ClassifierSpec, scores: _Floats) -> None:
-    """Check the scores of a sample after the activation.
+    """Check the scores, after the activation, that a classifier computes for a test input.
 
     Raises:
         ModelError: a score is not finite, or is not from 0 to 1, usually because the spec lacks the activation.

@@ -62,7 +62,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Rules for the conversion of a model's values to candidates."""
+    """Rules by which the raw outputs of a model become candidates: thresholds, classes, activation, and box coding."""
 
     coding: Coding
     class_count: int
@@ -252,9 +252,10 @@ class Decoder:
         return index[sure], rules.classes[columns[sure]], values[sure]
 
     def _labelled(self, named: Values, outputs: Sequence[Floats]) -> tuple[Indices, Indices, Floats, int]:
-        """Return the box index, class id, and score of every candidate, and the number of boxes with unnamed classes.
+        """Find the candidates of a model that returns a class id for each box, at the position `named` in its outputs.
 
-        Only boxes whose score reaches the threshold are counted.
+        Return the box index, class id, and score of every candidate. Also return the number of boxes whose score
+        reaches the threshold, but whose class id has no name in model.yaml.
         """
         rules, part = self.rules, self.layout.parts[0]
         scores, class_ids = _column(part.scores, outputs), _column(named, outputs)
@@ -303,7 +304,7 @@ class Decoder:
                 return self._from_distances(values, index)
 
     def _extra(self, outputs: Sequence[Floats], index: Indices, boxes: Floats) -> Floats:
-        """Return the extra values (N, `width_of_extra`) of the boxes with these indices."""
+        """Return the values (N, `width_of_extra`) for keypoints, masks, or rotation of the boxes with these indices."""
         places = [part.extra for part in self.layout.parts if part.extra is not None]
         if not places:
             return np.zeros((len(index), 0), np.float32)
@@ -316,7 +317,10 @@ class Decoder:
 
     @property
     def width_of_extra(self) -> int:
-        """Number of extra values per box: values in the output and, for a rotated box, center, width, and height."""
+        """Number of extra values per box: keypoints, angle, or mask coefficients.
+
+        For a rotated box, its center, width, and height are 4 more values.
+        """
         return self.layout.extra_count + 4 * (self.rules.coding == "rotated")
 
     def _shapes(self, boxes: Floats, extra: Floats, outputs: Sequence[Floats]) -> CandidateShapes | None:
@@ -325,7 +329,10 @@ class Decoder:
         return MaskCoefficients(extra, boxes, outputs[self.layout.prototypes], self._canvas_px)
 
     def cell_px(self, mask_shape: tuple[int, int]) -> tuple[float, float]:
-        """Return the width and height, in model pixels, of a prototype cell. `mask_shape` is (rows, columns)."""
+        """Return the width and height, in model pixels, of one cell of the mask prototypes.
+
+        `mask_shape` contains the numbers of rows and columns of the prototypes.
+        """
         return self._canvas_px[0] / mask_shape[1], self._canvas_px[1] / mask_shape[0]
 
     def shapes(self, extra: Floats) -> RotatedBoxes | Keypoints | None:
@@ -365,7 +372,7 @@ def _boxes_over(scores: Floats, floor: np.float32, *, by_column: bool) -> Indice
 def _gathered(places: Sequence[Values], count: int, outputs: Sequence[Floats], index: Indices) -> Floats:
     """Return an array (N, `count`) with `count` values for each of the N boxes in `index`.
 
-    `places` contains the position of the values in each part, in the order of the parts.
+    `places` contains the position of the values in each part of the layout, in the order of the parts.
     """
     if len(places) == 1:
         first = places[0].first

@@ -38,14 +38,14 @@ FACE_KEYPOINTS: Final = ("right_eye", "left_eye", "nose", "right_mouth_corner", 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """Number and meaning of the values that a task adds to each box."""
+    """Number and meaning of the values that the task of a model, such as ``pose``, adds to each box."""
 
     count: int = 0
     keypoint_values: int = 0  # number of values of a keypoint; 0 without keypoints
     prototypes: str | None = None  # name of the output with the prototypes of masks
 
     def added_to(self, layout: Layout, first: int) -> Layout:
-        """Return `layout` with these values added. `first` is the position in each box at which the values start."""
+        """Return `layout` with these values added. The values of each box contain them from the index `first`."""
         if not self.count:
             return layout
         part = layout.parts[0]
@@ -143,7 +143,7 @@ def _keypoints(head: HeadSpec, space: int | None, class_count: int) -> Iterator[
 def joined_with_extra(
     head: HeadSpec, shapes: Mapping[str, Shape], axis: int, before: int, class_count: int
 ) -> Iterator[tuple[str, int | None, Extra]]:
-    """Yield the outputs whose axis `axis` has space for `before` values, at least one class, and the task's values.
+    """Yield each output whose axis `axis` can hold `before` values, the scores of classes, and the values of the task.
 
     Yields:
         Name of the output, number of classes (None if the length of the axis is not known), and values of the task.

@@ -130,7 +130,7 @@ class Head(ABC):
         return "no head fits; `vision models` shows the outputs that each head expects"
 
     def _other_task(self, shapes: Mapping[str, Shape]) -> str:
-        """Return text that names a head and a task that clearly fit the outputs.
+        """Return text for an error message that names a head and a task that clearly fit the outputs.
 
         Return an empty string if there are none.
         """

@@ -90,7 +90,10 @@ def as_table(shape: Shape) -> Table | None:
 
 
 def tables(shapes: Mapping[str, Shape], axes: Sequence[int] = (3,)) -> dict[str, Table]:
-    """Return the outputs that `as_table` converts, as tables by name. `axes` are the accepted numbers of axes."""
+    """Return the table shapes, by output name, of the outputs that `as_table` can convert to tables.
+
+    `axes` are the accepted numbers of axes.
+    """
     found = {name: as_table(shape) for name, shape in shapes.items() if len(shape) in axes}
     return {name: table for name, table in found.items() if table is not None}
 
@@ -118,7 +121,10 @@ def joined(shapes: Mapping[str, Shape], axis: int, others: int) -> Iterator[tupl
 
 
 def named_last(names: Mapping[str, object], parts: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return all ordered pairs of names. Pairs in which only the second name contains one of `parts` come first."""
+    """Return all ordered pairs of output names, for heads that must find two outputs, such as scores and boxes.
+
+    Pairs in which only the second name contains one of `parts` come first.
+    """
     return sorted(permutations(names, 2), key=lambda pair: is_named(pair[0], parts) - is_named(pair[1], parts))
 
 

@@ -50,7 +50,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Reason why outputs cannot be read as configured."""
+    """Reason why the outputs of a model cannot be read as model.yaml describes."""
 
     code: str
     text: str
@@ -64,8 +64,8 @@ def judge(
     Args:
         readings: one reading for each frame of the sample.
         size: width and height of the canvas in model pixels.
-        suppressed: True if no suppression follows. In this case, each box must be an object, and repeated boxes are
-            refused.
+        suppressed: True if no non-maximum suppression follows, because the model returns one box per object. In this
+            case, repeated boxes are a fault.
         bounded: True if the head limits the distances of the sides from a cell. In this case, huge boxes are accepted.
     """
     readings = [reading.without_padding() for reading in readings]

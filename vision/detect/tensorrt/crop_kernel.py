@@ -55,7 +55,7 @@ class CropProgram:
         return (-(-self.spec.width * self.spec.height // self.block[0]), 1, 1)
 
     def describe(self, frame: FrameLayout, address: int, box: Box) -> NDArray[np.void]:
-        """Return the `CROP` structure for the part `box` of a frame at a device address."""
+        """Return the `CROP` structure, the kernel's argument for the part `box` of a frame at a device address."""
         left, top, right, bottom = box
         fit = CropFit.of(self.spec, right - left, bottom - top)
         row = np.zeros((), CROP)

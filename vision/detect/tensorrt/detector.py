@@ -308,7 +308,10 @@ class _Builder:
         )
 
     def _open_lanes(self, stop: threading.Event | None) -> list[ExecutionLane]:
-        """Create one lane per slot, each with a context for every batch size. Raise `Closed` if `stop` is set."""
+        """Create an `ExecutionLane` for each slot: a stream with a TensorRT context for every batch size.
+
+        Raise `Closed` if `stop` is set.
+        """
         count = self.model.detect.batches_in_flight or (
             IN_FLIGHT_INTEGRATED if self.device.integrated else IN_FLIGHT_GPU
         )

@@ -41,9 +41,9 @@ class SampleFrames(Resource):
             self._descriptions.append(describe_frame(spec, layout, buffer.address))
 
     def fill(self, memory: SlotMemory, batch: int, stream: Stream) -> None:
-        """Write the descriptions of the frames, alternately, to the first `batch` rows of a slot.
+        """Describe the two sample frames, alternately, in the first `batch` rows of a slot's memory.
 
-        Queue the upload of these rows.
+        Queue the upload of these rows to the GPU.
         """
         for index in range(batch):
             memory.row(index)[:] = self._descriptions[index % len(self._descriptions)]
@@ -80,7 +80,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class GraphCheck:
-    """Check of one slot for one batch size. It runs the work of the slot, and compares the results."""
+    """Check that, in one slot and for one batch size, a CUDA graph gives the same results as its separate steps."""
 
     slot: Slot
     graph: BatchGraph

@@ -167,7 +167,7 @@ class PostprocessProgram:
 
     @classmethod
     def of(cls, spec: ModelSpec, head: Head, outputs: Mapping[str, Output], shared_bytes: int) -> PostprocessProgram:
-        """Create the program for the outputs that `head` reads.
+        """Create the constants and launch sizes for a model with these `outputs`, which `head` reads.
 
         Args:
             shared_bytes: size of the shared memory that one block can use on the GPU.
@@ -210,7 +210,10 @@ class PostprocessProgram:
         return self.decoder.outputs
 
     def tensors(self, addresses: Mapping[str, int]) -> NDArray[np.void]:
-        """Return the ``struct Tensors`` of ``heads.cuh``, from the device addresses of the outputs by name."""
+        """Return the ``struct Tensors`` of ``heads.cuh``, through which the kernels find the outputs.
+
+        `addresses` contains the device address of each output by name.
+        """
         layout = self.decoder.layout
         parts = layout.parts
 
@@ -399,7 +402,10 @@ def overlaps(spec: ModelSpec) -> NDArray[np.void]:
 
 
 def threshold(rules: Rules, keep_address: int) -> NDArray[np.void]:
-    """Return the `THRESHOLD` structure. `keep_address` is the device address of `kept_classes`."""
+    """Return the `THRESHOLD` structure, from which the kernels read the score threshold and the classes to report.
+
+    `keep_address` is the device address of `kept_classes`.
+    """
     row = np.zeros((), THRESHOLD)
     floor = -np.inf if rules.softmax else rules.floor  # a raw value alone does not show the result of a softmax
     row["score"], row["floor"], row["keep"] = rules.score, floor, keep_address
@@ -454,7 +460,7 @@ def describe_frame(spec: InputSpec, frame: FrameLayout, address: int) -> bytes:
 
 
 def describe_normalization(spec: InputSpec | CropSpec) -> NDArray[np.void]:
-    """Return the `NORMALIZE` structure of a model input."""
+    """Return the `NORMALIZE` structure, from which the kernels read how to normalize pixels for a model's input."""
     row = np.zeros((), NORMALIZE)
     gain, offset = gain_and_offset(spec.scale, spec.mean, spec.std)
     row["gain"], row["offset"], row["fill"] = gain, offset, spec.fill * gain + offset

@@ -161,7 +161,7 @@ class LoadedEngine:
         return {name: shape if name in without_batch else shape[1:] for name, shape in shapes.items()}
 
     def batches(self) -> tuple[int, ...]:
-        """Return the batch sizes of `batch_sizes` that the engine accepts.
+        """Return the batch sizes up to `detect.max_batch`, as listed by `batch_sizes`, that the engine accepts.
 
         If the engine accepts none of them, return its largest batch size.
         """
@@ -187,7 +187,7 @@ class LoadedEngine:
         return context
 
     def shape_values(self, name: str, allowed: Range) -> tuple[int, ...]:
-        """Return the values of an input that determines shapes: from `input.constants`, or else `allowed.opt`.
+        """Return the values of an input that determines shapes: `input.constants` of model.yaml, or else `allowed.opt`.
 
         Raises:
             ModelError: the values in `input.constants` are not whole numbers, or are outside of `allowed`.

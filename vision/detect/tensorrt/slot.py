@@ -168,7 +168,7 @@ class SlotMemory(Resource):
         self._rows[start * DESCRIPTION_BYTES : stop * DESCRIPTION_BYTES] = bytes((stop - start) * DESCRIPTION_BYTES)
 
     def upload_rows(self, count: int, stream: Stream) -> None:
-        """Queue the copy of the first `count` descriptions to the GPU."""
+        """Queue the copy of the first `count` frame descriptions to the GPU."""
         nbytes = count * DESCRIPTION_BYTES
         queue_to_device(self.descriptions.address, self.descriptions_host.address, nbytes, stream)
 

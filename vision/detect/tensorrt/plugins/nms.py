@@ -44,7 +44,7 @@ _ALIGNMENT = 256
 
 @dataclass(frozen=True, slots=True)
 class NmsSettings:
-    """Fields of `VisionNms`. A field with the name of a key of model.yaml or camera.yaml has the same meaning."""
+    """Settings of the plugin `VisionNMS`. Settings named as in model.yaml or camera.yaml have the same meaning."""
 
     layout: int  # index of `head.kind` in LAYOUTS
     classes: int  # number of classes
@@ -96,7 +96,7 @@ class NmsSettings:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Offsets in bytes of the parts of the plugin's workspace, and its total size."""
+    """Offsets in bytes of the arrays in the temporary GPU memory that TensorRT gives the plugin, and the total size."""
 
     keys: int
     counts: int
@@ -106,7 +106,10 @@ class Workspace:
 
     @classmethod
     def of(cls, program: PostprocessProgram, batch: int) -> Workspace:
-        """Return the offsets for a batch. `work` is reserved even if the GPU has enough shared memory for it."""
+        """Return the offsets for a batch of `batch` frames.
+
+        Space for the array `work` is reserved even if the array fits into the shared memory of the GPU.
+        """
         sizes = (program.keys_bytes, 4, program.work_bytes, RESULT.itemsize)
         aligned = (-(-batch * size // _ALIGNMENT) * _ALIGNMENT for size in sizes)
         return cls(0, *itertools.accumulate(aligned))

@@ -19,7 +19,7 @@ _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16"}
 
 
 def kernel_of(dtype: str, settings: StarReluSettings, arch: str) -> bytes:
-    """Compile the kernel to PTX for an architecture such as ``sm_87``. `dtype` is float32 or float16.
+    """Compile the kernel of StarReLU to PTX for an architecture such as ``sm_87``. `dtype` is float32 or float16.
 
     Raises:
         DeviceMissing: NVRTC is not installed.
@@ -33,7 +33,7 @@ def kernel_of(dtype: str, settings: StarReluSettings, arch: str) -> bytes:
 
 @functools.cache
 def register_star_relu() -> None:
-    """Register the plugin. Do nothing if TensorRT lacks `tensorrt.plugin`."""
+    """Register the plugin for StarReLU in TensorRT. Do nothing if the installed version lacks `tensorrt.plugin`."""
     if not hasattr(trt, "QuickPluginCreationRequest"):
         return
     with warnings.catch_warnings():

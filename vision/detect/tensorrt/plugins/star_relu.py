@@ -29,7 +29,7 @@ _THREADS = 256
 
 @dataclass(frozen=True, slots=True)
 class StarReluSettings:
-    """Fields of `StarRelu`. With the defaults, standard normal input gives output of mean 0 and variance 1."""
+    """Settings of `StarRelu`. With the defaults, standard normal input gives output of mean 0 and variance 1."""
 
     scale: float = 0.8944
     bias: float = -0.4472
