@@ -14,6 +14,7 @@ from jsonschema.validators import Draft202012Validator
 from referencing import Registry
 
 from vision.errors import InvalidAnswer
+from vision.language.refusals import shown
 
 _SHOWN: Final = 80
 _FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n```\s*", re.DOTALL)
@@ -81,11 +82,14 @@ class Expected:
 
 
 def model_names(body: bytes) -> list[str]:
-    """Return the names in a server's list of models. Raise `InvalidAnswer` if `body` is not such a list."""
+    """Return the names in a server's list of models. Raise `InvalidAnswer` if `body` lists no model."""
     try:
-        return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+        names = [model.id for model in msgspec.json.decode(body, type=_Models).data]
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidAnswer(f"the list of models is unreadable: {error}", code="rubbish") from error
+        raise InvalidAnswer(f"expected a list of models in JSON; {_start(body)}: {error}", code="rubbish") from error
+    if not names:
+        raise InvalidAnswer("expected a list of models; the list is empty", code="no-model-listed")
+    return names
 
 
 def decode(body: bytes) -> Completion:
@@ -93,9 +97,9 @@ def decode(body: bytes) -> Completion:
     try:
         response = msgspec.json.decode(body, type=_Response)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidAnswer(f"the response is not a chat completion: {error}", code="rubbish") from error
+        raise InvalidAnswer(f"expected a chat completion in JSON; {_start(body)}: {error}", code="rubbish") from error
     if not response.choices or response.choices[0].message.content is None:
-        raise InvalidAnswer("the response contains no answer", code="no-answer")
+        raise InvalidAnswer("expected a text in `choices`; the response contains none", code="no-answer")
     choice = response.choices[0]
     return Completion(
         text=choice.message.content or "",
@@ -104,6 +108,10 @@ def decode(body: bytes) -> Completion:
         tokens=None if response.usage is None else response.usage.completion_tokens,
         first_tokens=_first_tokens(choice.logprobs),
     )
+
+
+def _start(body: bytes) -> str:
+    return f"the response is {shown(body.decode(errors='replace'), _SHOWN)!r}"
 
 
 def _first_tokens(logprobs: Any) -> list[tuple[str, float]]:
@@ -123,12 +131,18 @@ def _parse_json(completion: Completion, schema: Mapping[str, Any]) -> Any:
         parsed = msgspec.json.decode(fenced[1] if fenced else completion.text)
         Draft202012Validator(schema, registry=Registry()).validate(parsed)
     except jsonschema.ValidationError as error:
-        raise InvalidAnswer(f"the answer breaks the schema: {error.message[:_SHOWN]}", code="schema") from error
+        reason, answer = shown(error.message, _SHOWN), shown(completion.text, _SHOWN)
+        text = f"expected an answer that matches the JSON schema; {reason}; the answer is {answer!r}"
+        raise InvalidAnswer(text, code="schema") from error
     except (msgspec.MsgspecError, RecursionError) as error:
         if completion.cut_short:
-            text = f"the answer is incomplete after {completion.tokens or 'the maximum number of'} tokens"
+            text = (
+                f"expected JSON; the answer is incomplete after {completion.tokens or 'the maximum number of'} tokens"
+            )
             raise InvalidAnswer(text, code="cut-short") from error
-        raise InvalidAnswer(f"the answer is not JSON: {completion.text[:_SHOWN]!r}", code="schema") from error
+        raise InvalidAnswer(
+            f"expected JSON; the answer is {shown(completion.text, _SHOWN)!r}", code="schema"
+        ) from error
     return parsed
 
 
@@ -136,8 +150,9 @@ def _parse_choice(completion: Completion, choices: Sequence[str]) -> tuple[str, 
     words = _normalized(completion.text)
     chosen = [choice for choice in choices if (words + " ").startswith(_normalized(choice) + " ")]
     if not chosen:
-        text = f"expected one of {', '.join(choices)}; the answer is {completion.text[:_SHOWN]!r}"
-        raise InvalidAnswer(text, code="schema")
+        text = f"expected one of {', '.join(choices)}; the answer is {shown(completion.text, _SHOWN)!r}"
+        hint = "if this lasts, rephrase the prompt or the statement, or use a different model"
+        raise InvalidAnswer(text, hint=hint, code="schema")
     answer = max(chosen, key=len)
     weights = {choice: _weight(choice, completion.first_tokens) for choice in choices}
     total = sum(weights.values())

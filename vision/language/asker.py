@@ -33,6 +33,7 @@ from vision.language.messages import (
 )
 from vision.language.parallel_limit import ParallelLimit
 from vision.language.prompts import TRUE, answers_of, is_json, prompt_of, schema_of
+from vision.language.refusals import log_text
 from vision.messaging import codec
 from vision.messaging.schema import Description, EventMessage, Verdict
 from vision.metrics import LatencyHistogram
@@ -200,7 +201,7 @@ class Asker:
             if error.code == "busy" and self._limit.fixed is None and not request.is_alone:
                 self._put(waiting)  # the server works, but it had too many requests, and gets fewer from now on
                 return
-            self._log(error.code, str(error))
+            self._log(error.code, log_text(entry, question.camera, error))
             self._judge(error, asked_s)
             self._fail(waiting, error.code, prompt)
             return

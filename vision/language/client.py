@@ -21,6 +21,7 @@ from vision.config.tls import tls_context
 from vision.errors import InvalidAnswer, LanguageError
 from vision.language import answers, refusals
 
+_CHAT: Final = "/chat/completions"
 _ANSWER_BYTES: Final = 1 << 20
 _REQUEST_BYTES: Final = 32 << 20
 _MAX_TOKENS: Final = 256
@@ -120,7 +121,8 @@ class ChatServer:
         except (asyncio.TimeoutError, httpx.TimeoutException) as error:
             raise refusals.too_slow(self._url, limit_s) from error
         except httpx.RemoteProtocolError as error:
-            raise InvalidAnswer(f"{self._url} gave no valid HTTP response: {error}", code="not-http") from error
+            text = f"expected an HTTP response; {error}"
+            raise refusals.invalid(self._url, InvalidAnswer(text, code="not-http")) from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise refusals.unreachable(self._url, error) from error
         finally:
@@ -130,10 +132,10 @@ class ChatServer:
 
     async def _models(self) -> tuple[str, ...]:
         body = await self._exchange("GET", "/models", None)
-        names = tuple(name[:_LONGEST_NAME] for name in answers.model_names(body))
-        if not names:
-            raise InvalidAnswer(f"{self._url}/models lists no model", code="no-model-listed")
-        return names
+        try:
+            return tuple(name[:_LONGEST_NAME] for name in answers.model_names(body))
+        except InvalidAnswer as error:
+            raise refusals.invalid(f"{self._url}/models", error) from error
 
     async def _complete(
         self, prompt: str, images: Sequence[bytes], expected: answers.Expected, options: Mapping[str, Any]
@@ -149,9 +151,12 @@ class ChatServer:
             text = f"the request has {len(request) / 1e6:.1f} MB; expected at most {_REQUEST_BYTES / 1e6:.1f} MB"
             raise refusals.image_too_large(text)
         try:
-            response = await self._exchange("POST", "/chat/completions", request)
-            completion = answers.decode(response)
-            parsed, confidence = expected.parse(completion)
+            response = await self._exchange("POST", _CHAT, request)
+            try:
+                completion = answers.decode(response)
+                parsed, confidence = expected.parse(completion)
+            except InvalidAnswer as error:
+                raise refusals.invalid(self._url + _CHAT, error) from error
         except LanguageError as error:
             if error.code == "no-model" and self._config.model is None:
                 self._model = None  # the server has a different model now
@@ -178,8 +183,8 @@ class ChatServer:
             async for part in response.aiter_raw():
                 received += part
                 if len(received) > _ANSWER_BYTES:
-                    text = f"the answer of {url} has more than {_ANSWER_BYTES} bytes"
-                    raise InvalidAnswer(text, code="too-long")
+                    text = f"expected at most {_ANSWER_BYTES} bytes; the response is longer, and may have no end"
+                    raise refusals.invalid(url, InvalidAnswer(text, code="too-long"))
         if response.status_code != httpx.codes.OK:
             raise refusals.of_status(url, response.status_code, bytes(received))
         return bytes(received)

@@ -1,4 +1,4 @@
-"""Functions that return the error for an unsuccessful request to a language model server.
+"""Functions that return the error for an unsuccessful request to a language model server, and its text for the log.
 
 If the status of a response has several possible causes, the text of the response decides.
 """
@@ -12,9 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
-from vision.errors import InvalidAnswer, LanguageError, ServerFailure, ServerRefusal
+from vision.config.language import DescribeConfig, VerifyConfig
+from vision.errors import InvalidAnswer, LanguageError, ServerFailure, ServerRefusal, redact
 
 _SHOWN: Final = 200
+_READ: Final = 10_000  # number of characters that are searched for secrets
 _TOO_LONG: Final = re.compile(
     r"context (length|size|window)|exceed_context|too (large|long|many tokens)", re.IGNORECASE
 )
@@ -46,7 +48,39 @@ _HINTS: Final[Mapping[str, str]] = {
     "no-endpoint": "correct `language.url`; it often ends in /v1",
     "refused": "if the server does not know an option, remove it with `language.extra_body: {OPTION: null}`",
     "redirect": "set `language.url` to the address behind the redirect",
+    "server-error": (
+        "read the log of the server; if its memory is full, set a lower `language.max_image_px` or `language.parallel`"
+    ),
+    "rubbish": "set `language.url` to the base URL of an API for chat completions; it often ends in /v1",
+    "not-http": "correct the scheme and the port in `language.url`",
+    "too-long": (
+        "the server must obey `max_tokens` and `stream: false`; configure it so, or correct `language.url`, "
+        "which often ends in /v1"
+    ),
+    "no-model-listed": "load a model in the server, or set `language.model`",
+    "no-answer": "if the model thinks before it answers, turn this off in the server; otherwise, use a different model",
+    "cut-short": "if this lasts, set a higher `language.extra_body: {max_tokens: NUMBER}`, or use a different model",
+    "schema": (
+        "if this lasts, set `format: token` in this entry, or use a server that enforces JSON schemas, "
+        "or a different model"
+    ),
 }
+
+
+def log_text(entry: VerifyConfig | DescribeConfig, camera: str, error: LanguageError) -> str:
+    """Return the text for the log about a question of `entry` about `camera` that got no answer."""
+    section = "verify" if isinstance(entry, VerifyConfig) else "describe"
+    return f"{section} {entry.name}, camera {camera}: {error}"
+
+
+def invalid(url: str, error: InvalidAnswer) -> InvalidAnswer:
+    """Return `error`, an error in the response from `url`, with the URL in its message, and with a hint."""
+    return InvalidAnswer(f"{url}: {error.args[0]}", hint=error.hint or _HINTS.get(error.code, ""), code=error.code)
+
+
+def shown(text: str, most: int = _SHOWN) -> str:
+    """Return the first `most` characters of `text`, without secrets, not even a part of one that does not fit."""
+    return redact(text[:_READ])[:most]
 
 
 def unreachable(url: str, error: Exception) -> ServerFailure:
@@ -107,4 +141,4 @@ def _message(body: bytes) -> str:
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
     if isinstance(error, dict):
         error = next((error[key] for key in ("message", "detail", "type") if error.get(key)), "")
-    return re.sub(r"[^\x20-\x7e]+", " ", str(error)[:_SHOWN]).strip()
+    return re.sub(r"[^\x20-\x7e]+", " ", shown(str(error))).strip()

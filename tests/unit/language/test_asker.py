@@ -154,6 +154,9 @@ BAD = {
     "too-long": lambda handler: handler.trickle(b"data: {}\n" * 20_000, 0.0),
     "too-slow": lambda handler: handler.hang(),
     "rubbish": respond("<html>"),
+    "no-answer": respond(completion(None)),
+    "cut-short": respond(completion('{"answer": ', finish_reason="length")),
+    "not-http": lambda handler: handler.wfile.write(b"no HTTP\r\n\r\n"),
     "server-error": respond({"error": "out of memory"}, 500),
     "busy": respond("", 503),
 }
@@ -166,7 +169,9 @@ def test_each_error_has_one_log_line_a_counter_and_an_outcome(code: str) -> None
         for number in range(2):
             asking.ask(question(id_=str(number)))
     assert [(each.id, each.error, each.verdict) for each in asking.outcomes()] == [("0", code, None), ("1", code, None)]
-    assert len(asking.logs()) == 1
+    (text,) = asking.logs()
+    for part in ("verify real, camera gate: ", server.url, "\n  hint: "):
+        assert part in text
     assert asking.counters() == {"requests": 2, f"errors.{code}": 2}
 
 
