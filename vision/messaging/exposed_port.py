@@ -1,6 +1,6 @@
 """A TCP port or Unix socket that a separate process (`vision.messaging.relay`) serves.
 
-If the process ends, the port stays open.
+If the process ends or hangs, it is replaced, and the port stays open.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vision.messaging import relay
 from vision.messaging.helper_process import HelperProcess
 
 _BACKLOG: Final = 128
+_SILENT_S: Final = 10.0  # the relay does nothing that takes long
 _SEND_BUFFER_BYTES: Final = 256 * 1024
 """Size of a connection's send buffer.
 
@@ -65,7 +66,12 @@ class ExposedPort:
         }
         program = ["-I", "-S", str(Path(relay.__file__))]
         self._process = HelperProcess(
-            "relay", program, options, fds=[self._listener.fileno()], on_line=self._set_counters
+            "relay",
+            program,
+            options,
+            fds=[self._listener.fileno()],
+            on_line=self._set_counters,
+            silent_s=_SILENT_S,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Helper processes, which serve sockets for the program. If a helper process ends, it is restarted."""
+"""Helper processes, which serve sockets for the program. If a helper process ends or hangs, it is restarted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from vision.messaging.own_processes import OWN_PROCESSES, environment
@@ -19,6 +20,14 @@ log = logging.getLogger(__name__)
 
 _STOP_S: Final = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+_STEP_S: Final = 0.5  # time that each wait for a line adds to the silence of a process
+_CHUNK_BYTES: Final = 65_536
+
+SILENT_S: Final = 30.0
+"""Time in seconds without a line after which most helper processes count as hanging."""
+
+DISK_SILENT_S: Final = 120.0
+"""The same time for processes that wait for a disk, or up to 60 s for the lock of a database, between two lines."""
 
 
 class HelperProcess:
@@ -26,7 +35,7 @@ class HelperProcess:
 
     The program reads its options from the first line of its standard input, as JSON, because command lines are visible
     to all users. Each further line contains new options (see `update`). The thread passes each line that the program
-    prints to `on_line`.
+    prints to `on_line`, except empty lines. If `silent_s` is set, the program must print lines regularly (`show_life`).
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class HelperProcess:
         on_line: Callable[[str], None] = lambda _: None,
         on_end: Callable[[], None] = lambda: None,
         stop_s: float = _STOP_S,
+        silent_s: float | None = None,
     ) -> None:
         """Create the object. `start` starts the process.
 
@@ -51,6 +61,8 @@ class HelperProcess:
             on_end: function that is called after the process has ended and `on_line` has received its last line. It is
                 not called if `close` ends the process.
             stop_s: time in seconds that `close` waits for the end of the process before it kills the process.
+            silent_s: time in seconds without a line after which the process counts as hanging, and is killed. The time
+                begins with the first line, because a start can take long. None means that the process can be silent.
         """
         self.restarts = 0
         self.failed_starts = 0  # number of failed starts since the process last ended
@@ -59,7 +71,7 @@ class HelperProcess:
         self._options = json.dumps(options)
         self._fds = tuple(fds)
         self._on_line, self._on_end = on_line, on_end
-        self._stop_s = stop_s
+        self._stop_s, self._silent_s = stop_s, silent_s
         self._closed = threading.Event()
         self._lock = threading.Lock()  # between `close`, `update`, and the start of a new process
         self._process: subprocess.Popen[str] | None = None
@@ -135,11 +147,11 @@ class HelperProcess:
         pause_s = _FIRST_PAUSE_S
         while (process := self._process) is not None and not self._closed.is_set():
             started = time.monotonic()
-            assert process.stdout is not None
-            for line in process.stdout:
+            for line in self._lines(process):
                 self._on_line(line)
             code = process.wait()
             OWN_PROCESSES.remove(process.pid)
+            assert process.stdout is not None
             process.stdout.close()
             _close_input(process)
             if self._closed.is_set():
@@ -148,6 +160,31 @@ class HelperProcess:
             log.warning("the process %s ended (%d), and is started again", self._name, code)
             pause_s = _FIRST_PAUSE_S if time.monotonic() - started > _LONGEST_PAUSE_S else pause_s
             pause_s = self._restart(pause_s)
+
+    def _lines(self, process: subprocess.Popen[str]) -> Iterator[str]:
+        """Yield the lines that the process prints, except empty ones, until it ends. Kill it if it hangs.
+
+        Each wait counts as `_STEP_S`, however long it took, because the machine or this process can be suspended.
+        """
+        assert process.stdout is not None
+        fd, rest = process.stdout.fileno(), b""
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        is_observed, silent_s = False, 0.0
+        while True:
+            if not poller.poll(_STEP_S * 1000):
+                silent_s += _STEP_S
+                if is_observed and self._silent_s is not None and silent_s >= self._silent_s:
+                    log.warning("the process %s has printed nothing for %.0f s, and is killed", self._name, silent_s)
+                    process.kill()
+                    silent_s = 0.0
+                continue
+            chunk = os.read(fd, _CHUNK_BYTES)
+            if not chunk:
+                return  # an incomplete last line is of a process that was killed
+            *lines, rest = (rest + chunk).split(b"\n")
+            is_observed, silent_s = True, 0.0
+            yield from (line.decode(errors="replace") for line in lines if line)
 
     def _restart(self, pause_s: float) -> float:
         """After `pause_s` seconds, restart the process. Repeat this until a start succeeds.
@@ -171,6 +208,12 @@ class HelperProcess:
                 self.restarts += 1
                 break
         return pause_s
+
+
+def show_life() -> None:
+    """Print an empty line. The main loop of a helper process calls this at least every few seconds."""
+    with contextlib.suppress(OSError):  # the program has ended
+        print(flush=True)
 
 
 def _close_input(process: subprocess.Popen[str]) -> None:

@@ -8,8 +8,8 @@ limit.
 
 It runs as a file in its own interpreter, without the packages of the project, so that it starts in milliseconds and
 does not compete with the program for the GIL. Its options are the first line of its standard input, and it ends when
-its standard input closes. If its counters have changed, it writes them to standard output as a line of JSON, at most
-once per second.
+its standard input closes. About once per second, it writes a line to standard output, which shows that it does not
+hang: its counters as JSON, or an empty line if they have not changed.
 """
 
 from __future__ import annotations
@@ -398,7 +398,7 @@ class Relay:
             self._update(link)
 
     def _sweep(self, now_s: float) -> None:
-        """Close connections that have sent no handshake within 5 s, and print the counters if they have changed."""
+        """Close connections that have sent no handshake within 5 s, and print the counters."""
         for link in list(self._clients.values()):
             if not link.inspector.is_ready and now_s - link.opened_s > _HANDSHAKE_S:
                 self._counters["refused.no_handshake"] += 1
@@ -407,6 +407,8 @@ class Relay:
         if report != self._reported:
             self._reported = report
             print(report, flush=True)
+        elif not self._is_ending:  # then, the publisher may not read any more
+            print(flush=True)
 
 
 def free_descriptors(pid: int) -> float:

@@ -1,4 +1,4 @@
-"""Tests that each helper process receives the latest options, even if the options change while it runs."""
+"""Tests that each helper process receives the latest options, and is replaced if it hangs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ pytestmark = pytest.mark.integration
 WAIT_S = 60.0
 READS_ALL = "import json, sys\nfor line in sys.stdin: print(json.loads(line)['value'], flush=True)"
 READS_ONE = "import json, sys, time\nprint(json.loads(sys.stdin.readline())['value'], flush=True)\ntime.sleep(1e6)"
+SILENT_FIRST = "import time\ntime.sleep(4)\nprint('first\\n\\nla', end='', flush=True)\ntime.sleep(1)\n"
+ENDS_LINE = "print('st', flush=True)\ntime.sleep(1e6)"
 
 
 @contextmanager
-def running(program: str, lines: list[str]) -> Iterator[HelperProcess]:
+def running(program: str, lines: list[str], silent_s: float | None = None) -> Iterator[HelperProcess]:
     process = HelperProcess(
-        "echo", ["-I", "-c", program], {"value": "first"}, on_line=lambda line: lines.append(line.strip()), stop_s=0.1
+        "echo", ["-I", "-c", program], {"value": "first"}, on_line=lines.append, stop_s=0.1, silent_s=silent_s
     )
     with closing(process):
         process.start()
@@ -48,3 +50,11 @@ def test_process_that_does_not_read_is_replaced() -> None:
                 break
         wait_until(lambda: lines[1:2] == ["other"], "the line of the next process", WAIT_S)
         assert process.restarts
+
+
+def test_silent_process_is_replaced_only_after_its_first_line() -> None:
+    lines: list[str] = []
+    with running(SILENT_FIRST + ENDS_LINE, lines, silent_s=3.0) as process:
+        assert process.restarts == 0
+        wait_until(lambda: lines == ["first", "last", "first"], "the line of the next process", WAIT_S)
+        assert process.restarts == 1

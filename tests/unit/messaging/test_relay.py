@@ -17,6 +17,7 @@ from tests.messages.raw_zmtp import GREETING, SIGNATURE, connect, connect_only, 
 from tests.messages.samples import camera_status, result
 from tests.unit.messaging.test_publisher import Subscriber, joined, names
 from vision.errors import Unavailable
+from vision.messaging import exposed_port
 from vision.messaging.publisher import Publisher
 from vision.messaging.relay import Bucket, Inspector, Refused
 from vision.messaging.replay_server import ReplayServer
@@ -180,6 +181,28 @@ def test_killed_process_is_replaced() -> None:
         relay_of(os.getpid()).kill()
         assert names([subscriber.receive()]) == [("status/gate", 1)]
         wait_until(lambda: counted(publisher, "restarts") == 1, "the restart is counted")
+
+
+@pytest.mark.integration
+def test_stopped_process_is_replaced_and_an_idle_one_is_not(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as shorter:
+        shorter.setattr(exposed_port, "_SILENT_S", 6.0)
+        idle_publisher = Publisher(ANY_PORT, node="n", max_subscribers=8)
+    with idle_publisher as idle:
+        children = {child.pid for child in psutil.Process().children()}
+        with limited() as publisher, Subscriber(publisher.address, "status/") as subscriber:
+            publisher.publish_status(camera_status())
+            subscriber.receive()
+            wait_until(lambda: counted(publisher, "accepted") == 1, "the relay reports its counters")
+            relay = next(child for child in psutil.Process().children() if child.pid not in children)
+            relay.suspend()
+            assert names([subscriber.receive()]) == [("status/gate", 1)]
+            assert not relay.is_running()
+            wait_until(lambda: counted(publisher, "restarts") == 1, "the restart is counted")
+        assert counted(idle, "restarts") == 0
+    assert "the process relay has printed nothing for 10 s, and is killed" in caplog.text
 
 
 _SCRIPT_OF_A_PUBLISHER = """
