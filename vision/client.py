@@ -291,9 +291,9 @@ class Subscription:
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
-        """Return a context manager that queues a `Problem` for a `MessageError`, so that the subscription continues.
+        """Return a context manager that queues a `Problem` instead of raising a `MessageError` from its block.
 
-        If the publisher does not store events for requests, the context manager raises the error instead.
+        If the publisher does not store events for requests, the context manager raises the error.
         """
         try:
             yield
@@ -340,7 +340,7 @@ class _Times:
 
 
 class _Problems:
-    """Counts the problems of a subscription, and decides which problems are reported."""
+    """Counter of unusable messages and failed requests. It limits how often a `Problem` is reported."""
 
     def __init__(self, address: str, clock: Callable[[], int]) -> None:
         self.count = 0
@@ -350,7 +350,7 @@ class _Problems:
         self._report_at_ns = clock()
 
     def add(self, error: MessageError) -> Iterator[Problem]:
-        """Count a problem. Yield a report, unless the previous report is too recent."""
+        """Count a problem. Yield a `Problem`, unless the previous one was yielded less than a second ago."""
         self.count += 1
         now_ns = self._clock()
         if now_ns >= self._report_at_ns:

@@ -191,7 +191,10 @@ class ControlServer:
             self._reply(sock, error_reply(error))
 
     def _answer(self, request: Request) -> Reply:
-        """Handle a request. Extend the deadlines of all other clients by the time that this request takes."""
+        """Handle a request, and return the reply.
+
+        No other client can send its request in this time, so extend the deadlines of all other clients by this time.
+        """
         began_s = time.monotonic()
         try:
             return self._handle(request)

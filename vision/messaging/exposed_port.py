@@ -84,7 +84,7 @@ class ExposedPort:
         self._process.start()
 
     def disconnect_clients(self) -> None:
-        """Close all connections. Clients can reconnect when a new process has started."""
+        """Close all connections by killing the process that serves them. Clients can reconnect to the next process."""
         self._process.kill()
 
     def close(self) -> None:

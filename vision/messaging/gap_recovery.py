@@ -163,7 +163,10 @@ class GapRecovery:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def hurry(self) -> None:
-        """Make a request due as soon as the pause after the previous request ends, unless a reply is pending."""
+        """Make the next request for missing events due as soon as the pause after the previous request ends.
+
+        Do nothing if a reply is pending.
+        """
         if not self._requested:
             self._request_at_ns = min(self._request_at_ns, max(self._clock(), self._earliest_ns))
 

@@ -451,7 +451,7 @@ class Publisher:
                 self.socket.forget(f"counts/{report.camera}")
 
     def reconfigure(self, config: AppConfig) -> None:
-        """Use a new configuration for the events of the program, and forget the counts of cameras without analytics."""
+        """Use a new configuration for program events, and forget the counts of cameras without lines and zones."""
         if self._node_events is not None:
             self._node_events.settings = NodeEventSettings.of(config)
         with self.socket.lock:
@@ -460,7 +460,7 @@ class Publisher:
                     self.socket.forget(f"counts/{camera.id}")
 
     def report(self, report: Iterable[StatusReport]) -> None:
-        """Send each part of a report as `publish_status` does. Also send the events that follow from the part."""
+        """Send each part of a report, such as the status of a camera, and the events that follow from the report."""
         parts = list(report)
         for part in parts:
             if isinstance(part, CameraReport) and part.state == REMOVED:

@@ -164,7 +164,7 @@ class Inspector:
 
 
 class Link:
-    """One connection of a client, and the corresponding connection to the publisher."""
+    """One connection of a client to the relay, and the corresponding connection of the relay to the publisher."""
 
     def __init__(self, client: socket.socket, now_s: float, *, subscribes: bool) -> None:
         self.client = client
@@ -373,7 +373,7 @@ class Relay:
             link.down = link.down[link.client.send(link.down) :]
 
     def _update(self, link: Link) -> None:
-        """Register the events after which `run` can continue to forward the bytes of the connection."""
+        """Register the events of both sockets after which `run` can continue to forward the bytes of the connection."""
         reads = select.EPOLLIN if not (link.up or link in self._throttled) else 0
         self._poller.watch(link.client.fileno(), reads | (select.EPOLLOUT if link.down else 0))
         if link.server is not None:

@@ -109,7 +109,10 @@ def run_lengths(mask: Mask, width_px: int, height_px: int) -> list[int]:
 
 
 def _cells_of_pixels(low: float, high: float, cells: int, side_px: int) -> tuple[int, _Ints]:
-    """Return the first pixel between `low` and `high` on one axis, and the mask cell of each pixel between them."""
+    """Convert the cells of a mask to pixels on one axis, on which the mask extends from `low` to `high` (in pixels).
+
+    Return the first pixel in the mask, and, for this pixel and each following pixel in the mask, the index of its cell.
+    """
     first, last = max(0, int(np.ceil(low - 0.5))), min(side_px, int(np.ceil(high - 0.5)))
     centers = np.arange(first, max(first, last)) + 0.5
     cell = np.floor((centers - low) * (cells / (high - low))).astype(np.int64)
@@ -117,7 +120,7 @@ def _cells_of_pixels(low: float, high: float, cells: int, side_px: int) -> tuple
 
 
 def _merged(lengths: list[int]) -> list[int]:
-    """Join two runs if the run between them has length 0. Only the first returned run can have length 0."""
+    """Remove run lengths of 0, except the first one, by joining the runs before and after such a run."""
     joined = lengths[:1]
     for length in lengths[1:]:
         joined.append(length)

@@ -166,9 +166,9 @@ class SubmitScheduler:
         return int(end_ns - self._fill_ns(size) - _MARGIN_NS)
 
     def _fill_ns(self, size: int) -> float:
-        """Return the part of a batch's latency, in ns, that overlaps with other batches.
+        """Return the time in ns for which a batch of `size` frames can be processed together with the previous batches.
 
-        Return 0 if this part is not known yet.
+        Return 0 if this time is not known yet.
         """
         latency_ns, interval_ns = self._near(self._latency_ns, size), self._near(self._interval_ns, size)
         return max(0.0, latency_ns - interval_ns) if latency_ns is not None and interval_ns is not None else 0.0

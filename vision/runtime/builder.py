@@ -98,7 +98,7 @@ class RunOptions:
 
     @property
     def has_video(self) -> bool:
-        """True if annotated frames are written to a file or shown in a window."""
+        """True if the run writes annotated frames to a file or shows them in a window."""
         return self.video is not None or self.show
 
     def check_stop(self) -> None:

@@ -44,7 +44,10 @@ class CameraFactory:
 
     @classmethod
     def of(cls, options: RunOptions, detector: Detector, stages: Sequence[Stage] = ()) -> CameraFactory:
-        """Return a factory for a run with `stages`. If a stage or the video reads pixels, slots get more buffers."""
+        """Return a factory for the cameras of a run with these `stages`.
+
+        If a stage or the annotated video reads pixels, each camera gets more frame buffers.
+        """
         reads_pixels = options.has_video or any(isinstance(stage, PixelStage) for stage in stages)
         leases = detector.spec.batches_in_flight + FRAMES_HELD_BY_STAGES * reads_pixels
         return cls(options, detector, leases)
@@ -120,7 +123,7 @@ class CameraFactory:
         return self.options.packets is not None and config.id in self.options.packets.recorded
 
     def _allocator(self, config: CameraConfig) -> Allocate:
-        """Return the allocator of frame buffers, in GPU memory or in host memory."""
+        """Return the function that allocates a frame buffer for a camera, in GPU memory or in host memory."""
         detector = self.detector
         if self._fills_gpu_memory(config) and isinstance(detector, ReadsDevice):
             return detector.device_buffer
@@ -141,7 +144,7 @@ class CameraFactory:
 
     @property
     def buffers(self) -> int:
-        """Number of frame buffers of a camera."""
+        """Number of buffers for frames that each camera needs."""
         return self.leases + EXTRA_BUFFERS + (BUFFERS_ON_THE_WAY if self.options.capture_workers else 0)
 
     def frame_bytes(self, cameras: Sequence[CameraConfig]) -> int:

@@ -1,4 +1,4 @@
-"""`CameraSet`, the cameras of a running program, and `StepQueue`, which runs changes of these cameras in steps."""
+"""The cameras of a running program (`CameraSet`), and a queue of changes to these cameras (`StepQueue`)."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class CameraSet:
             self.batcher.add(camera.slot)
 
     def retire(self, camera_id: str, *, for_good: bool) -> None:
-        """Stop reading a camera. If `for_good` is True, also drop the waiting frame, and refuse further frames."""
+        """Stop reading a camera. If `for_good` is True, also close its slot, which then drops all frames."""
         camera = self.cameras[camera_id]
         if self._watchdog is not None:
             self._watchdog.forget(f"camera-{camera_id}")

@@ -38,7 +38,7 @@ class ForgetsBuffers(Protocol):
 
 @dataclass(slots=True)
 class CameraThreads:
-    """The threads of all cameras.
+    """The threads that read the cameras, one for each camera.
 
     `guard` runs the function of a thread, and reports a failure of this function under a name.
     """
@@ -55,7 +55,7 @@ class CameraThreads:
             self._start(camera_id)
 
     def add(self, camera_id: str, supervisor: CameraSupervisor, sink: ForgetsBuffers) -> None:
-        """Start a thread for one more camera."""
+        """Start a thread that reads one more camera with `supervisor`, which writes the frames to `sink`."""
         self.supervisors[camera_id], self.sinks[camera_id] = supervisor, sink
         self._start(camera_id)
 
@@ -72,11 +72,11 @@ class CameraThreads:
         del self.supervisors[camera_id], self.sinks[camera_id]
 
     def parts(self, hang_s: float) -> list[Part]:
-        """Return the parts that the watchdog observes: for each camera, the calls to the camera's library."""
+        """Return the calls to the libraries of all cameras, as parts of the program that the watchdog observes."""
         return [part for camera_id in self.supervisors for part in self.parts_of(camera_id, hang_s)]
 
     def parts_of(self, camera_id: str, hang_s: float) -> list[Part]:
-        """Return the parts of one camera for the watchdog. Each part has the name ``camera-<id>``."""
+        """Return the calls to the library of one camera, as parts that the watchdog observes, named ``camera-<id>``."""
         supervisor, name = self.supervisors[camera_id], f"camera-{camera_id}"
         repair = partial(self._replace, camera_id) if supervisor.policy.retry else None
         opening_s = max(hang_s, supervisor.policy.longest_call_s)

@@ -85,7 +85,7 @@ class RemoteCamera:
     def status(self) -> CameraStatus:
         """Return the state of the camera.
 
-        `reconnects` includes the connections of previous worker processes. `grabbed` excludes their frames.
+        Its number of connections includes those of previous worker processes, but its number of frames does not.
         """
         status, lost, now_ns = self._status, self._lost, self._clock()
         elapsed_s = (now_ns - self._status_ns) / 1e9
@@ -133,7 +133,7 @@ class RemoteCamera:
         return self._status.reconnects + (self._connected or self._status.width_px > 0)
 
     def received(self, status: CameraStatus, blocked_in: str, at_ns: int) -> None:
-        """Store the state, and the call in progress, that the worker sent at `at_ns` (monotonic)."""
+        """Store the state of the camera, and the call to its library in progress, which the worker sent at `at_ns`."""
         self._status, self._blocked_in, self._status_ns = status, blocked_in, at_ns
         if self._lost is not None and status.grabbed:
             self._lost = None
@@ -336,7 +336,7 @@ class _Link:
     # --- methods for the thread that receives frames, and for `lost` --------------------------------------------------
 
     def read(self, limit: int) -> bool:
-        """Process up to `limit` messages about frames. Return True if more messages may be waiting."""
+        """Process up to `limit` messages of the worker about frames. Return True if more messages may be waiting."""
         with self._reading:
             if self.frames is None or self.broken:
                 return False
@@ -393,7 +393,7 @@ class _Link:
         return None if camera is None or camera.is_retired else camera
 
     def return_buffers(self) -> None:
-        """Return the free buffers to the worker. If the worker has no room, keep the buffers for the next call."""
+        """Tell the worker which buffers are free. If the connection has no room, keep them for the next call."""
         frames, returns = self.frames, []
         while self._returns:
             returns.append(self._returns.popleft())

@@ -70,7 +70,7 @@ class FrameConnection(Connection):
         self._poller.register(end, select.POLLIN)
 
     def collect(self, is_enough: Callable[[], bool]) -> None:
-        """Wait up to 10 ms for buffers that the main process returns, and pass the buffers to their sinks.
+        """Wait up to 10 ms for buffers that the main process returns, and pass each buffer to the sink of its camera.
 
         If `is_enough()` is True, return immediately, because a different thread has already received enough buffers.
         """
@@ -144,7 +144,7 @@ class RemoteSink:
             self._check_open()
 
     def _wait_taken(self) -> None:
-        """If the sink is lossless, wait until the main process has returned the buffers of all frames."""
+        """If the sink must not lose frames, wait until the main process has returned the buffers of all frames."""
         while self._lossless and not self._is_taken():
             self._check_open()
             self._frames.collect(self._is_taken)

@@ -117,7 +117,10 @@ def discard(leases: Sequence[Lease]) -> None:
 
 @dataclass(slots=True)
 class _Buffers:
-    """The frame buffers of one slot, which all have one layout. Leases can still hold buffers of a previous layout."""
+    """The frame buffers of one slot, which all have the same frame size and format (layout).
+
+    Leases can still hold buffers of a previous layout.
+    """
 
     layout: tuple[int, int, PixelFormat] | None = None  # height, width, format; None if there are no buffers
     all: list[FrameBuffer] = field(default_factory=list)
@@ -412,7 +415,7 @@ class LatestSlot:
                 counts.dropped_by_stage["results"] += 1
 
     def _free(self, buffer: FrameBuffer) -> None:
-        """Make a buffer of the current layout available to the writer."""
+        """Make a buffer with the current frame size and format available for further frames."""
         self._buffers.free.append(buffer)
 
     def _drop_waiting(self, reason: DropReason) -> None:

@@ -102,7 +102,7 @@ class Pipeline:
         )
 
     def _workers(self, config: AppConfig, options: RunOptions) -> int:
-        """Return the number of result workers, or 1 if this process handles the results."""
+        """Return the number of processes that run the stages (result workers), or 1 if this process runs the stages."""
         count = process_count(config)
         reasons = {
             "the video needs the frames": options.has_video,
@@ -185,7 +185,10 @@ def _with_packet_addresses(config: AppConfig, options: RunOptions) -> RunOptions
 
 
 def _with_capture_workers(config: AppConfig, options: RunOptions) -> RunOptions:
-    """Return options with the configured number of capture workers, unless `options` already contains a number."""
+    """Return options with the number of processes that read cameras (capture workers), as configured.
+
+    If one process does everything, or `options` already contains a number, return the options unchanged.
+    """
     count = process_count(config)
     if count == 1 or options.capture_workers:
         return options

@@ -133,7 +133,7 @@ Outcome: TypeAlias = tuple[int, int]
 
 
 class Answer(msgspec.Struct, array_like=True, tag="answer"):
-    """A worker's reply to one `Results` message. `outcomes` are in the order of the results in that message."""
+    """A worker's reply to one `Results` message: the changed counts and the events, and one outcome for each result."""
 
     outcomes: list[Outcome]
     counts: dict[int, Counts | None]  # changed counts, by number of the camera; None without lines and zones

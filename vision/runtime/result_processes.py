@@ -143,7 +143,7 @@ class _Link:
         return self.sequences.pop(camera_id)
 
     def reconfigure(self, setup: WorkerSetup, added: Sequence[str], removed: Sequence[str], last_id: int) -> None:
-        """Send the worker a new configuration. Once the worker uses it, `config.used` is the configuration's number.
+        """Queue a new configuration for the worker. Once the worker uses it, `config.used` is the number of `setup`.
 
         Args:
             setup: the setup with the new configuration. Processes that replace the worker also start with this setup.

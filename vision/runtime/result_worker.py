@@ -67,7 +67,7 @@ class HandedOverCounters:
         return self._opened[camera_id]
 
     def begin(self, camera_ids: Iterable[str], rows: Sequence[CounterRow]) -> None:
-        """Replace the counters of cameras with `rows`."""
+        """Replace the counters of these cameras with `rows`, when the cameras are assigned to this worker."""
         for camera_id in camera_ids:
             self._opened.pop(camera_id, None)
         self.rows = [row for row in self.rows if row[0] not in camera_ids] + list(rows)
@@ -89,7 +89,7 @@ class _Socket:
         self._socket = connect(self._context, private, queue=queue)
 
     def wait_for_subscriptions(self) -> None:
-        """Wait up to 2 s for the subscriptions of the proxy, because ZeroMQ drops messages without a subscriber."""
+        """Wait up to 2 s until the proxy has subscribed, because ZeroMQ drops messages without a subscriber."""
         deadline = time.monotonic() + _SUBSCRIPTIONS_S
         while (left_s := deadline - time.monotonic()) > 0:
             if self._socket.poll(int(left_s * 1e3)) and self._socket.recv() == b"\x01" + FIRST_SUBSCRIPTION:

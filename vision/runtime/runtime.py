@@ -215,7 +215,10 @@ class Runtime:
         return watchdog
 
     def chain(self) -> Part:
-        """Return the whole pipeline as a part for the watchdog: if a frame waits, results must be produced."""
+        """Return the pipeline from waiting frame to result, as a part of the program that the watchdog observes.
+
+        The part makes progress if it produces results, and has nothing to do if no frame waits.
+        """
         batcher, results = self.cameras.batcher, self.results
         slowest_s = max((slot.interval_s for slot in batcher.slots), default=0.0)
 

@@ -94,7 +94,7 @@ class StageRunner:
         return result
 
     def is_reading(self) -> bool:
-        """Return True if the GPU may still read a frame that was passed to `run_stages`."""
+        """Return True if a stage may still use the GPU to read a frame that was passed to `run_stages`."""
         return any(stage.is_reading() for stage in self._read_later)
 
     def wait_until_read(self) -> None:
@@ -120,7 +120,7 @@ class StageRunner:
         return counters
 
     def _is_too_old(self, result: Result, expires_ns: int | None) -> bool:
-        """Return True if a result is too old.
+        """Return True if a result is too old, which is the case after the monotonic time `expires_ns`.
 
         In this case, count it as dropped. The camera's next result will report this drop and the drops before it.
         """

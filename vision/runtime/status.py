@@ -98,7 +98,7 @@ def camera_counts(camera_id: str, metrics: CameraMetrics, now: Instant) -> Count
 
 
 def removed(last: CameraReport) -> CameraReport:
-    """Convert the most recent report of a camera to a report with the state `REMOVED`."""
+    """Return the final report of a removed camera, which is its most recent report with the state `REMOVED`."""
     return msgspec.structs.replace(last, state=REMOVED, state_for_s=0.0, fps=0.0, published_fps=0.0, objects=0)
 
 

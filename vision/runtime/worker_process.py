@@ -466,7 +466,7 @@ def worker_name(command: Sequence[str]) -> str:
 
 
 def _describe_end(code: int | None, error: VisionError | None) -> str:
-    """Return how a process ended, for the log. `code` is None if the process only closed its connection."""
+    """Describe how a worker process ended, for the log. `code` is None if the process only closed its connection."""
     if code is None:
         return "closed its connection"
     if code < 0:

@@ -35,7 +35,10 @@ _STAGES: Final = ("wait", "submit", "infer", "publish", "total")
 
 
 class ProgramState:
-    """The latest status of the program and of each camera, and counters of other messages. Thread-safe."""
+    """The values from which metrics are made: the latest status of the program and of each camera, and counters.
+
+    It is thread-safe.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
