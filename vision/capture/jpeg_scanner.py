@@ -54,7 +54,7 @@ class JpegScanner:
         return jpegs
 
     def finish(self) -> list[bytes]:
-        """End the stream. Return the JPEGs that were held back because their header announced more bytes.
+        """End the stream. Return the JPEGs that were held back because `Content-Length` announces more bytes.
 
         If the last JPEG has no end, count it as damaged.
         """
@@ -73,7 +73,10 @@ class JpegScanner:
         return True
 
     def _enter(self, start: int) -> None:
-        """Start to scan the JPEG at position `start`. Read its length from the header before it, if there is one."""
+        """Start to scan the JPEG at position `start`. Read its length from the header before it, if any.
+
+        The header is the `Content-Length` of the JPEG in a stream of JPEGs over HTTP.
+        """
         lengths = _LENGTH.findall(self._data, max(0, start - _HEADER_BYTES), start)
         self._length = int(lengths[-1]) if lengths else 0
         del self._data[:start]

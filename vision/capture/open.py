@@ -33,7 +33,10 @@ _MIN_PYAV = 12  # must agree with pyproject.toml
 
 
 class NamedOpener(msgspec.Struct, frozen=True):
-    """A function that replaces `open_source`. Every process of the program imports the function by its name."""
+    """Reference to a function that replaces `open_source`.
+
+    Every process of the program imports the function by its name, and calls it with the stored arguments.
+    """
 
     name: str  # as ``package.module:function``
     arguments: Mapping[str, Any] = {}  # further keyword arguments of the function; MessagePack must support them

@@ -43,7 +43,10 @@ class PacketTap:
         return ConnectionTap(self._camera_id, self._socket, stream)
 
     def refused(self, codec: str) -> None:
-        """Log a warning that packets of `codec` cannot be passed on. If the camera is not recorded, do nothing."""
+        """Log a warning that the camera is not recorded, because packets of `codec` cannot be passed on.
+
+        If the camera is not to be recorded, do nothing.
+        """
         if not self.recorded:
             return
         text = "camera %s: not recorded, because its codec is %s; set it to H.264 or H.265"

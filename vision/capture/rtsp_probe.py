@@ -161,7 +161,7 @@ def _md5(text: str) -> str:
 
 
 def _video_url(description: str, target: str) -> str:
-    """Return the URL of the first video track of an SDP document, or `target` if the document specifies no URL."""
+    """Return the URL of the first video track of an SDP document, or else `target`, the URL of the stream."""
     _, _, video = description.partition("m=video")
     control = re.search(r"^a=control:(\S+)", video.partition("\nm=")[0], re.MULTILINE)
     if control is None or control[1] == "*":

@@ -60,7 +60,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number that starts at the position `at`, and the position after the number.
+    """Return the number at position `at` of an SEI unit (a type or a size), and the position after the number.
 
     The number is the sum of its bytes. All bytes except the last are 255.
     """
@@ -71,7 +71,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _orientation(bits: int) -> Orientation | None:
-    """Return the orientation from the first 24 bits of a message, or None for an oblique angle.
+    """Return the orientation from the first 24 bits of a display orientation message, or None for an oblique angle.
 
     The bits are a cancel flag, a flip in x, a flip in y, a counterclockwise rotation (16 bits), and 5 unused bits.
     """

@@ -192,7 +192,7 @@ class Session:
                 camera.backoff.reset()
 
     def _count_skipped(self) -> None:
-        """Drop the frames that the source skipped, with their reasons.
+        """Count the frames that the source skipped as dropped frames of the sink, with their reasons.
 
         Each skipped frame uses up a frame index, except those before the first grabbed frame of an epoch.
         """

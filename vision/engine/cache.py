@@ -91,7 +91,10 @@ class EngineKey:
 
 
 def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a key from `EngineKey.as_json`, with each setting at the top level of the dictionary."""
+    """Return a copy of a key from `EngineKey.as_json`, with each setting at the top level of the dictionary.
+
+    With this form, the settings of two keys can be compared one by one.
+    """
     settings = key.get("settings")
     return {**key, "settings": None, **(settings if isinstance(settings, dict) else {})}
 

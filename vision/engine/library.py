@@ -69,7 +69,7 @@ class GpuDescription:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """Installed TensorRT library."""
+    """Installed TensorRT library: its Python module, its kind (TensorRT or TensorRT-RTX), and its version."""
 
     module: ModuleType
     flavour: Flavour

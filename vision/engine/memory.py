@@ -137,7 +137,7 @@ class MemoryPool:
     def _turn(self) -> Iterator[None]:
         """Lock the pool during a `with` block.
 
-        At the end of the block, free the memory that finalizers returned during the block.
+        Finalizers can call `deallocate` during the block. At its end, free the memory that they passed to it.
         """
         with self._lock:
             self._inside = True

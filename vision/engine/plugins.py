@@ -41,7 +41,7 @@ def plugin_registry() -> Any:
 
 
 def register(creator: Any) -> None:
-    """Register a creator of plugins, and keep it alive.
+    """Register a creator of plugins in TensorRT's plugin registry, and keep the creator alive.
 
     Do nothing if a creator with the same namespace, name, and version is already registered. Raise `ModelError` as
     `plugin_registry` does.
@@ -87,7 +87,7 @@ _loaded: Final[set[str]] = set()
 
 
 def _verified(folder: Path, spec: AnySpec, plugin: PluginSpec) -> bytes:
-    """Return the contents of a plugin library. For the errors, see `check_plugins`."""
+    """Read the plugin library `plugin` in `folder`, check its SHA-256, and return its contents. See `check_plugins`."""
     path = folder / plugin.file
     try:
         contents = read_input(path)

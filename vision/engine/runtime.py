@@ -34,7 +34,7 @@ def _device_error(action: str, log: LogLines, pool: MemoryPool | None = None) ->
 
 @contextmanager
 def _refusing(problem: str) -> Iterator[Callable[[object], None]]:
-    """Convert a RuntimeError in a `with` block to `DeviceError`.
+    """Convert a RuntimeError in a `with` block to a `DeviceError` whose text starts with `problem`.
 
     Yield a function that raises `DeviceError` if its argument is False or None.
     """

@@ -72,7 +72,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class OutputSize:
-    """Size of one output for given input shapes."""
+    """Shape and maximum size in bytes of one output, for given input shapes."""
 
     shape: Shape | None  # None if the shape depends on the data (NonMaxSuppression, NonZero)
     bytes: int | None  # maximum size; None if unknown, so that an output allocator is needed

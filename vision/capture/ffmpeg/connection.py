@@ -131,7 +131,7 @@ def _open_container(
 
 
 class ContainerConnection:
-    """A connection that FFmpeg reads as a container of packets, for example of H.264."""
+    """Connection from which FFmpeg receives the packets of a container or an RTSP stream, for example H.264 frames."""
 
     def __init__(
         self, name: str, container: InputContainer, stream: VideoStream, tap: PacketTap | None, *, is_file: bool

@@ -181,7 +181,7 @@ class _Timeline:
 
 @dataclass(slots=True)
 class _PassCounts:
-    """Counts of the packets and frames of one pass."""
+    """Counts of the packets and frames of one pass over a video file, in total and by kind of damage."""
 
     packets: int = 0
     corrupt: int = 0  # packets that are incomplete, as the container says

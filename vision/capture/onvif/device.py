@@ -102,7 +102,10 @@ def _device_time(response: Element) -> datetime:
 
 
 async def _media_addresses(address: str, client: SoapClient) -> tuple[str, str]:
-    """Return the addresses of the media services of versions 1 and 2. Return "" for a missing or invalid address."""
+    """Ask the device service at `address` for the addresses of the media services of versions 1 and 2. Return both.
+
+    Return "" for a missing or invalid address.
+    """
     try:
         response = await client.call(
             address, f"<GetServices {_DEVICE}><IncludeCapability>false</IncludeCapability></GetServices>"
@@ -186,7 +189,7 @@ async def _add(device: Device, profile: Profile, response: Awaitable[Element]) -
 
 
 def _profiles(response: Element, path: str, name: str, configuration: str) -> Iterator[Profile]:
-    """Yield the profiles that have a video encoder.
+    """Yield those profiles in the response of a media service that have a video encoder.
 
     `path`, `name`, and `configuration` are paths of XML elements. These paths depend on the version of the media
     service.

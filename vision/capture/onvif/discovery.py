@@ -46,7 +46,7 @@ _PROBE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The response of one device to a probe."""
+    """The response of one device to a probe (a request of WS-Discovery)."""
 
     host: str
     """The IP address that sent the answer."""
@@ -59,7 +59,7 @@ class Answer:
 
 
 class _Probing(asyncio.DatagramProtocol):
-    """asyncio protocol that sends probes from one socket, and collects the responses."""
+    """asyncio protocol that sends probes (requests of WS-Discovery) from one socket, and collects the responses."""
 
     def __init__(self, answers: dict[tuple[str, str | None], Answer]) -> None:
         self._answers = answers

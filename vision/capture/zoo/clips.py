@@ -76,7 +76,9 @@ def can_encode(codec: Codec) -> bool:
 def clip(
     codec: Codec = "h264", size: Size = NORMAL, *, b_frames: bool = False, slices: int = 1, scene: Scene = _TEXTURED
 ) -> Clip:
-    """Return `FRAMES` frames of `scene`, encoded as `codec`. `b_frames` and `slices` apply only to H.264.
+    """Return `FRAMES` frames of `scene`, encoded as `codec`.
+
+    `b_frames` (use B-frames) and `slices` (the number of slices per frame) apply only to H.264.
 
     The first call with given arguments encodes the clip, which takes several seconds for H.265 and less than a second
     for other codecs. Later calls return the same clip.

@@ -56,7 +56,7 @@ def _aggregate(codec: Literal["h264", "h265"], units: Sequence[bytes]) -> bytes:
 
 
 def _fragments(codec: Literal["h264", "h265"], unit: bytes) -> Iterator[bytes]:
-    """Yield the unit, or its fragmentation units (FU-A, FU) if it is too large for one packet."""
+    """Yield `unit`, a NAL unit, or its fragmentation units (FU-A, FU) if it is too large for one packet."""
     if len(unit) <= PAYLOAD_BYTES:
         yield unit
         return

@@ -78,6 +78,6 @@ def _profile(sets: Clip) -> str:
 
 
 def _mpeg4_config(sets: Clip) -> bytes:
-    """Return the headers of the video object, which precede the first frame."""
+    """Return the headers at the start of an MPEG-4 clip, for the field `config` of the SDP document."""
     first = sets.frames[0].units[0]
     return first[: first.index(b"\0\0\1\xb6")]
