@@ -50,7 +50,7 @@ _FORMAT: Final = 1
 
 
 class FollowsView(Protocol):
-    """Protocol of the analytics stage, which follows the view of a camera."""
+    """Interface of a stage whose lines and zones follow the view of a moved camera, such as `AnalyticsStage`."""
 
     def follow(self, camera_id: str, view: Similarity | None, *, hold: bool) -> None:
         """Move the lines and zones of a camera by `view`, the movement of its image.

@@ -59,7 +59,7 @@ Encode: TypeAlias = Callable[[Frame, Box | None], bytes]
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A question that still needs images."""
+    """A question to the language model, which still needs images of its camera."""
 
     entry: Inquiry
     purpose: Purpose

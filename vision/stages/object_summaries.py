@@ -37,7 +37,7 @@ _MAX_OVERLAP: Final = 0.3  # part of a box that another box can cover while the 
 
 @dataclass(slots=True)
 class _Object:
-    """The history of one object. Times are in ns."""
+    """What an `ObjectStage` knows about one object, such as its path and its crossings of lines. Times are in ns."""
 
     track_id: int
     class_id: int
@@ -94,7 +94,7 @@ class _Object:
 
 @dataclass(slots=True)
 class _Camera:
-    """The objects of one camera in one epoch."""
+    """The objects of one camera in one epoch, which ends with a reconnection or a change of the frame size."""
 
     meta: FrameMeta  # of the last frame
     objects: dict[int, _Object] = field(default_factory=dict)
@@ -111,7 +111,10 @@ class ObjectStage:
     """Stage that summarizes each object that left the scene, and adds the summaries, without snapshots, to results."""
 
     def __init__(self, forget_s: float) -> None:
-        """Create the stage. An object has left if it was not detected for `forget_s` seconds, or if its epoch ended."""
+        """Create the stage. An object has left if it was not detected for `forget_s` seconds, or if its epoch ended.
+
+        An epoch ends when the camera reconnects or changes its frame size.
+        """
         self._forget_ns = int(forget_s * 1e9)
         self._cameras: dict[str, _Camera] = {}
 

@@ -102,7 +102,7 @@ class RuleStage:
 
 
 class _Camera:
-    """All rules of one camera, and the camera's clock."""
+    """All rules that apply to one camera, and the clock of this camera, which follows the timestamps of its frames."""
 
     def __init__(self, camera_id: str, rules: Sequence[RuleConfig], section: CameraAnalytics) -> None:
         early_s = {line.name: 0.0 for line in section.lines} | {zone.name: zone.crowded_for_s for zone in section.zones}
@@ -158,7 +158,7 @@ class _State:
 
 
 class _Rule:
-    """One rule, applied to the events of one camera."""
+    """One configured rule, applied to the events of one camera, with the states and the cooldown of the rule."""
 
     def __init__(self, camera_id: str, config: RuleConfig, crowded_for_s: float) -> None:
         """Create the rule. Crowding starts `crowded_for_s` seconds before the event that reports the crowding."""

@@ -68,7 +68,10 @@ class Classifier(Protocol[Crop]):
 
 @dataclass(slots=True, eq=False)
 class _ObjectState:
-    """The state of one object. While `waits` is True, the classifier thread writes all fields except `seen_ns`."""
+    """What is known about the class of one object: its attributes, and when the object is due for classification.
+
+    While `waits` is True, a thread classifies a crop of the object, and writes all fields except `seen_ns`.
+    """
 
     seen_ns: int  # capture time of the last frame in which the object was detected
     attributes: tuple[Attribute, ...] = ()

@@ -168,7 +168,10 @@ class _CameraVideo:
 
 
 class _Window:
-    """One window per camera with the newest frame. A separate thread makes all calls to the window system."""
+    """Display of the newest frame of each camera, in one window per camera.
+
+    A separate thread makes all calls to the window system.
+    """
 
     def __init__(self) -> None:
         self._newest: dict[str, Image] = {}

@@ -28,7 +28,7 @@ class CounterStore(Protocol):
 
 
 class HasCameraCounters(Protocol):
-    """Provider of the counters of each camera."""
+    """Interface of an object that provides the counters of each camera's lines and zones, such as `StateDatabase`."""
 
     def counters(self, camera_id: str) -> CameraCounters:
         """Return the counters of a camera, with their stored values."""

@@ -68,7 +68,7 @@ CREATE TABLE IF NOT EXISTS held (state TEXT PRIMARY KEY, payload BLOB NOT NULL, 
 
 
 class DamagedState(Exception):
-    """The state database is damaged."""
+    """Error that is raised if the SQLite database with the events and counters is damaged."""
 
 
 class StateDatabase:

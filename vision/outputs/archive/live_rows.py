@@ -84,7 +84,7 @@ def is_moving(folder: Path) -> bool:
 
 
 class LiveHour(NamedTuple):
-    """The frames of one hour that were in the live database, and their tracks."""
+    """One hour of frames and tracks that were in the live database: start, range of frame ids, and numbers of rows."""
 
     start_us: int  # microseconds since 1970 (UTC)
     first: int  # lowest `frame_id`

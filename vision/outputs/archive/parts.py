@@ -114,7 +114,7 @@ class Source(Protocol):
 
 
 class Group(NamedTuple):
-    """A row group of `frames`, and the part that contains its tracks."""
+    """A row group of the table `frames`, the range of its frame ids, and the source of the tracks in these frames."""
 
     first: int  # lowest `frame_id`
     last: int  # highest `frame_id`

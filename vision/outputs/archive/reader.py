@@ -87,7 +87,7 @@ class ArchivedCounts:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedGap:
-    """Messages that the archive lacks."""
+    """Messages of one kind that the archive lacks, because they were lost or were not stored at the time `at_us`."""
 
     kind: str  # "detections", "events", "counts", or "disk"
     at_us: int

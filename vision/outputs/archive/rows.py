@@ -22,7 +22,7 @@ class ArchivedBlock:
     """F successive frames, and their tracks.
 
     All frames have the same size, and come from the same start of the program (`instance`) and the same epoch of the
-    camera, which ends with a reconnection.
+    camera, which ends with a reconnection or a change of the frame size.
     """
 
     instance: str

@@ -97,7 +97,7 @@ def masks_of(section: Mapping[str, Any] | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A draft that was validated as a part of the whole configuration."""
+    """The result of validating a draft as a part of the whole configuration: the text of the file, and the faults."""
 
     text: str  # of the file with the draft
     config: AppConfig | None  # None if there are faults

@@ -57,7 +57,7 @@ class EventFilter:
 
 
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event as the page shows it."""
+    """An event from the journal, the archive, or memory, with the fields that the page shows."""
 
     camera: str
     at: str

@@ -29,7 +29,7 @@ SHORTEST_S: Final = 3600
 
 
 class Sample(NamedTuple):
-    """The totals of a line or a zone at one time."""
+    """The total counts of a line or a zone at one time, such as the objects that have entered and left so far."""
 
     at_s: float  # seconds since 1970 (UTC)
     name: str
@@ -67,7 +67,7 @@ class _Bucket:
 
 @dataclass(slots=True)
 class _Counts:
-    """The buckets of one line or zone."""
+    """The counts of one line or zone, divided into buckets of time."""
 
     is_zone: bool
     last: Sample

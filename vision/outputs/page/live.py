@@ -48,7 +48,7 @@ def routes(hub: LiveHub) -> list[BaseRoute]:
 
 
 class _LiveRoutes:
-    """The web sockets of all browsers."""
+    """Endpoints of the live view: the web socket of each browser, and single images."""
 
     def __init__(self, hub: LiveHub) -> None:
         self._hub = hub

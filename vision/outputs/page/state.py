@@ -29,7 +29,7 @@ _SHORTEST_SILENCE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The newest status messages and counts at one time."""
+    """The newest messages about the program and its cameras at one time, for the texts of the page."""
 
     node: NodeStatusMessage | None  # None before the first status of the program
     cameras: list[CameraStatusMessage]  # sorted by camera

@@ -42,7 +42,10 @@ class _Segment:
 
 
 class Recording:
-    """Writer of one recording, which is a clip or a continuous recording. It copies packets from the ring to files."""
+    """Writer of one recording, which is a clip or a continuous recording of a camera.
+
+    The writer copies packets from the camera's `PacketRing` to files.
+    """
 
     def __init__(
         self, store: RecordingStore, ring: PacketRing, camera: str, kind: Kind, *, position: int, file_s: float

@@ -48,7 +48,7 @@ _TABLES: Final = {"recordings", "files", "events"}
 
 @dataclass(frozen=True, slots=True)
 class RecordedFile:
-    """One file of a recording."""
+    """Entry of the index about one file: the recording to which the file belongs, its times, size, and state."""
 
     recording: int
     name: str  # path relative to the folder of the recordings
@@ -83,7 +83,7 @@ class Recording:
 
 
 class DamagedIndex(Exception):
-    """The database is damaged."""
+    """Error that is raised if the SQLite database of the index is damaged."""
 
 
 class RecordingIndex:

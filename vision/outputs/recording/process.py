@@ -27,7 +27,7 @@ _STOP_S: Final = 5.0  # time to complete all files
 
 
 class RecordingProcess:
-    """The process that records cameras. If the process ends, it is restarted."""
+    """The process that writes the video of the configured cameras to files. If the process ends, it is restarted."""
 
     def __init__(self, options: RecorderOptions) -> None:
         """Check the folders, and start the process.

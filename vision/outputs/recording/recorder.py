@@ -50,7 +50,7 @@ _NOT_SHOWN: Final = ("camera_lost", "camera_frozen", "camera_back", "counters_re
 
 @dataclass(frozen=True, slots=True)
 class RecorderOptions:
-    """The options of the process that records cameras."""
+    """Options that the main process sends to the process that records cameras: the configuration and the addresses."""
 
     config: RecordingConfig
     state_dir: Path
@@ -96,7 +96,10 @@ def open_or_replace(state_dir: Path) -> RecordingIndex:
 
 
 class Recorder:
-    """Recorder of packets and events. `receive`, `add_event`, and `write` can run in different threads."""
+    """Recorder that writes clips of events and continuous recordings of all cameras.
+
+    `receive`, `add_event`, and `write` can run in different threads.
+    """
 
     def __init__(self, options: RecorderOptions, index: RecordingIndex) -> None:
         config = options.config

@@ -37,7 +37,7 @@ Fault: TypeAlias = Literal["unfinished", "missing", "unlisted", "unreadable", "s
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference between the index and one file."""
+    """A fault that a comparison of the index with the recorded files has found, and the name of the file."""
 
     name: str  # relative to the folder of the recordings
     fault: Fault

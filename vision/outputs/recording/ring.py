@@ -16,7 +16,7 @@ _START_NS = 10_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class KeptPacket:
-    """A packet in the ring."""
+    """A coded video packet in a `PacketRing`, with its position, its header, and the parameter sets to decode it."""
 
     position: int  # 0, 1, 2, ... over all connections
     header: PacketHeader

@@ -16,7 +16,7 @@ _CONFIGURATION_VERSION: Final = 1  # first byte of an avcC or hvcC record (ISO/I
 
 
 class StreamFormat:
-    """The format of the packets of one connection, from the header of a key frame."""
+    """Converter of the packets of one connection to a camera, whose format follows from the header of a key frame."""
 
     def __init__(self, header: PacketHeader) -> None:
         self._codec = header.codec

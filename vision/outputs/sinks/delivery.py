@@ -26,7 +26,7 @@ MAX_BATCH_BYTES: Final = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message for the far side."""
+    """A message that a sink sends to its broker or server, with its topic and its key."""
 
     key: str  # the same for each repetition of the message
     topic: str  # such as ``events/gate``; a topic that starts with a slash is complete and gets no prefix
@@ -47,7 +47,7 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class SinkSettings:
-    """The settings of one sink."""
+    """The settings that a connection to the broker or server of one sink needs, such as its address and its account."""
 
     name: str
     address: SinkAddress
@@ -80,11 +80,11 @@ class SinkSettings:
 
 
 class DeliveryError(Exception):
-    """The far side refused or did not confirm a delivery. The sender retries the delivery."""
+    """The broker or server refused or did not confirm a delivery. The sender retries the delivery."""
 
 
 class Connection(Protocol):
-    """A connection to the far side."""
+    """Interface of a connection to the broker or server (the far side) that receives the messages of a sink."""
 
     batch: int
     """Maximum number of messages in one call to `send`."""

@@ -22,7 +22,7 @@ _REPETITION_S: Final = 120.0
 
 
 class NatsConnection:
-    """A connection to a NATS server."""
+    """Interface `Connection` for a NATS server with JetStream: it publishes each message under a subject."""
 
     batch = 100
     answers_checks = True

@@ -19,7 +19,7 @@ _MAX_LENGTH: Final = 100_000
 
 
 class RedisConnection:
-    """A connection to a Redis server."""
+    """Interface `Connection` for a Redis server: it adds each message to the stream of its kind."""
 
     batch = 100
     answers_checks = True

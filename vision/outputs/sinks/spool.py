@@ -250,7 +250,7 @@ def _open_undamaged(path: Path) -> sqlite3.Connection:
 
 @dataclass(slots=True)
 class _Size:
-    """The number of waiting messages, and their size in bytes."""
+    """Totals of the messages that wait in the spool: their number, and their size in bytes."""
 
     count: int
     nbytes: int
