@@ -167,7 +167,7 @@ class _TrackIds(Iterator[int]):
         self.skip(after)
 
     def skip(self, last: int) -> None:
-        """Skip all ids up to and including `last`."""
+        """Skip all track ids up to and including `last`."""
         self.last = max(self.last, last)
         self._next += max(0, last - self._next + self._step) // self._step * self._step
 

@@ -349,7 +349,7 @@ class InquiryStage:
         self._release(question)
 
     def _release(self, question: _Open) -> None:
-        """Release the images of a question."""
+        """Release the images of a question, so that they no longer count toward the limit of memory."""
         question.images = []
         self._budget.remove(question.meta.camera_id, question)
 

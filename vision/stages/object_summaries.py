@@ -37,7 +37,7 @@ _MAX_OVERLAP: Final = 0.3  # part of a box that another box can cover while the 
 
 @dataclass(slots=True)
 class _Object:
-    """What an `ObjectStage` knows about one object, such as its path and its crossings of lines. Times are in ns."""
+    """The history of one object, such as its path and its crossings of lines. Times are in ns."""
 
     track_id: int
     class_id: int

@@ -48,16 +48,16 @@ class Classifier(Protocol[Crop]):
     max_batch: int  # maximum number of crops in one call of `classify`
 
     def allocate(self, count: int) -> list[Crop]:
-        """Return the memory of `count` crops. Call this method once."""
+        """Return memory for `count` crops, to which `crop` then writes. Call this method once."""
 
     def crop(self, frame: Frame, box: Box, out: Crop) -> None:
         """Scale the part of the frame inside `box` to the model's input, and write the result to `out`."""
 
     def is_reading(self) -> bool:
-        """Return True while a frame from a previous call to `crop` is still being read."""
+        """Return True while the GPU still reads a frame that was passed to `crop`."""
 
     def wait_until_read(self) -> None:
-        """Wait until no frame is being read."""
+        """Wait until the GPU no longer reads any frame that was passed to `crop`."""
 
     def classify(self, crops: Sequence[Crop]) -> NDArray[np.float32]:
         """Return the scores (N, classes) of N crops, from 0 to 1. Raise `DeviceError` if the model fails."""
@@ -68,7 +68,7 @@ class Classifier(Protocol[Crop]):
 
 @dataclass(slots=True, eq=False)
 class _ObjectState:
-    """What is known about the class of one object: its attributes, and when the object is due for classification.
+    """The attributes of one object, which are its classes, and the time at which it is due for classification.
 
     While `waits` is True, a thread classifies a crop of the object, and writes all fields except `seen_ns`.
     """

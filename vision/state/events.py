@@ -193,7 +193,7 @@ class EventLog:
     # --- for the database ---------------------------------------------------------------------------------------------
 
     def synced(self, count: int) -> None:
-        """Record that `count` events have been forced to disk."""
+        """Subtract `count` events, which were forced to disk, from the events that are possibly not on disk yet."""
         self.unsynced = max(0, self.unsynced - count)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ class Placement:
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Store the identity of the file at `path`."""
+        """Store the path of the database file, and the identity of the file that is there now."""
         self.path = path
         self._clock = clock
         self._identity = self._found()

@@ -195,7 +195,7 @@ class CameraFeed:
         self.watches = [watch for watch in self.watches if watch.viewer is not viewer]
 
     def flush(self) -> None:
-        """Send the records of all viewers."""
+        """Send each viewer the records that were queued for it."""
         for watch in self.watches:
             watch.viewer.flush()
 

@@ -57,7 +57,7 @@ class WebFormat:
     """Converter of H.264 or H.265 packets to the form that browsers decode, for one connection to a camera."""
 
     def __init__(self, header: PacketHeader) -> None:
-        """Create the converter from the header of a key frame."""
+        """Create the converter for packets in the format that `header`, the header of a key frame, describes."""
         self._codec = header.codec
         self._format = StreamFormat(header)
 

@@ -76,7 +76,7 @@ class Page:
         return self._assets.page("login.html")
 
     async def static(self, request: Request) -> Response:
-        """Respond with a file of the page."""
+        """Respond with a file that the page needs, such as a script, from `Assets`."""
         return self._assets.file(request.path_params["version"], request.path_params["name"])
 
     async def state(self, request: Request) -> Response:

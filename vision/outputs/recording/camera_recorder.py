@@ -155,7 +155,7 @@ class Recording:
 
     @property
     def is_writing(self) -> bool:
-        """True if a file is open."""
+        """True if a file of this recording is open for writing."""
         return self._segment is not None
 
     def finish(self) -> None:
@@ -191,7 +191,7 @@ class CameraRecorder:
 
     @property
     def lost(self) -> int:
-        """Number of packets that are missing from the files."""
+        """Number of packets of the camera that are missing from its recorded files."""
         return self._lost + sum(each.lost for each in (self._clip, self._continuous) if each is not None)
 
     def trigger(self, trigger: Trigger) -> None:

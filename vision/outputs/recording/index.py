@@ -151,7 +151,7 @@ class RecordingIndex:
         return cursor.lastrowid
 
     def put_file(self, file: RecordedFile) -> None:
-        """Add a file, or replace the entry with the same name."""
+        """Add a file to the index, or replace the entry with the same name."""
         self._connection.execute(
             "INSERT INTO files (recording, name, start_utc_ns, end_utc_ns, bytes, frames, lost, state)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET start_utc_ns = excluded.start_utc_ns,"

@@ -60,7 +60,7 @@ class RecorderOptions:
     keys: KeyPair | None
 
     def as_json(self) -> dict[str, object]:
-        """Return the options in a form that `parse` accepts."""
+        """Return the options as values for JSON, from which `parse` creates equal options in the other process."""
         keys = None if self.keys is None else [self.keys.public, self.keys.secret, self.keys.server]
         return {
             "config": self.config.model_dump(mode="json"),
@@ -73,7 +73,7 @@ class RecorderOptions:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> RecorderOptions:
-        """Return the options that `as_json` converted to `options`."""
+        """Return the options that `as_json` in the main process has converted to `options`."""
         keys = KeyPair(*options["keys"]) if options["keys"] else None
         config = RecordingConfig.model_validate(options["config"])
         state_dir = Path(options["state_dir"])
@@ -189,7 +189,7 @@ class Recorder:
                     camera.trigger(trigger)
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of all cameras."""
+        """Return the totals of all cameras, such as the number of missing packets, by the names of the counters."""
         cameras = self._cameras.values()
         return {
             "recording.files": self._store.written,

@@ -61,7 +61,7 @@ class RecordingStore:
             return self._index.add_recording(camera, kind)
 
     def add_event(self, recording: int, event: RecordedEvent) -> None:
-        """Add an event to a recording."""
+        """Record in the index that a recording shows an event."""
         with _os_errors():
             self._index.add_event(recording, event)
 

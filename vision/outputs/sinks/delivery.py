@@ -60,7 +60,7 @@ class SinkSettings:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SinkSettings:
-        """Return the settings from the options of the process, which `SinkProcess` creates."""
+        """Return the settings of a sink from the options that `SinkProcess` sends to the process of this sink."""
         return cls(
             name=options["name"],
             address=parse_sink_address(options["sink"]),
@@ -102,7 +102,7 @@ class Connection(Protocol):
         """
 
     async def check(self) -> None:
-        """Raise an exception if the far side does not respond. If `answers_checks` is False, do nothing."""
+        """Raise an exception if the broker or server does not respond. If `answers_checks` is False, do nothing."""
 
 
 Connect: TypeAlias = Callable[[SinkSettings], AbstractAsyncContextManager[Connection]]

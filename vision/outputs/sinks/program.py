@@ -111,7 +111,7 @@ class Reader:
         self._stop.set()
 
     def _step(self, subscription: Subscription, stored: Callable[[], object]) -> None:
-        """Wait for messages, and store them in one transaction."""
+        """Wait for messages of the program, and store those that the sink gets in the spool, in one transaction."""
         messages: list[Outgoing] = []
         nbytes, wait_s = 0, _WAIT_S
         before = self.selection.position, dict(self.selection.sequences)

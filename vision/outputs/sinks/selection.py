@@ -72,7 +72,7 @@ class Selection:
             yield from self._limited(item)
 
     def due(self) -> Iterator[Outgoing]:
-        """Yield the waiting messages whose interval has ended."""
+        """Yield the newest waiting message of each topic whose interval since the previous message has passed."""
         now_s = self._clock()
         for topic in [topic for topic in self._waiting if self._due_s[topic] <= now_s]:
             yield from self._limited(self._waiting.pop(topic))

@@ -34,9 +34,9 @@ class Sender:
     Attributes:
         wake: event to set when the spool has new messages, and after `stop` is set.
         stop: event to set to end `run`. Unless `wake` is also set, `run` can wait for up to 10 s before it ends.
-        connected: True if the most recent call to the far side succeeded.
+        connected: True if the most recent call to the broker or server succeeded.
         sent: number of delivered messages.
-        refused: number of messages that the far side never accepts, or that were abandoned.
+        refused: number of messages that the broker or server never accepts, or that were abandoned.
         last_error: the most recent error, without secrets, or an empty string if there was no error.
     """
 
