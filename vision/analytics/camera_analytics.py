@@ -265,7 +265,7 @@ class Analytics:
         return {"occupancy": self._crowds.occupants[zone]}
 
     def _about(self, row: int) -> dict[str, Any]:
-        """Return the event data of the object in a row of the table: its class and, if known, its motion."""
+        """Return the event data of the object in a row of the track table: its class and, if known, its motion."""
         about = self._facts.get(row)
         if about is None:
             class_id, motion = int(self._objects.table["class_id"][row]), self._objects.motion(row)

@@ -339,7 +339,10 @@ def in_pixels(view: Similarity, width_px: int) -> Similarity:
 
 
 def moved(section: CameraAnalytics, view: Similarity, width_px: int, height_px: int) -> CameraAnalytics:
-    """Return a copy of `section` with all points at their positions in the current view, in pixels of the frame."""
+    """Return a copy of `section` with all points at their positions in the current view, in pixels of the frame.
+
+    The points are those of the lines, of the zones, and of the ground.
+    """
     scale = np.array(pixels_per_unit(section.units, width_px, height_px))
     view = in_pixels(view, width_px)
 
@@ -396,7 +399,8 @@ def _is_sure(fit: _Fit) -> bool:
 def _track(appearance: Appearance, pixels: Image, guess: Similarity) -> _Fit | None:
     """Search for the points of an appearance in an image. `guess` is the expected view of the image.
 
-    Return the fit, or None if too few points agree or the points are too close together.
+    Return the view of the image, and how many of the points agree with it. Return None if too few points agree or the
+    points are too close together.
     """
     import cv2
 

@@ -129,7 +129,7 @@ class LineRounds:
         return found
 
     def _place(self, rows: IndexArray, at: IndexArray) -> None:
-        """Store the state of objects at the detections `rows` (M,) in the rows `at` (M,) of the table."""
+        """Store the state of objects at the detections `rows` (M,) in the rows `at` (M,) of the track table."""
         table, found = self._objects.table, self._objects.rows
         table["seen_s"][at] = self._objects.now_s[found.frames[rows]]
         table["size"][at] = found.sizes[rows]
@@ -139,7 +139,10 @@ class LineRounds:
         table["jitter"][at] = self._objects.jitter_at(rows)[:, 0]
 
     def _judge(self, rows: IndexArray) -> Iterator[RecordedCrossing]:
-        """Evaluate one row of each of several tracks. Yield the crossings in these rows."""
+        """Evaluate one detection of each of several objects. Yield the crossings at these detections.
+
+        `rows` contains the row of each detection in `objects.rows`.
+        """
         objects, table, found = self._objects, self._objects.table, self._objects.rows
         at = table.ids.searchsorted(found.track_ids[rows])
         self._place(rows, at)

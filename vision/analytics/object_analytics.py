@@ -168,7 +168,7 @@ class ObjectAnalytics(Analytics):
         yield from self._dwellers(rows[entered], zones[entered], np.array(due_s, np.float64))
 
     def _stays_of(self, continued: IndexArray) -> Iterator[_Change]:
-        """Yield the changes for stays that started before the latest `load` and reach the zone's `dwell_s`."""
+        """Yield the detections at which a stay that started before the latest `load` can reach the zone's `dwell_s`."""
         due_s = self._objects.table["dwells_s"][
             self._objects.table.ids.searchsorted(self._recorded.rows.track_ids[continued])
         ]

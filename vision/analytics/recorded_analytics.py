@@ -105,7 +105,7 @@ class RecordedAnalytics(Analytics):
             self._times.seek(self._objects.clock, self._number)
 
     def _await_pauses(self, times: FrameTimes) -> None:
-        """Make `next_frame` return the first frame after each long pause.
+        """Make `next_frame` return the first frame after each long time without frames.
 
         The observation of crowding restarts at this frame.
         """

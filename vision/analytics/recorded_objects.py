@@ -232,9 +232,10 @@ class RecordedObjects(TrackedObjects):
         return fresh, is_new.nonzero()[0]
 
     def first_columns(self, fresh: IndexArray) -> FloatArray:
-        """Return the columns (F, ...) of the previous detections of the F objects that appear in the rows `fresh`.
+        """Return values like `RecordedRows.columns` for the previous detections of F objects that newly appear.
 
-        If an object has no previous detection (`Tracks.previous_xyxy`), use its current detection.
+        `fresh` (F,) are the rows in which the objects appear. If an object has no previous detection
+        (`Tracks.previous_xyxy`), use its current detection.
         """
         before = self._columns_of(self.rows.previous_xyxy[fresh])
         return np.where(np.isnan(before), self.rows.columns[fresh], before)

@@ -31,7 +31,7 @@ class Comparability:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Comparison of one case (part, batch size, precision, and mode) that both benchmark files contain.
+    """Comparison of one setup (`case`) that both benchmark files contain, such as one part, precision, and batch size.
 
     Ratios are the value in file b divided by the value in file a.
     """

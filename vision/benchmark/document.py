@@ -33,7 +33,10 @@ _PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Setup that one row measures. A comparison pairs the rows of two files that have equal cases."""
+    """Setup that one row of a benchmark measures, such as the part of the program, the precision, and the batch size.
+
+    A comparison pairs the rows of two files that have equal cases.
+    """
 
     part: Part
     mode: str  # engine: "eager" or "graph"; stage: "slots" or "alone"; pipeline: "full" or "half" load
@@ -59,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Measurements of one case."""
+    """Measurements of one setup (`case`): durations, throughput, memory, and the state of the machine."""
 
     case: Case
     durations: Durations  # engine and stage: start of a batch to its result; pipeline: capture to publication
@@ -112,7 +115,7 @@ class Bench:
         return row.cores_others > BUSY_PART * self.machine.cores
 
     def rows_of(self, part: Part) -> tuple[Row, ...]:
-        """Return the rows of one part."""
+        """Return the rows of one part: the network (engine), the detection stage (stage), or the program (pipeline)."""
         return tuple(row for row in self.rows if row.case.part == part)
 
     def text(self) -> str:

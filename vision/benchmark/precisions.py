@@ -112,7 +112,7 @@ class PrecisionReport:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Network that is ready to run."""
+    """Network in one precision, opened and ready to run, with its size, its memory, and its outputs for the samples."""
 
     size_bytes: int
     """Size of the engine, or of the model for ONNX Runtime."""

@@ -132,7 +132,10 @@ def _print_differences(found: list[Difference], *, json: bool, repaired: bool) -
 
 
 def _lock(state_dir: Path, opened: ExitStack) -> bool:
-    """Hold the lock of the recorder until `opened` is closed. Return False if another program holds the lock."""
+    """Hold the lock in `state_dir` that a recording program holds, until `opened` is closed.
+
+    Return False if another program holds the lock.
+    """
     try:
         opened.enter_context(locked(state_dir / LOCK, timeout_s=0))
     except Held:

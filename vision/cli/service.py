@@ -40,7 +40,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it. Without this option, th
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A step that runs a program."""
+    """A step that runs a program, to install or remove the systemd service."""
 
     arguments: Sequence[str]  # the program and its arguments
 
@@ -56,7 +56,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A step that writes a file, and creates its folder."""
+    """A step that writes a file, and creates its folder, to install the systemd service."""
 
     path: Path
     content: str
@@ -79,7 +79,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """A step that removes a file or a folder."""
+    """A step that removes a file or a folder, to remove the systemd service."""
 
     path: Path
 

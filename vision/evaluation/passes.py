@@ -66,7 +66,7 @@ class Subject:
 
     @property
     def section(self) -> CameraAnalytics:
-        """Lines and zones of the camera. The section is empty if no line or zone is configured."""
+        """Lines and zones of the evaluated camera, or an empty section if the configuration has no line or zone."""
         return self.config.analytics.get(self.config.cameras[0].id, CameraAnalytics())
 
 

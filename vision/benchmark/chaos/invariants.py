@@ -1,4 +1,7 @@
-"""Checks of a run. Each check is a function that reads only the record and returns a `Verdict`."""
+"""Checks of a run of `vision chaos`.
+
+Each check is a function that reads only the record of the run, and returns a `Verdict`.
+"""
 
 from __future__ import annotations
 

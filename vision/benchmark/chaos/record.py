@@ -1,4 +1,7 @@
-"""Record of a run: messages, faults, processes, and resources. The checks in `invariants.py` read only a record."""
+"""Record of a run of `vision chaos`: messages, faults, processes, and resources.
+
+The checks in `invariants.py` read only a record.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Record:
-    """All observations of a run, which the checks read."""
+    """All observations of a run of `vision chaos`, which the checks read after the run."""
 
     cameras: tuple[str, ...]
     max_age_s: dict[str, float]  # `max_frame_age_s` by camera

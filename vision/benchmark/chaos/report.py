@@ -1,4 +1,4 @@
-"""Report of a run, as tables and as JSON."""
+"""Report of a run of `vision chaos`, as tables and as JSON."""
 
 from __future__ import annotations
 

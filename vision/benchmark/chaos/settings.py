@@ -1,4 +1,4 @@
-"""Configuration of a run: the user's pipeline, model, and analytics, with the simulated cameras."""
+"""Configuration of a run of `vision chaos`: the user's pipeline, model, and analytics, with the simulated cameras."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _DEMO_LINES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Configuration to run, and the descriptions of its cameras."""
+    """Configuration that `vision chaos` runs, and the descriptions of the simulated cameras."""
 
     config: AppConfig
     cameras: tuple[FarmCamera, ...]

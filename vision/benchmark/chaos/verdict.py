@@ -1,4 +1,4 @@
-"""`Verdict`, the result of one check."""
+"""`Verdict`, the result of one check of a run of `vision chaos`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result: TypeAlias = Literal["held", "broken", "not judged"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Result of one check, and the evidence for this result."""
+    """Result of one check of a run of `vision chaos`, and the evidence for this result."""
 
     name: str  # name of the check
     result: Result

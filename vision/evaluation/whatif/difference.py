@@ -131,7 +131,10 @@ class _Known(NamedTuple):
 
 
 def _open_events(lost: Sequence[_Known], gained: Sequence[_Known], settled_us: int) -> set[int]:
-    """Return the `id` of each event whose best partner can depend on events that are later than `settled_us`."""
+    """Return the `id` of each event whose pairing can still change because of events later than `settled_us`.
+
+    Two events can be a pair if they differ only in time, by at most `MOVED_US`.
+    """
     found: set[int] = set()
     if settled_us == _END_US:
         return found

@@ -52,7 +52,7 @@ class Finder:
 
 
 class FoundBlock(NamedTuple):
-    """Block of archived frames without tracks, and the events of the objects in the block."""
+    """Block of archived frames, from which the tracks are removed, and the events of the objects in the block."""
 
     block: ArchivedBlock
     events: FoundEvents
