@@ -117,7 +117,7 @@ def _restart_keys(running: AppConfig, new: AppConfig, detector_score: float) -> 
 
 
 def _view_keys(config: AppConfig) -> Iterator[Loc]:
-    """Yield the location of each key that makes the program compare frames with the background of a camera."""
+    """Yield the location of each key for which the program must compare frames with a camera's background."""
     yield from (("analytics", camera, "realign") for camera, section in config.analytics.items() if section.realign)
     for key in ("moved", "covered"):
         if getattr(config.report_after_s, key) is not None:
@@ -128,7 +128,7 @@ def _view_keys(config: AppConfig) -> Iterator[Loc]:
 
 
 def _is_live(section: str, key: str, new: AppConfig, detector_score: float) -> bool:
-    """Return True if a key of a section can change while the program runs."""
+    """Return True if the program can apply a new value of a key of a section without a restart."""
     if section == "recording":
         return key == "cameras"
     if section == "track":
@@ -272,9 +272,9 @@ def with_privacy(config: AppConfig, camera_id: str, section: Mapping[str, Any] |
 def _with_part(
     name: str, parts: Mapping[str, _Part], camera_id: str, section: Mapping[str, Any] | None, kind: type[_Part]
 ) -> dict[str, _Part]:
-    """Return the `parts` of all cameras in the section `name`, with `section` as the part of one camera.
+    """Return `parts`, the entries of all cameras in the section `name`, with `section` as the entry of one camera.
 
-    If `section` is None, remove the part of this camera.
+    If `section` is None, remove the entry of this camera.
     """
     changed = {own: part for own, part in parts.items() if own != camera_id}
     if section is not None:

@@ -50,19 +50,19 @@ class ConfigSection(BaseModel):
 
 
 class Conflict(NamedTuple):
-    """A conflict between values that are valid separately."""
+    """A conflict between values that are valid separately: its location, error code, and message."""
 
     loc: Loc
     code: str
     message: str
 
     def below(self, *base: int | str) -> Conflict:
-        """Return the conflict with `base` in front of its location."""
+        """Return the conflict with the keys and indices `base` before its location, to make the location complete."""
         return self._replace(loc=(*base, *self.loc))
 
 
 def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> Any:
-    """Return a validator that raises an `INCONSISTENT` error if a section has conflicts."""
+    """Return a pydantic validator that raises an error of the type `INCONSISTENT` if a section has conflicts."""
 
     def check(section: ConfigSection) -> ConfigSection:
         texts = [f"{dotted(loc)}: {text}" for loc, _, text in conflicts(section.model_dump(exclude_unset=True))]
@@ -74,7 +74,7 @@ def free_of(conflicts: Callable[[Mapping[str, object]], Iterable[Conflict]]) -> 
 
 
 def parsed_by(parse: Callable[[str], object]) -> AfterValidator:
-    """Return a validator that accepts a text if `parse` raises no error."""
+    """Return a pydantic validator that accepts a text if `parse` raises no error."""
 
     def check(text: str) -> str:
         parse(text)

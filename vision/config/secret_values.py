@@ -51,7 +51,7 @@ def register_values(key: str, text: str, spans: Sequence[Span]) -> None:
 
 
 def _parts(text: str, spans: Sequence[Span], start: int, end: int) -> Iterator[str]:
-    """Yield the part of each span between `start` and `end`, unless it is empty."""
+    """Yield the part of each span (a range of indices) of `text` between `start` and `end`, unless it is empty."""
     for first, last in spans:
         part = text[max(first, start) : max(0, min(last, end))]
         if part:

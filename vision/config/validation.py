@@ -164,7 +164,7 @@ def _pattern(context: ErrorContext) -> str:
 
 
 def _meant(loc: Loc, properties: Mapping[str, object]) -> str | None:
-    """Return the valid key that is probably meant by an unknown key, or None if there is none."""
+    """Return the valid key that a user probably meant by the unknown key at `loc`, or None if there is none."""
     path = key_path(loc)
     key = RENAMED.get(path) or SYNONYMS.get(path)
     return key if key in properties else nearest(str(loc[-1]), properties)

@@ -180,7 +180,7 @@ class _Edits:
     # --- places -------------------------------------------------------------------------------------------------------
 
     def _end(self, node: yaml.Node, key: yaml.Node | None) -> int:
-        """Return the index after the last character of a value. For an alias, return the index after its key."""
+        """Return the index in the text after the last character of a value. For an alias, use the end of its key."""
         if key is not None and node.start_mark.index < key.end_mark.index:
             return int(key.end_mark.index)
         if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:

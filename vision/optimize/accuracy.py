@@ -75,7 +75,7 @@ def _detect_with(detector: Detector, images: Iterable[Image], progress: Progress
 
 
 def _pipelined(detector: Detector, images: Iterable[Image]) -> Iterator[list[Detections]]:
-    """Submit the images in batches to all slots of a detector, and yield the detections of each batch in order."""
+    """Submit the images in batches to all slots of a detector. Yield the detections of each batch, in order."""
     source, size, submitted, waited = iter(images), detector.spec.max_batch, 0, 0
     slots = detector.spec.batches_in_flight
     while batch := list(islice(source, size)):
@@ -149,7 +149,7 @@ def _frames_of(labels: Labels) -> Generator[CapturedFrame, None, None]:
 
 
 def _boxes(found: Sequence[Detections], *, classes: int) -> Boxes:
-    """Return all boxes that were found in the images.
+    """Return the boxes of a model's detections in several images, so that two models can be compared.
 
     `classes` is the number of classes. If it exceeds 1, the boxes of each image and class get a separate frame number,
     so that only boxes of the same class are compared.
@@ -180,7 +180,7 @@ def agreement(parent: Sequence[Detections], found: Sequence[Detections], classes
 
 
 def _hits(boxes: Boxes, others: Boxes) -> NDArray[np.bool_]:
-    """Return a mask of the objects in `boxes`, True for each that has a match in `others`.
+    """Return a mask that is True for each object in `boxes` for which another model found a match in `others`.
 
     An object is a box with a score of at least `SCORE`.
     """

@@ -222,7 +222,7 @@ def collect(
 
 
 def run(session: Any, inputs: Mapping[str, Any], label: str) -> list[Any]:
-    """Run a session, and return all outputs. Raise `ModelError`, with the model name `label`, if the run fails."""
+    """Run an ONNX Runtime session, and return all outputs. If this fails, raise `ModelError` with the name `label`."""
     try:
         return list(session.run(None, dict(inputs)))
     except Exception as error:  # ONNX Runtime's errors have no common base class

@@ -179,7 +179,7 @@ class Graph:
                     node.input[index] = self.add_initializer(f"{node.name}_input_{index}", self.array(name))
 
     def _source(self, name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
-        """Return the tensor from which `name` is copied, quantized, or dequantized, in any number of steps."""
+        """Return the tensor from which the tensor `name` is computed by only copying, quantizing, and dequantizing."""
         while name in producers and producers[name].op_type in ("Identity", "QuantizeLinear", "DequantizeLinear"):
             name = producers[name].input[0]
         return name

@@ -52,7 +52,7 @@ def rank_layers(
 
 
 def _outputs(graph: Graph, spec: ModelSpec, frames: Frames) -> list[NDArray[Any]]:
-    """Return each output of the network for all frames, as a flat array."""
+    """Return each output of the network `graph`, for up to `FRAMES` of the calibration frames, as a flat array."""
     session = open_session(graph.serialized())
     batches = [run(session, inputs, spec.name) for inputs, _ in Feed(session, spec).batches(frames.images(FRAMES))]
     return [np.concatenate([each.reshape(-1) for each in of_output]) for of_output in zip(*batches, strict=True)]

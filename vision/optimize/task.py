@@ -37,7 +37,7 @@ class Task:
 
     @property
     def rejected(self) -> Path:
-        """Folder of a result that lost too much accuracy."""
+        """Folder for the changed model if it lost too much accuracy: `output` with a suffix."""
         return self.output.with_name(self.output.name + REJECTED)
 
     @property
@@ -117,7 +117,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Progresses:
-    """Callable that starts the progress display of a step. The display raises `Closed` if `stop` is set."""
+    """Callable that starts the progress display of one step. The display raises `Closed` if `stop` is set."""
 
     stop: threading.Event
 
@@ -126,7 +126,7 @@ class Progresses:
 
 
 def print_sources(frames: Frames, console: Console) -> None:
-    """Print the numbers of frames that were chosen, left out, or unreadable."""
+    """Print how many frames were chosen for the calibration, left out as near-duplicates, or unreadable."""
     sources = frames.sources
     text = f"{len(frames.paths)} frames chosen of {sources.read}, {sources.duplicates} near-duplicates left out"
     if sources.unreadable:

@@ -142,7 +142,7 @@ class OnnxRuntimeDetector:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One batch in flight. A worker stores the detections or the error, then sets `done`."""
+    """One batch that was submitted to a detector. A worker stores the detections or the error, then sets `done`."""
 
     frames: tuple[Frame, ...]
     done: threading.Event = field(default_factory=threading.Event)
@@ -243,6 +243,6 @@ def _open_workers(
 
 
 def _split(threads: int, workers: int) -> list[int]:
-    """Divide the threads among up to `workers` workers. Return the number of threads of each worker, at least 1."""
+    """Divide `threads` threads among up to `workers` workers. Return the number of threads of each, at least 1."""
     workers = min(threads, workers)
     return [threads // workers + (index < threads % workers) for index in range(workers)]

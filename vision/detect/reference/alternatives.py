@@ -35,7 +35,7 @@ _BINS: Final = (8, 11, 16, 17, 32)
 
 
 def of_batch(outputs: Outputs, index: int, batch: int) -> Outputs:
-    """Return the outputs of frame `index` in a batch of `batch` frames, shaped as for a batch of one.
+    """Return a model's outputs for frame `index` of a batch of `batch` frames, shaped as for a batch of one.
 
     Outputs that are not numeric are omitted. In a batch of several frames, outputs without a row per frame are omitted.
     """
@@ -58,7 +58,7 @@ class Sample:
         return {name: output.shape for name, output in self.frames[0].items()}
 
     def read_by(self, decoder: Decoder) -> list[list[NDArray[np.float32]]]:
-        """Return the outputs that a decoder reads, for each frame, as `Decoder.decode` expects them."""
+        """Return the outputs that `decoder` needs, for each sample frame, as arguments for `Decoder.decode`."""
         return [decoder.of_frame([frame[name] for name in decoder.outputs], 0) for frame in self.frames]
 
 
@@ -130,7 +130,7 @@ def _finding(spec: ModelSpec, decoder: Decoder, sample: Sample) -> tuple[Finding
 
 
 def _limited(spec: ModelSpec, head: HeadSpec) -> ModelSpec:
-    """Return a copy of `spec` with this head, and with a limit of `_BOXES` boxes per frame for the decoder."""
+    """Return a copy of `spec` with this head, in which the decoder returns at most `_BOXES` boxes per frame."""
     nms = spec.nms.model_copy(update={"max_candidates": _BOXES, "max_objects": _BOXES})
     return spec.model_copy(update={"head": head, "nms": nms})
 
@@ -211,7 +211,7 @@ def _layouts(configured: HeadSpec) -> Iterator[HeadSpec]:
 
 
 def _scalings(head: HeadSpec) -> Iterator[HeadSpec]:
-    """Yield copies of a head with every combination of box unit and activation."""
+    """Yield copies of a head with every combination of box unit (pixels or fractions) and activation of scores."""
     softmax = ("softmax",) * (head.kind in SOFTMAX_KINDS)
     for scale in ("pixels", "fraction"):
         for activation in ("none", "sigmoid", *softmax):
@@ -221,7 +221,7 @@ def _scalings(head: HeadSpec) -> Iterator[HeadSpec]:
 def _cell_options(kind: str, head: HeadSpec) -> Iterator[dict[str, object]]:
     """Yield strides and bins to try for a kind of head: the defaults, the values in `head`, and other common values.
 
-    A missing key means the default. Kinds without cells have neither key.
+    A key that a result lacks means the default. For heads without grid cells, the only result has no keys.
     """
     family = HEADS[kind]
     if family.coding not in {"distances", "grid"}:

@@ -26,7 +26,7 @@ _ROUNDING: Final = 1e-3  # tolerance for scores that were rounded to float16
 
 @dataclass(frozen=True, slots=True)
 class CropFit:
-    """Position of a scaled part of a frame in the input of a classifier, in model pixels."""
+    """Position of an object's pixels, scaled from a frame, in the input of a classifier, in model pixels."""
 
     left: int
     top: int
@@ -37,7 +37,7 @@ class CropFit:
 
     @staticmethod
     def of(spec: CropSpec, width_px: int, height_px: int) -> CropFit:
-        """Return the position of a part of `width_px` x `height_px` source pixels."""
+        """Return the position for a part of a frame of `width_px` x `height_px` source pixels."""
         left, top, width, height = 0, 0, spec.width, spec.height
         if spec.fit == "letterbox":
             letterbox = Letterbox.fit(width_px, height_px, spec.width, spec.height, "center")

@@ -18,7 +18,7 @@ from vision.types import Frame, YuvEncoding
 
 
 class _Scratch:
-    """Memory for one temporary array at a time. The memory grows when a larger array is requested."""
+    """Memory that is reused for temporary arrays, one at a time. It grows when a larger array is requested."""
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)

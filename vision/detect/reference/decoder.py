@@ -122,7 +122,7 @@ class Decoder:
         return [np.asarray(value if name in self.without_batch else value[index], np.float32) for name, value in pairs]
 
     def raw_scores(self, outputs: Sequence[Floats]) -> list[Floats]:
-        """Return views of all class scores and objectness values, before the activation."""
+        """Return views of all class scores and objectness values in a model's outputs, before the activation."""
         views = []
         for part in self.layout.parts:
             views.append(self._class_scores(part, outputs))

@@ -26,7 +26,7 @@ Indices: TypeAlias = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Position of one kind of value, such as the scores, in one output of a frame."""
+    """Position of one kind of value, such as the scores, in a model's outputs for one frame."""
 
     output: int  # index into `Layout.outputs`
     first: int = 0  # index of the first of these values, for each box

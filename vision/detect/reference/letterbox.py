@@ -78,7 +78,7 @@ def _scaled(side_px: int, scale: float) -> int:
 
 
 class Tap(NamedTuple):
-    """For each scaled pixel of one axis: the index of a source pixel to interpolate, and the weight of this pixel."""
+    """For each pixel of a scaled row or column: the index of one of its source pixels, and this pixel's weight."""
 
     pixels: NDArray[np.intp]
     weight: NDArray[np.float64]

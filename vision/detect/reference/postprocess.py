@@ -74,7 +74,7 @@ def best_first(scores: NDArray[np.float32], limit: int) -> tuple[NDArray[np.intp
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """IoU thresholds above which a box suppresses another box."""
+    """IoU thresholds above which a box suppresses another box of the same class, or of a different class."""
 
     same: float  # if both boxes have the same class
     across: float  # if their classes differ

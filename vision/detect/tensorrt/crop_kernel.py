@@ -32,7 +32,7 @@ CROP: Final = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class CropProgram:
-    """Constants and launch size of ``crops.cu`` for one classifier."""
+    """Compile-time constants and launch size of the kernel in ``crops.cu``, for the input of one classifier."""
 
     spec: CropSpec
     dtype: str  # of the tensor: float32 or float16

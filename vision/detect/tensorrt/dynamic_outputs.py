@@ -152,7 +152,7 @@ class DynamicSlot(DetectorSlot):
 
     @property
     def grown(self) -> int:
-        """Number of times that the memory of an output was enlarged."""
+        """Number of times that this slot enlarged the memory of an output, because a batch had more results."""
         return sum(output.grown for output in self.outputs.values())
 
     def submit(self, frames: Sequence[Frame]) -> None:

@@ -56,7 +56,7 @@ class SampleFrames(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Results of a batch: outputs of the engine for the first and the last frame, and the objects of all frames."""
+    """Results of a batch, for comparison: the engine's outputs for the first and last frame, and all objects."""
 
     outputs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
     counts: NDArray[np.uint32]
@@ -88,7 +88,7 @@ class GraphCheck:
     label: str  # names the graph in error messages
 
     def run(self) -> Snapshot:
-        """Overwrite the output memory, run the work (as a CUDA graph if one was captured), and return the results."""
+        """Overwrite the output memory, run the batch (as a CUDA graph if captured), and return the results."""
         memory, stream, batch = self.slot.memory, self.slot.stream, self.graph.batch
         for buffer in memory.outputs.values():
             buffer.fill(0xFF, stream)

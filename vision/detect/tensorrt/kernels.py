@@ -96,7 +96,7 @@ _INTEGERS: Final[Mapping[str, int]] = {"int32": 1, "int64": 2, "float32": 3, "fl
 
 @dataclass(frozen=True, slots=True)
 class LetterboxProgram:
-    """Constants and launch size of ``letterbox.cu`` for one model input."""
+    """Compile-time constants and launch size of the kernel in ``letterbox.cu``, for the input of one model."""
 
     spec: InputSpec
     dtype: str  # of the tensor: float32, float16, or uint8
@@ -147,7 +147,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class PostprocessProgram:
-    """Constants and launch sizes of ``postprocess.cu`` for one layout of outputs."""
+    """Compile-time constants and launch sizes of the kernels in ``postprocess.cu``, for one layout of outputs."""
 
     definitions: Definitions
     input: InputSpec
@@ -295,7 +295,7 @@ _SINGLE: Final[list[tuple[str, type[np.uint64]]]] = [(name, np.uint64) for name 
 
 
 def _masks(spec: ModelSpec, decoder: Decoder, tensors: Sequence[Output]) -> dict[str, int | float]:
-    """Return the preprocessor definitions for masks and their prototypes."""
+    """Return the preprocessor definitions with which the kernels compute masks from prototypes."""
     if decoder.layout.prototypes is None:
         return {"MASKS": 0}
     prototypes = tensors[decoder.layout.prototypes]
