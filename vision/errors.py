@@ -136,6 +136,9 @@ class OutOfMemory(DeviceError):
 class LanguageError(VisionError):
     """The server of a language model gave no usable answer."""
 
+    model: str | None = None  # name of the model; None if it is unknown
+    response: str = ""  # beginning of the answer or, without an answer, of the server's response; without secrets
+
 
 class ServerRefusal(LanguageError):
     """The server refuses the request, and will refuse each retry until an operator changes something."""

@@ -203,7 +203,7 @@ class Asker:
                 return
             self._log(error.code, log_text(entry, question.camera, error))
             self._judge(error, asked_s)
-            self._fail(waiting, error.code, prompt)
+            self._fail(waiting, error, prompt)
             return
         self._limit.ended(request)
         self._judge(None, asked_s)
@@ -286,12 +286,13 @@ class Asker:
         if (subject := subject_of(waiting.question)) is not None:
             self._report(Unasked(subject=subject, reason=code))
 
-    def _fail(self, waiting: _Waiting, code: str, prompt: str) -> None:
+    def _fail(self, waiting: _Waiting, error: LanguageError, prompt: str) -> None:
         question = waiting.question
-        self._count(f"errors.{code}")
-        self._record(waiting, prompt, {"error": code})
+        self._count(f"errors.{error.code}")
+        details = {"model": error.model or self._server.model, "error": error.code}
+        self._record(waiting, prompt, details | ({"response": error.response} if error.response else {}))
         if question.id:
-            self._report(Outcome(id=question.id, purpose=question.purpose, error=code))
+            self._report(Outcome(id=question.id, purpose=question.purpose, error=error.code))
 
     def _record(self, waiting: _Waiting, prompt: str, details: Mapping[str, Any]) -> None:
         if self._ledger is None:

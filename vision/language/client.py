@@ -28,6 +28,7 @@ _MAX_TOKENS: Final = 256
 _TOKENS_OF_CHOICE: Final = 8  # some tokenizers split a short word
 _ALTERNATIVES: Final = 5  # number of tokens whose probabilities are requested
 _LONGEST_NAME: Final = 200
+_MOST_KEPT: Final = 2000  # number of characters of an invalid answer that an error keeps
 _FINISH_S: Final = 1.0
 
 _T = TypeVar("_T")
@@ -58,6 +59,11 @@ class ChatServer:
         self._tls = tls_context() if self._url.startswith("https:") else False
         self._clock = clock
         self._model = config.model
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model that is asked. None if it is not configured, and the server has not listed it yet."""
+        return self._model
 
     def models(self, *, deadline_s: float | None = None) -> tuple[str, ...]:
         """Return the names of the server's models, at least one.
@@ -150,20 +156,22 @@ class ChatServer:
         if len(request) > _REQUEST_BYTES:
             text = f"the request has {len(request) / 1e6:.1f} MB; expected at most {_REQUEST_BYTES / 1e6:.1f} MB"
             raise refusals.image_too_large(text)
+        received: bytes | str = b""
         try:
-            response = await self._exchange("POST", _CHAT, request)
+            received = await self._exchange("POST", _CHAT, request)
             try:
-                completion = answers.decode(response)
+                completion = answers.decode(received)
+                model, received = (completion.model or model)[:_LONGEST_NAME], completion.text
                 parsed, confidence = expected.parse(completion)
             except InvalidAnswer as error:
                 raise refusals.invalid(self._url + _CHAT, error) from error
         except LanguageError as error:
+            error.model, error.response = model, error.response or _beginning(received)
             if error.code == "no-model" and self._config.model is None:
                 self._model = None  # the server has a different model now
             raise
         latency_ms = (self._clock() - began_s) * 1e3
-        name = (completion.model or model)[:_LONGEST_NAME]
-        return Answer(completion.text, parsed, confidence, name, completion.tokens, latency_ms)
+        return Answer(completion.text, parsed, confidence, model, completion.tokens, latency_ms)
 
     async def _exchange(self, method: str, path: str, content: bytes | None) -> bytes:
         """Send one request, and return the body of the response.
@@ -184,10 +192,21 @@ class ChatServer:
                 received += part
                 if len(received) > _ANSWER_BYTES:
                     text = f"expected at most {_ANSWER_BYTES} bytes; the response is longer, and may have no end"
-                    raise refusals.invalid(url, InvalidAnswer(text, code="too-long"))
+                    raise _with_response(refusals.invalid(url, InvalidAnswer(text, code="too-long")), received)
         if response.status_code != httpx.codes.OK:
-            raise refusals.of_status(url, response.status_code, bytes(received))
+            raise _with_response(refusals.of_status(url, response.status_code, bytes(received)), received)
         return bytes(received)
+
+
+def _with_response(error: LanguageError, received: bytearray) -> LanguageError:
+    error.response = _beginning(bytes(received))
+    return error
+
+
+def _beginning(received: bytes | str) -> str:
+    """Return the beginning of a response or of an answer, without secrets."""
+    text = received if isinstance(received, str) else received.decode(errors="replace")
+    return refusals.shown(text, _MOST_KEPT)
 
 
 async def _finish() -> None:

@@ -292,6 +292,36 @@ def test_the_ledger_keeps_questions_and_answers(tmp_path: Path) -> None:
     assert [len(each["images_sha256"]) for each in entries] == [1, 2]
 
 
+RESPONSES: dict[str, tuple[Callable[[Handler], None], str]] = {
+    "schema": (respond(json_answer("perhaps")), '{"answer": "perhaps", "confidence": 0.9}'),
+    "no JSON": (respond(completion("Yes, at rtsp://me:secret@gate/1")), "Yes, at rtsp://***@gate/1"),
+    "long": (respond(completion("x" * 9000)), "x" * 2000),
+    "no answer": (respond('{"choices": []}'), '{"choices": []}'),
+    "rubbish": (respond("<html>"), "<html>"),
+    "refused": (respond("<p>rtsp://me:secret@gate/1</p>", 500), "<p>rtsp://***@gate/1</p>"),
+    "too long": (lambda handler: handler.trickle(b"data: {}\n" * 20_000, 0.0), ("data: {}\n" * 223)[:2000]),
+    "too slow": (lambda handler: handler.hang(), ""),
+}
+
+
+@pytest.mark.parametrize(("chat", "response"), RESPONSES.values(), ids=RESPONSES.keys())
+@pytest.mark.parametrize("configured", [MODEL, None])
+def test_the_ledger_keeps_the_model_and_the_response_of_an_error(
+    tmp_path: Path, chat: Callable[[Handler], None], response: str, configured: str | None
+) -> None:
+    with chat_server(chat) as server, closing(Ledger(tmp_path, max_bytes=10**6)) as ledger:
+        Asking(server, ledger=ledger, model=configured, timeout_s=60.0 if response else 0.5).ask(question())
+    (entry,) = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert entry["error"]
+    assert (entry["model"], entry.get("response", "")) == (MODEL, response)
+
+
+def test_the_ledger_keeps_the_name_that_the_server_gives_to_the_model(tmp_path: Path) -> None:
+    with chat_server(BAD["schema"]) as server, closing(Ledger(tmp_path, max_bytes=10**6)) as ledger:
+        Asking(server, ledger=ledger, model="alias").ask(question())
+    assert json.loads((tmp_path / "ledger.jsonl").read_text())["model"] == MODEL
+
+
 def test_lines_and_questions_survive_encoding() -> None:
     lines: list[Line] = [Outcome(id="1", purpose="verify", error="busy"), LogLine(text="ü\n", is_problem=True)]
     for line in lines:
