@@ -140,7 +140,7 @@ class FrameWorker:
                 self._free.put(copy)
 
     def _reserve(self, nbytes: int) -> bool:
-        """Reserve memory for a copy of `nbytes` bytes.
+        """Count the memory of one more copy of a frame, `nbytes` bytes.
 
         If the copies would exceed their maximum size, return False instead.
         """

@@ -90,7 +90,7 @@ class CameraCounters:
             self._dirty.clear()
 
     def changed(self) -> list[CounterRow]:
-        """Return the counters that have changed since they were last written."""
+        """Return the counters, as rows to store, that have changed since they were last written."""
         return [(self._camera_id, name, key, self._counts[name, key]) for name, key in self._dirty]
 
     def written(self) -> None:

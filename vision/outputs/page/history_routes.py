@@ -66,7 +66,7 @@ class HistoryRoutes:
 
 
 def _plots(times: list[int], series: Series) -> list[dict[str, Any]]:
-    """Return the plots of a line or a zone."""
+    """Return the plots of one line or zone for the page, from its counts. `times` are the starts of the buckets."""
     if series.kind == "line":
         return [_plot(f"Line {series.name}: crossings", times, {"in": series.first, "out": series.second})]
     columns, occupancy = {"entered": series.first, "left": series.second}, {"objects": series.occupancy}

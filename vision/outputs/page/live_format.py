@@ -42,13 +42,13 @@ _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def record(header: dict[str, Any], data: bytes = b"") -> bytes:
-    """Return the record of a header and its data."""
+    """Return a record of the live view, encoded from its header and its data."""
     head = _encode_json(header)
     return b"".join((struct.pack("!II", len(head), len(data)), head, data))
 
 
 def split_record(text: bytes) -> tuple[str, bytes]:
-    """Return the kind and the data of a record."""
+    """Return the kind and the data of `text`, an encoded record of the live view."""
     head, _ = struct.unpack_from("!II", text)
     return _decode_json(text[8 : 8 + head])["kind"], text[8 + head :]
 
@@ -62,7 +62,7 @@ class WebFormat:
         self._format = StreamFormat(header)
 
     def convert(self, data: bytes) -> bytes:
-        """Convert a packet to Annex B."""
+        """Convert the data of a packet to Annex B, in which start codes separate the NAL units."""
         return self._format.to_annexb(data)
 
     def start(self, frame: bytes) -> tuple[str, bytes] | None:

@@ -110,7 +110,7 @@ Connect: TypeAlias = Callable[[SinkSettings], AbstractAsyncContextManager[Connec
 
 @asynccontextmanager
 async def connect(settings: SinkSettings) -> AsyncIterator[Connection]:
-    """Connect to the far side with the library of the protocol. Close the connection at the end of the block."""
+    """Connect to the broker or server of a sink with the library of its protocol. Disconnect after the block."""
     async with _connect_function(settings)(settings) as connection:
         yield connection
 

@@ -42,7 +42,7 @@ _FREE_AGAIN: Final = 1.2  # multiple of the reserve from which the disk counts a
 
 
 class Position(NamedTuple):
-    """The newest stored event: the journal of the publisher, and the number of the event in this journal."""
+    """The newest event that a sink has stored: the id of the publisher's journal, and the number in this journal."""
 
     journal: str
     number: int
