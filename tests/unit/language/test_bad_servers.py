@@ -35,13 +35,15 @@ BAD: dict[str, Callable[[Handler], None]] = {
     "no-model": _respond({"error": {"message": f"The model `{MODEL}` does not exist."}}, 404),
     "schema": _respond(json_answer("perhaps")),
     "too-long": lambda handler: handler.trickle(b"data: {}\n" * 20_000, 0.0),
+    "image-too-large": _respond({"error": {"message": "The image is too large."}}, 413),
 }
-ORDER = ("wrong-key", "no-model", "schema", "too-long", "schema")  # the breaker never opens: "schema" closes it
+ORDER = tuple(BAD)  # in this order, the server never fails three times in a row, so the breaker stays closed
 TEXTS = {
     "wrong-key": "responds with 401: The API key *** is invalid.",
     "no-model": f"responds with 404: The model `{MODEL}` does not exist.",
     "schema": "expected an answer that matches the JSON schema; 'perhaps' is not one of ['yes', 'no']",
     "too-long": "expected at most 1048576 bytes",
+    "image-too-large": "responds with 413: The image is too large.",
 }
 
 
@@ -108,7 +110,7 @@ def test_bad_responses_are_logged_once_and_counted_and_leave_the_events(
                     events.append(item)
                 elif isinstance(item, NodeStatusMessage):
                     counters = dict(item.counters)
-            assert counters["language.events.timed_out"] >= 8
+            assert counters["language.events.timed_out"] >= 10
             program.send(signal.SIGTERM)
             assert program.wait() == 0
             log, minutes = "\n".join(program.pending()), int((time.monotonic() - began_s) / 60)
