@@ -249,7 +249,7 @@ class PublishConfig(ConfigSection):
     insecure: bool = False
     """Permit, without `curve`, an address that other machines can reach; everyone there can then read the messages."""
     max_subscribers: int = Field(default=256, ge=1, le=10_000)
-    """Maximum number of connections to a tcp:// address; further subscribers wait until a subscriber disconnects."""
+    """Maximum number of connections. Further subscribers wait until a subscriber disconnects."""
     replay: BindAddress | None = None
     """Address at which subscribers request missed events; needs `state_dir`; no such address if absent."""
     max_events: int = Field(default=10_000, ge=100, le=1_000_000)

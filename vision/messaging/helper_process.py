@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from vision.messaging.own_processes import OWN_PROCESSES, environment
+from vision.messaging.own_processes import OWN_PROCESSES, environment, environment_without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class HelperProcess:
         on_end: Callable[[], None] = lambda: None,
         stop_s: float = _STOP_S,
         silent_s: float | None = None,
+        reads_secrets: bool = False,
     ) -> None:
         """Create the object. `start` starts the process.
 
@@ -63,6 +64,8 @@ class HelperProcess:
             stop_s: time in seconds that `close` waits for the end of the process before it kills the process.
             silent_s: time in seconds without a line after which the process counts as hanging, and is killed. The time
                 begins with the first line, because a start can take long. None means that the process can be silent.
+            reads_secrets: if False, the program does not inherit environment variables that contain a secret of the
+                configuration.
         """
         self.restarts = 0
         self.failed_starts = 0  # number of failed starts since the process last ended
@@ -72,6 +75,8 @@ class HelperProcess:
         self._fds = tuple(fds)
         self._on_line, self._on_end = on_line, on_end
         self._stop_s, self._silent_s = stop_s, silent_s
+        self._stop_s = stop_s
+        self._reads_secrets = reads_secrets
         self._closed = threading.Event()
         self._lock = threading.Lock()  # between `close`, `update`, and the start of a new process
         self._process: subprocess.Popen[str] | None = None
@@ -133,7 +138,7 @@ class HelperProcess:
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=self._fds,
-            env=environment(),
+            env=environment() if self._reads_secrets else environment_without_secrets(),
         )
         OWN_PROCESSES.add(self._name, process.pid)
         assert process.stdin is not None

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from vision.errors import registered_secrets
+
 MAIN: Final = "main"
 """Name of the main process in `OwnProcesses.memory_bytes`."""
 
@@ -20,6 +22,7 @@ Without this variable, OpenBLAS starts one thread per core when a process import
 a short time before they wait, and would delay the other processes. The program needs only one such thread.
 """
 
+_DISTINCT: Final = 8  # characters of a secret that other values do not contain by chance
 _INTERVAL_NS: Final = 1_000_000_000
 _LONGEST_PAUSE_NS: Final = 10_000_000_000
 _PAUSE: Final = 1000  # a pause is this many times as long as the measurement before it
@@ -31,6 +34,19 @@ def environment(**further: str) -> dict[str, str]:
     Unless the environment of the program sets the number of OpenBLAS threads, the new process starts none.
     """
     return {**_ONE_THREAD, **os.environ, **further}
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """Return the environment variables for a new process, except those that contain a secret of the configuration.
+
+    A secret with fewer than 8 characters can be a part of an unrelated value. Therefore, it must be the whole value.
+    """
+    secrets = registered_secrets()
+    return {
+        name: value
+        for name, value in environment().items()
+        if not any(secret == value or (len(secret) >= _DISTINCT and secret in value) for secret in secrets)
+    }
 
 
 class OwnProcesses:

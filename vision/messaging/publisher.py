@@ -318,7 +318,7 @@ class Publisher:
             linger_s: maximum time in seconds that `close` waits for messages to be sent.
             keepalive_s: time in seconds after which an idle connection is probed. Three lost probes close the
                 connection.
-            max_subscribers: maximum number of connections to a TCP port. A separate process accepts these connections,
+            max_subscribers: maximum number of connections. A separate process accepts these connections,
                 and limits what clients send. If None, ZeroMQ accepts connections without limits.
             keys: keys for CURVE. If None, messages are not encrypted, and every subscriber can connect.
             proxy: if True, other processes can also send messages, through `self.proxy`.

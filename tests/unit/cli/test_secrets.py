@@ -86,12 +86,14 @@ def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         socket.subscribe("")
         socket.connect(f"ipc://{tmp_path}/out")
         with started("run", str(config), "--log-level", "debug", "--record", str(tmp_path / "r.jsonl")) as process:
-            titles = ""
+            titles, variables = "", ""
             while process.poll() is None:
                 with suppress(psutil.Error):  # the process can end at any time
                     program = psutil.Process(process.pid)
                     for each in (program, *program.children(recursive=True)):
-                        titles += " ".join(each.cmdline())
+                        title = " ".join(each.cmdline())
+                        titles += title
+                        variables += " ".join(each.environ().values()) if "relay.py" in title else ""
                 while socket.poll(100):
                     received += socket.recv_multipart()
                 time.sleep(0.05)
@@ -109,6 +111,8 @@ def test_run_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert_hidden(part.decode(errors="replace").replace(PIPELINE, ""))
     assert_hidden(log)
     assert_hidden(titles)
+    assert os.environ["PATH"] in variables
+    assert_hidden(variables)
 
 
 @pytest.mark.parametrize("where", ["raise error", "import threading; threading.Thread(target=fail).start()"])

@@ -126,7 +126,9 @@ class PageProcess:
         self._settings = settings
         # In isolated mode, no file in the current folder can replace a module.
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess("page", program, self._options(), fds=[self._listener.fileno()])
+        # The editor of the page reads camera.yaml again, with the variables in it.
+        fds = [self._listener.fileno()]
+        self._process = HelperProcess("page", program, self._options(), fds=fds, reads_secrets=True)
         self._process.start()
         log.info("the page is at %s", self.address)
 

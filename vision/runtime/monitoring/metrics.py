@@ -190,7 +190,7 @@ def _node_metrics(node: NodeStatusMessage) -> Iterator[CounterMetricFamily | Gau
     yield _labeled("vision_queue_frames", "Frames that wait, by queue.", ["queue"], queues)
     ports = {(name,): node.counters.get(f"{name}.connected") for name in ("publish", "replay")}
     subscribers = {key: float(count) for key, count in ports.items() if count is not None}
-    yield _labeled("vision_subscribers", "Connections to a TCP port.", ["socket"], subscribers)
+    yield _labeled("vision_subscribers", "Connections of subscribers.", ["socket"], subscribers)
     counters = {(name,): float(value) for name, value in node.counters.items()}
     yield _labeled("vision_counter", "Other counters and sizes of the program, by name.", ["name"], counters)
     yield from _sink_metrics(node)
