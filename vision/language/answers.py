@@ -17,7 +17,8 @@ from vision.errors import InvalidAnswer
 from vision.language.refusals import shown
 
 _SHOWN: Final = 80
-_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n```\s*", re.DOTALL)
+_THINK, _THINK_END, _FENCE = "<think>", "</think>", "```"
+_LANGUAGE: Final = re.compile(r"\w*[ \t\r]*\n|json\b", re.IGNORECASE)  # what can follow the start of a code fence
 
 
 class _Usage(msgspec.Struct):
@@ -126,9 +127,8 @@ def _first_tokens(logprobs: Any) -> list[tuple[str, float]]:
 
 
 def _parse_json(completion: Completion, schema: Mapping[str, Any]) -> Any:
-    fenced = _FENCED.fullmatch(completion.text)  # some servers ignore the schema, and return Markdown
     try:
-        parsed = msgspec.json.decode(fenced[1] if fenced else completion.text)
+        parsed = msgspec.json.decode(_bare(completion.text))
         Draft202012Validator(schema, registry=Registry()).validate(parsed)
     except jsonschema.ValidationError as error:
         reason, answer = shown(error.message, _SHOWN), shown(completion.text, _SHOWN)
@@ -147,16 +147,30 @@ def _parse_json(completion: Completion, schema: Mapping[str, Any]) -> Any:
 
 
 def _parse_choice(completion: Completion, choices: Sequence[str]) -> tuple[str, float | None]:
-    words = _normalized(completion.text)
+    text = _bare(completion.text)
+    words = _normalized(text)
     chosen = [choice for choice in choices if (words + " ").startswith(_normalized(choice) + " ")]
     if not chosen:
         text = f"expected one of {', '.join(choices)}; the answer is {shown(completion.text, _SHOWN)!r}"
         hint = "if this lasts, rephrase the prompt or the statement, or use a different model"
         raise InvalidAnswer(text, hint=hint, code="schema")
     answer = max(chosen, key=len)
-    weights = {choice: _weight(choice, completion.first_tokens) for choice in choices}
+    first_tokens = completion.first_tokens if text == completion.text.strip() else ()  # otherwise of other text
+    weights = {choice: _weight(choice, first_tokens) for choice in choices}
     total = sum(weights.values())
     return answer, weights[answer] / total if weights[answer] > 0 else None
+
+
+def _bare(text: str) -> str:
+    """Return an answer without a block of reasoning before it, and without a code fence of Markdown around it."""
+    text = text.strip()
+    if text.startswith(_THINK):
+        text = text.partition(_THINK_END)[2].strip() or text
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        inside = text[len(_FENCE) : -len(_FENCE)].rstrip()
+        language = _LANGUAGE.match(inside)
+        text = inside[language.end() :] if language else inside
+    return text
 
 
 def _normalized(text: str) -> str:

@@ -97,9 +97,57 @@ def test_probabilities_in_a_different_form_are_ignored(server: ChatHttpServer, l
     assert client(server).complete("?", choices=["yes", "no"]).confidence is None
 
 
-def test_a_fenced_answer_is_accepted(server: ChatHttpServer) -> None:
-    server.script.chat = respond(completion('```json\n{"answer": "no", "confidence": 1}\n```'))
+FORMS = (
+    "```json\n{}\n```",
+    "```\r\n{}\r\n```\n",
+    "```JSON {}```",
+    "```{}```",
+    "<think>\nIt is closed: yes or no?\n</think>\n\n{}",
+    "\n<think></think>{}",
+    "<think>Is it open?</think>\n```json\n{}\n```",
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_answer_after_reasoning_or_in_a_code_fence_is_accepted(server: ChatHttpServer, form: str) -> None:
+    server.script.chat = respond(completion(form.replace("{}", '{"answer": "no", "confidence": 1}')))
     assert client(server).complete("?", schema=SCHEMA).parsed["answer"] == "no"
+    top = [{"token": "yes", "logprob": math.log(0.6)}]  # of the first word of the reasoning
+    logprobs = {"content": [{"token": "<", "top_logprobs": top}]}
+    server.script.chat = respond(completion(form.replace("{}", "No"), logprobs=logprobs))
+    answer = client(server).complete("?", choices=["yes", "no"])
+    assert (answer.parsed, answer.confidence) == ("no", None)
+
+
+NO_FORMS = (
+    "<think>{}",
+    "<think>{}</think>",
+    "Thinking.</think>{}",
+    "Sure: <think></think>{}",
+    "<think></think><think></think>{}",
+    "Sure: ```json\n{}\n```",
+    "```json\n```json\n{}\n```\n```",
+)
+
+
+@pytest.mark.parametrize("form", NO_FORMS)
+def test_other_text_around_an_answer_is_an_error(server: ChatHttpServer, form: str) -> None:
+    parts: list[tuple[str, dict[str, Any]]] = [
+        ('{"answer": "no", "confidence": 1}', {"schema": SCHEMA}),
+        ("no", {"choices": ["yes", "no"]}),
+    ]
+    for answer, expected in parts:
+        server.script.chat = respond(completion(form.replace("{}", answer)))
+        with pytest.raises(InvalidAnswer) as caught:
+            client(server).complete("?", **expected)
+        assert caught.value.code == "schema"
+
+
+def test_the_probability_is_unknown_after_reasoning_that_starts_with_an_answer(server: ChatHttpServer) -> None:
+    top = [{"token": "no", "logprob": math.log(0.6)}]
+    logprobs = {"content": [{"token": "<think>", "top_logprobs": top}]}
+    server.script.chat = respond(completion("<think>Hm.</think>No", logprobs=logprobs))
+    assert client(server).complete("?", choices=["yes", "no"]).confidence is None
 
 
 ERRORS = [
