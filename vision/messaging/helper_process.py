@@ -75,7 +75,6 @@ class HelperProcess:
         self._fds = tuple(fds)
         self._on_line, self._on_end = on_line, on_end
         self._stop_s, self._silent_s = stop_s, silent_s
-        self._stop_s = stop_s
         self._reads_secrets = reads_secrets
         self._closed = threading.Event()
         self._lock = threading.Lock()  # between `close`, `update`, and the start of a new process

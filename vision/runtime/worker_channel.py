@@ -35,6 +35,9 @@ APPLICATION, LOG, HEARTBEAT, READY, FAILURE, SETUP, STOP = b"A", b"L", b"H", b"R
 """Kinds of messages. `SETUP` and `STOP` go to the worker, `APPLICATION` goes in both directions, and the other kinds go
 to the main process."""
 
+STACKS_SIGNAL: Final = signal.SIGQUIT
+"""Signal after which a worker process prints the stacks of its threads to standard error."""
+
 SPARE: Final = "spare worker".ljust(32)
 """Name of a spare process, which replaces the next worker that ends. The padding leaves room for that worker's name."""
 
@@ -253,6 +256,7 @@ def run_worker(name: str, modules: str, fd: int, parent: int) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process stops its workers
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
+    faulthandler.register(STACKS_SIGNAL)
     os.set_inheritable(fd, False)
     connection = Connection(socket.socket(fileno=fd))
     if name == SPARE:

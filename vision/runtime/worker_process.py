@@ -35,6 +35,7 @@ from vision.runtime.worker_channel import (
     READY,
     SETUP,
     SPARE,
+    STACKS_SIGNAL,
     STOP,
     Connection,
     Message,
@@ -52,6 +53,7 @@ _FIRST_RETRY_S: Final = 0.2
 _LONGEST_RETRY_S: Final = 30.0
 _START_S: Final = 60.0  # time without a heartbeat until a worker is ready, because imports from a slow disk take long
 _KILL_S: Final = 2.0  # time in which a killed process ends
+_STACKS_S: Final = 0.3  # time in which a process prints the stacks of its threads
 _EXIT_NS: Final = 100_000_000  # time in which a process ends after it has closed its connection
 _EXIT_POLL_S: Final = 0.002  # interval in which the loop checks whether such a process has ended
 _SPARE_DELAY_NS: Final = 2_000_000_000  # time for which all workers must be ready before a spare process starts
@@ -407,6 +409,13 @@ class Workers:
         if process.failure is not None and not worker._was_ready:
             raise process.failure
 
+    def _kill_hung(self, worker: Worker, still_s: float) -> None:
+        """Make a process print the stacks of its threads. `_check` kills the process after `_STACKS_S` seconds."""
+        process = self._process(worker)
+        process.end = f"was killed, because it made no progress for {still_s:.0f} s"
+        process.killed_ns = self.clock() + int(_STACKS_S * 1e9)
+        process.process.send_signal(STACKS_SIGNAL)
+
     def _kill(self, worker: Worker, reason: str) -> None:
         """Kill a process. `_receive` still receives its last messages, followed by the end of the connection."""
         process = self._process(worker)
@@ -423,10 +432,12 @@ class Workers:
             still_s = process.monitor.look(process.heartbeats, self.clock()) / 1e9
             used_bytes = own_memory_bytes(process.process.pid)
             if process.end:
+                if self.clock() >= process.killed_ns:
+                    process.process.kill()
                 if self.clock() - process.killed_ns > _KILL_S * 1e9:  # it is stuck in the kernel
                     self._ended(worker)
             elif still_s > (spec.hang_s if process.is_ready else max(spec.hang_s, _START_S)):
-                self._kill(worker, f"was killed, because it made no progress for {still_s:.0f} s")
+                self._kill_hung(worker, still_s)
             elif spec.memory_limit_bytes is not None and used_bytes > spec.memory_limit_bytes:
                 text = f"{used_bytes / 2**20:.0f} MiB of memory, more than {spec.memory_limit_bytes / 2**20:.0f} MiB"
                 self._kill(worker, f"was killed, because it used {text}")

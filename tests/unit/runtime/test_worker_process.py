@@ -262,12 +262,13 @@ def test_failure_at_the_first_start_raises_the_error_of_the_worker(workers: Work
     assert (caught.value.code, caught.value.hint) == ("no-model", "choose another model")
 
 
-def test_process_that_holds_the_gil_forever_is_replaced(workers: Workers) -> None:
+def test_process_that_holds_the_gil_forever_is_replaced(workers: Workers, capfd: pytest.CaptureFixture[str]) -> None:
     recorded = Recorded()
     worker = start(workers, "act", recorded, hang_s=2.0)
     assert worker.send(b"hang")
     poll_until(workers, lambda: recorded.starts == 2 and worker.ready)
     assert len(recorded.ends) == 1
+    assert "most recent call first" in capfd.readouterr().err  # the stacks of its threads
 
 
 def test_process_that_only_waits_is_not_replaced(workers: Workers) -> None:
