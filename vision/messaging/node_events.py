@@ -39,7 +39,8 @@ class NodeEventSettings:
     @classmethod
     def of(cls, config: AppConfig) -> NodeEventSettings:
         """Return the settings of a configuration."""
-        folders = [config.state_dir, config.snapshots.folder if config.snapshots is not None else None]
+        sections = (config.snapshots, config.recording, config.archive)
+        folders = [config.state_dir, *(section.folder for section in sections if section is not None)]
         return cls(
             patience={camera.id: config.report_after(camera) for camera in config.cameras},
             folders=[Path(folder) for folder in folders if folder is not None],

@@ -452,7 +452,8 @@ class NodeStatusMessage(NodeReport, frozen=True, kw_only=True, tag_field="schema
         msgspec.field(default_factory=dict)
     )
     disks: Annotated[
-        dict[str, DiskStatus], doc("free space for `state_dir` and for the snapshots, by folder; absent if none")
+        dict[str, DiskStatus],
+        doc("free space for `state_dir`, the snapshots, the recordings, and the archive, by folder; absent if none"),
     ] = msgspec.field(default_factory=dict)
 
 

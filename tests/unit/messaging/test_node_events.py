@@ -12,7 +12,7 @@ import pytest
 
 from tests.messages.samples import camera_status, node_status
 from vision.client import EventMessage, Subscription
-from vision.config import AppConfig
+from vision.config import AppConfig, load_config
 from vision.config.reporting import ReportAfter
 from vision.messaging.node_events import NodeEvents, NodeEventSettings
 from vision.messaging.publisher import Publisher
@@ -121,6 +121,16 @@ def test_start_says_how_the_last_run_ended(tmp_path: Path) -> None:
             (found,) = program(NodeEvents(NodeEventSettings(), database.run), 0)
     assert found[1]["after"] == "stop"
     assert "ended_at" in found[1]
+
+
+def test_all_folders_of_a_configuration_are_checked(tmp_path: Path) -> None:
+    names = ("state", "snapshots", "recordings", "archive")
+    (tmp_path / "camera.yaml").write_text(
+        "pipeline: count\ncameras: [{id: a, source: 'rtsp://192.0.2.1/x'}]\nstate_dir: state\nsnapshots: {folder: snapshots}\n"
+        "recording: {folder: recordings}\narchive: {folder: archive}\n"
+    )
+    settings = NodeEventSettings.of(load_config(tmp_path / "camera.yaml", {}))
+    assert list(settings.folders) == [tmp_path / name for name in names]
 
 
 def test_status_contains_the_free_space_of_each_folder(tmp_path: Path) -> None:

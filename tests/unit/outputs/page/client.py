@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Scope
 
 from vision.outputs.page.history import LiveHistory
 from vision.outputs.page.server import application
@@ -40,8 +42,34 @@ class Client:
 
         return asyncio.run(send())
 
+    def accepts_websocket(self, path: str, headers: dict[str, str]) -> bool:
+        """Return True if the application accepts a WebSocket connection with these headers."""
+        received: list[Message] = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1001}]
+        sent: list[Message] = []
 
-def client_of(state: PageState | None = None, **settings: Any) -> Client:
-    """Return a client of a page with the given state and settings."""
+        async def receive() -> Message:
+            return received.pop(0)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        fields = [(name.encode(), value.encode()) for name, value in ({"host": "127.0.0.1:8080"} | headers).items()]
+        scope: Scope = {
+            **{
+                "type": "websocket",
+                "asgi": {"version": "3.0"},
+                "scheme": "ws",
+                "path": path,
+                "raw_path": path.encode(),
+            },
+            **{"query_string": b"", "headers": fields, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8080)},
+            **{"subprotocols": [], "state": {}},
+        }
+        asyncio.run(self._app(scope, receive, send))  # type: ignore[arg-type]
+        return bool(sent[0]["type"] == "websocket.accept")
+
+
+def client_of(state: PageState | None = None, more: Sequence[BaseRoute] = (), **settings: Any) -> Client:
+    """Return a client of a page with the given state, additional routes, and settings."""
     state = state or PageState(1.0, LiveHistory())
-    return Client(application(PageSettings(address="tcp://127.0.0.1:1", **settings), state))
+    return Client(application(PageSettings(address="tcp://127.0.0.1:1", **settings), state, more))

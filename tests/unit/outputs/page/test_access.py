@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from contextlib import closing
 
 import pytest
 
 from tests.unit.outputs.page.client import TOKEN, client_of
+from vision.outputs.page import live
 from vision.outputs.page.access import MAX_BODY_BYTES, SESSION_S, Sessions
+from vision.outputs.page.live_hub import LiveHub
+from vision.outputs.page.live_scene import LiveSettings
 
 STATE = "/api/state"
 
@@ -72,6 +76,23 @@ def test_wrong_token_is_refused(path: str, given: str) -> None:
     response = client.get(path, headers={"authorization": given.encode("latin-1")} if given else {})
     assert (response.status_code, response.json()["code"]) == (401, "login-needed")
     assert client.get(f"{path}?token={TOKEN}").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "accepted"),
+    [
+        ({"authorization": f"Bearer {TOKEN}"}, True),
+        ({}, False),
+        ({"authorization": f"Bearer {TOKEN}x"}, False),
+        ({"cookie": "session=guessed"}, False),
+        ({"authorization": f"Bearer {TOKEN}", "origin": "http://evil.example"}, False),
+        ({"authorization": f"Bearer {TOKEN}", "host": "evil.example"}, False),
+    ],
+)
+def test_live_view_needs_the_token_and_the_own_website(headers: dict[str, str], accepted: bool) -> None:
+    with closing(LiveHub(LiveSettings(), "tcp://127.0.0.1:1")) as hub:
+        client = client_of(token=TOKEN, more=live.routes(hub))
+        assert client.accepts_websocket("/api/live", headers) == accepted
 
 
 def test_token_in_the_header_is_accepted() -> None:
