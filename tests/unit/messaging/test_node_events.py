@@ -126,8 +126,8 @@ def test_start_says_how_the_last_run_ended(tmp_path: Path) -> None:
 def test_all_folders_of_a_configuration_are_checked(tmp_path: Path) -> None:
     names = ("state", "snapshots", "recordings", "archive")
     (tmp_path / "camera.yaml").write_text(
-        "pipeline: count\ncameras: [{id: a, source: 'rtsp://192.0.2.1/x'}]\nstate_dir: state\nsnapshots: {folder: snapshots}\n"
-        "recording: {folder: recordings}\narchive: {folder: archive}\n"
+        "pipeline: count\ncameras: [{id: a, source: 'rtsp://192.0.2.1/x'}]\nstate_dir: state\n"
+        "snapshots: {folder: snapshots}\nrecording: {folder: recordings}\narchive: {folder: archive}\n"
     )
     settings = NodeEventSettings.of(load_config(tmp_path / "camera.yaml", {}))
     assert list(settings.folders) == [tmp_path / name for name in names]
