@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from vision.messaging.own_processes import OWN_PROCESSES, environment, environment_without_secrets
@@ -30,12 +31,38 @@ DISK_SILENT_S: Final = 120.0
 """The same time for processes that wait for a disk, or up to 60 s for the lock of a database, between two lines."""
 
 
+@dataclass(slots=True)
+class Silence:
+    """Measurement of the time in which a process has printed nothing.
+
+    Each wait counts as `_STEP_S`, however long it took, because the machine or this process can be suspended.
+    """
+
+    limit_s: float | None
+    is_observed: bool = False  # the process has printed its first empty line
+    silent_s: float = 0.0
+
+    def heard(self, lines: Sequence[bytes]) -> None:
+        """Take note of output of the process, which contains the complete `lines`."""
+        self.is_observed, self.silent_s = self.is_observed or b"" in lines, 0.0
+
+    def is_too_long(self) -> bool:
+        """Add a wait without output. Return True if the process hangs."""
+        self.silent_s += _STEP_S
+        return self.is_observed and self.limit_s is not None and self.silent_s >= self.limit_s
+
+
 class HelperProcess:
     """A Python program that runs until its standard input closes. If it ends earlier, a thread restarts it.
 
     The program reads its options from the first line of its standard input, as JSON, because command lines are visible
     to all users. Each further line contains new options (see `update`). The thread passes each line that the program
-    prints to `on_line`, except empty lines. If `silent_s` is set, the program must print lines regularly (`show_life`).
+    prints to `on_line`, except empty lines. If `silent_s` is set, the program must call `show_life` when its main loop
+    begins, and then print lines regularly.
+
+    Attributes:
+        restarts: number of restarts.
+        silence: the time in which the present process has printed nothing.
     """
 
     def __init__(
@@ -63,18 +90,20 @@ class HelperProcess:
                 not called if `close` ends the process.
             stop_s: time in seconds that `close` waits for the end of the process before it kills the process.
             silent_s: time in seconds without a line after which the process counts as hanging, and is killed. The time
-                begins with the first line, because a start can take long. None means that the process can be silent.
+                begins with the first empty line, because a start can take long. None means that the process can be
+                silent.
             reads_secrets: if False, the program does not inherit environment variables that contain a secret of the
                 configuration.
         """
         self.restarts = 0
+        self.silence = Silence(silent_s)
         self.failed_starts = 0  # number of failed starts since the process last ended
         self._name = name
         self._command = [sys.executable, *arguments]
         self._options = json.dumps(options)
         self._fds = tuple(fds)
         self._on_line, self._on_end = on_line, on_end
-        self._stop_s, self._silent_s = stop_s, silent_s
+        self._stop_s = stop_s
         self._reads_secrets = reads_secrets
         self._closed = threading.Event()
         self._lock = threading.Lock()  # between `close`, `update`, and the start of a new process
@@ -166,28 +195,25 @@ class HelperProcess:
             pause_s = self._restart(pause_s)
 
     def _lines(self, process: subprocess.Popen[str]) -> Iterator[str]:
-        """Yield the lines that the process prints, except empty ones, until it ends. Kill it if it hangs.
-
-        Each wait counts as `_STEP_S`, however long it took, because the machine or this process can be suspended.
-        """
+        """Yield the lines that the process prints, except empty ones, until it ends. Kill it if it hangs."""
         assert process.stdout is not None
         fd, rest = process.stdout.fileno(), b""
         poller = select.poll()
         poller.register(fd, select.POLLIN)
-        is_observed, silent_s = False, 0.0
+        silence = self.silence = Silence(self.silence.limit_s)
         while True:
             if not poller.poll(_STEP_S * 1000):
-                silent_s += _STEP_S
-                if is_observed and self._silent_s is not None and silent_s >= self._silent_s:
-                    log.warning("the process %s has printed nothing for %.0f s, and is killed", self._name, silent_s)
+                if silence.is_too_long():
+                    text = "the process %s has printed nothing for %.0f s, and is killed"
+                    log.warning(text, self._name, silence.silent_s)
                     process.kill()
-                    silent_s = 0.0
+                    silence.silent_s = 0.0
                 continue
             chunk = os.read(fd, _CHUNK_BYTES)
             if not chunk:
                 return  # an incomplete last line is of a process that was killed
             *lines, rest = (rest + chunk).split(b"\n")
-            is_observed, silent_s = True, 0.0
+            silence.heard(lines)
             yield from (line.decode(errors="replace") for line in lines if line)
 
     def _restart(self, pause_s: float) -> float:
@@ -215,7 +241,7 @@ class HelperProcess:
 
 
 def show_life() -> None:
-    """Print an empty line. The main loop of a helper process calls this at least every few seconds."""
+    """Print an empty line, which shows that the main loop of this helper process works."""
     with contextlib.suppress(OSError):  # the program has ended
         print(flush=True)
 

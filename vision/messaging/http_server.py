@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vision.messaging.helper_process import show_life
+
 _HEAD_BYTES: Final = 16_384
 _REQUEST_S: Final = 10.0
 _MESSAGE_BYTES: Final = 65_536  # maximum size of a message from a web socket's client
@@ -61,6 +63,7 @@ class HttpServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, request_s: float) -> None:
         super().__init__(config)
         self._request_s = request_s
+        self.is_helper = False  # if True, the main process observes whether the event loop works
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -70,6 +73,8 @@ class HttpServer(uvicorn.Server):
         since: dict[H11Protocol, tuple[tuple[object, int], float]] = {}
         while True:
             await asyncio.sleep(self._request_s / 10)
+            if self.is_helper:
+                show_life()
             now_s = time.monotonic()
             # The cycle of a connection is its present request, or its last one.
             since = {
@@ -134,6 +139,7 @@ def serve_until_input_closes(
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the program ends this process
         signal.signal(number, signal.SIG_IGN)
+    server.is_helper = True
     for work in (follow, lambda: server.run(sockets=[listener])):
         threading.Thread(target=_run_to_end, args=(work,), daemon=True).start()
     for line in sys.stdin:

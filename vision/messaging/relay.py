@@ -228,6 +228,7 @@ class Relay:
         self._poller.watch(0, select.EPOLLIN)
         self._poller.watch(self._listener.fileno(), select.EPOLLIN)
         swept_s, end_s = 0.0, float("inf")
+        print(flush=True)
         while (now_s := time.monotonic()) < end_s and not (self._is_ending and not self._clients):
             is_limited = bool(self._throttled) or not self._is_accepting
             wait_s = 0.02 if is_limited else 1.0

@@ -13,7 +13,7 @@ from typing import Final
 from vision.config.archive import ArchiveConfig
 from vision.errors import ConfigError, from_os_error
 from vision.messaging.curve import KeyPair
-from vision.messaging.helper_process import HelperProcess
+from vision.messaging.helper_process import DISK_SILENT_S, HelperProcess
 from vision.outputs.archive.reports import LOSES, READY, STORES_AGAIN
 from vision.version import pip_hint
 
@@ -65,7 +65,9 @@ class ArchiveProcess:
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
         self._ready = threading.Event()
         self._is_stopped = False
-        self._process = HelperProcess("archive", program, options, on_line=self._take, on_end=self._stopped)
+        self._process = HelperProcess(
+            "archive", program, options, on_line=self._take, on_end=self._stopped, silent_s=DISK_SILENT_S
+        )
         self._process.start()
         if not self._ready.wait(_READY_S):
             log.warning("archive: the process does not respond, so the first frames can be missing")

@@ -23,6 +23,7 @@ from vision.client import Item, Subscription
 from vision.errors import VisionError
 from vision.messaging.curve import KeyPair
 from vision.messaging.gap_recovery import Gap
+from vision.messaging.helper_process import show_life
 from vision.messaging.schema import CountsMessage, DetectionsMessage, EventMessage
 from vision.messaging.times import utc_ns
 from vision.outputs.archive.live import LIVE_NAME, LiveDatabase
@@ -174,6 +175,7 @@ def write(options: Mapping[str, Any]) -> None:
             _receive(subscription, writer, 0.3)  # gives the connection time to be made
             _tell(READY)
             while not stop.is_set():
+                show_life()
                 end_s = time.monotonic() + COMMIT_S
                 while (left_s := end_s - time.monotonic()) > 0 and not stop.is_set():
                     _receive(subscription, writer, min(left_s, 0.2))

@@ -11,7 +11,7 @@ from typing import Final
 from vision.config.onvif import OnvifConfig
 from vision.messaging.curve import KeyPair
 from vision.messaging.exposed_port import listen
-from vision.messaging.helper_process import HelperProcess
+from vision.messaging.helper_process import SILENT_S, HelperProcess
 from vision.messaging.sockets import bind_error
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class MetadataProcess:
         }
         # In isolated mode, no file in the current folder can replace a module.
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess("onvif", program, options, fds=[self._listener.fileno()])
+        self._process = HelperProcess("onvif", program, options, fds=[self._listener.fileno()], silent_s=SILENT_S)
         self._process.start()
         log.info("ONVIF metadata at %sCAMERA", self.address)
 

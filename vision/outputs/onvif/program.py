@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from vision.client import Item, Subscription
 from vision.messaging.curve import KeyPair
+from vision.messaging.helper_process import show_life
 from vision.messaging.schema import (
     REMOVED,
     CameraStatusMessage,
@@ -28,6 +29,7 @@ from vision.outputs.onvif.metadata import counts_document, event_document, frame
 from vision.outputs.onvif.server import MetadataServer
 
 _IN_FLIGHT: Final = 256  # documents between the two threads
+_LIFE_S: Final = 1.0
 
 
 class Documents:
@@ -106,6 +108,12 @@ def _wait_for_end() -> None:
     os._exit(0)
 
 
+async def _show_life() -> None:
+    while True:
+        show_life()
+        await asyncio.sleep(_LIFE_S)
+
+
 def serve(options: Mapping[str, Any]) -> None:
     """Serve clients until standard input closes or the subscription fails. Then end the process.
 
@@ -124,7 +132,7 @@ def serve(options: Mapping[str, Any]) -> None:
         loop = asyncio.get_running_loop()
         threading.Thread(target=_follow, args=(documents, subscription, loop), daemon=True).start()
         threading.Thread(target=_wait_for_end, daemon=True).start()
-        await documents.server.serve(listener)
+        await asyncio.gather(documents.server.serve(listener), _show_life())
 
     asyncio.run(run())
 

@@ -18,7 +18,7 @@ from vision.config.page import PageConfig
 from vision.errors import ConfigError
 from vision.messaging.curve import KeyPair
 from vision.messaging.exposed_port import listen
-from vision.messaging.helper_process import HelperProcess
+from vision.messaging.helper_process import SILENT_S, HelperProcess
 from vision.messaging.sockets import bind_error
 from vision.outputs.page.live_scene import LiveSettings
 from vision.outputs.page.settings import PageSettings
@@ -128,7 +128,7 @@ class PageProcess:
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
         # The editor of the page reads camera.yaml again, with the variables in it.
         fds = [self._listener.fileno()]
-        self._process = HelperProcess("page", program, self._options(), fds=fds, reads_secrets=True)
+        self._process = HelperProcess("page", program, self._options(), fds=fds, silent_s=SILENT_S, reads_secrets=True)
         self._process.start()
         log.info("the page is at %s", self.address)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vision.errors import from_os_error
-from vision.messaging.helper_process import HelperProcess
+from vision.messaging.helper_process import DISK_SILENT_S, HelperProcess
 from vision.outputs.recording.index import DamagedIndex, RecordingIndex
 from vision.outputs.recording.recorder import RecorderOptions
 
@@ -43,7 +43,9 @@ class RecordingProcess:
         _check_index(options.state_dir)
         # In isolated mode, no file in the current folder can replace a module.
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess("recorder", program, options.as_json(), on_line=self._take, stop_s=_STOP_S)
+        self._process = HelperProcess(
+            "recorder", program, options.as_json(), on_line=self._take, stop_s=_STOP_S, silent_s=DISK_SILENT_S
+        )
         self._process.start()
 
     def follow(self, cameras: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ import msgspec
 from vision.client import EventMessage, Subscription
 from vision.config.recording import RecordingConfig
 from vision.messaging.curve import KeyPair
+from vision.messaging.helper_process import show_life
 from vision.messaging.packets import PacketReceiver
 from vision.outputs.recording.camera_recorder import CameraRecorder, Trigger
 from vision.outputs.recording.index import DamagedIndex, RecordedEvent, RecordingIndex, set_aside
@@ -239,6 +240,7 @@ def run(options: RecorderOptions) -> None:
         threading.Thread(target=_exit_on_failure, args=(recorder.receive, receiver), daemon=True).start()
         threading.Thread(target=_follow, args=(recorder, options), daemon=True).start()
         threading.Thread(target=_read_input, args=(recorder,), daemon=True).start()
+        show_life()  # from now on, the counters show it
         recorder.write(lambda counters: _print({"counters": counters}))
 
 

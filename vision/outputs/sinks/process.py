@@ -23,7 +23,7 @@ from vision.config.sinks import Protocol, SinkConfig
 from vision.config.tls import tls_context
 from vision.errors import ConfigError, redact, registered_secrets
 from vision.messaging.curve import KeyFolder
-from vision.messaging.helper_process import HelperProcess
+from vision.messaging.helper_process import DISK_SILENT_S, HelperProcess
 from vision.messaging.publisher import Publisher
 from vision.messaging.schema import SinkStatus
 from vision.state.events import EventLog
@@ -126,7 +126,8 @@ class SinkProcess:
         }
         # In isolated mode, no file in the current folder can replace a module.
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess(f"sink-{sink.name}", program, options, on_line=self._receive)
+        name = f"sink-{sink.name}"
+        self._process = HelperProcess(name, program, options, on_line=self._receive, silent_s=DISK_SILENT_S)
 
     def start(self) -> None:
         """Start the process. Raise `OSError` if this fails."""

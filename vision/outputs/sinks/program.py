@@ -23,6 +23,7 @@ from typing import Any, Final
 from vision.client import Item, Subscription
 from vision.errors import VisionError, redact, register_secret
 from vision.messaging.curve import KeyPair
+from vision.messaging.helper_process import show_life
 from vision.messaging.schema import Kind
 from vision.outputs.sinks.delivery import MAX_BATCH_BYTES, Outgoing, SinkSettings
 from vision.outputs.sinks.selection import Selection
@@ -167,6 +168,7 @@ async def serve(options: Mapping[str, Any]) -> None:
     thread.start()
     delivery = asyncio.create_task(sender.run())
     ended = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+    show_life()  # from now on, the status shows it
     while not ended.done():
         write_line(_status(spool, reader, sender))
         await asyncio.wait([ended], timeout=_STATUS_S)

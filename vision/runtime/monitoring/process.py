@@ -12,7 +12,7 @@ from vision.config.app import HttpConfig
 from vision.errors import ConfigError
 from vision.messaging.curve import KeyFolder, KeyPair
 from vision.messaging.exposed_port import listen
-from vision.messaging.helper_process import HelperProcess
+from vision.messaging.helper_process import SILENT_S, HelperProcess
 from vision.messaging.publisher import Publisher
 from vision.messaging.sockets import bind_error
 
@@ -80,7 +80,7 @@ class MonitoringProcess:
         }
         # In isolated mode, no file in the current folder can replace a module.
         program = ["-I", "-c", _PROGRAM, json.dumps(sys.path)]
-        self._process = HelperProcess("http", program, options, fds=[self._listener.fileno()])
+        self._process = HelperProcess("http", program, options, fds=[self._listener.fileno()], silent_s=SILENT_S)
         self._process.start()
 
     def counters(self) -> dict[str, int]:
