@@ -146,13 +146,17 @@ class NodeEvents:
                 self._stopped.remove(name)
                 yield _event("storage_resumed", report, NODE, 0, {"of": name})
 
-    def _after(self) -> dict[str, str]:
+    def _after(self) -> dict[str, str | bool]:
         """Record that this run has started.
 
-        Return the data of the event `started`, which describes how the previous run ended.
+        Return the data of the event `started`, which describes how the previous run ended, and whether its events and
+        counters are lost.
         """
-        last = None if self._run is None else self._run.begin()
-        return {} if last is None else {"after": last.end, "ended_at": rfc3339(last.at_utc_ns)}
+        if self._run is None:
+            return {}
+        last = self._run.begin()
+        lost: dict[str, str | bool] = {"state_lost": True} if self._run.is_state_lost else {}
+        return lost if last is None else lost | {"after": last.end, "ended_at": rfc3339(last.at_utc_ns)}
 
     def disks(self) -> dict[str, DiskStatus]:
         """Return, for each folder in the settings, the free space of its disk. Omit missing folders."""

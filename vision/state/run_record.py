@@ -50,6 +50,7 @@ class RunRecord:
 
     Attributes:
         last: end of the previous run, or None if no previous run is recorded.
+        is_state_lost: True if the stored state was damaged, so that the events and counters of previous runs are lost.
     """
 
     def __init__(self, database: StateDatabase, boot: str) -> None:
@@ -60,6 +61,7 @@ class RunRecord:
         """
         self._database = database
         self._boot = boot
+        self.is_state_lost = bool(database.notice)
         self._stored_s: float | None = None  # on the monotonic clock; None before `begin` and after `end`
         rows = database.query("SELECT state, boot, at_utc_ns FROM runs")
         self.last = self._last(*rows[0]) if rows else None

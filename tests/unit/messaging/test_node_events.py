@@ -123,6 +123,15 @@ def test_start_says_how_the_last_run_ended(tmp_path: Path) -> None:
     assert "ended_at" in found[1]
 
 
+def test_start_after_a_damaged_state_is_reported(tmp_path: Path) -> None:
+    with closing(StateDatabase(tmp_path, boot="b")) as database, database.run:
+        assert "state_lost" not in program(NodeEvents(NodeEventSettings(), database.run), 0)[0][1]
+    for path in tmp_path.glob("state.db*"):
+        path.write_bytes(b"damaged" * 1000)
+    with closing(StateDatabase(tmp_path, boot="b")) as database, database.run:
+        assert program(NodeEvents(NodeEventSettings(), database.run), 0)[0][1]["state_lost"] is True
+
+
 def test_all_folders_of_a_configuration_are_checked(tmp_path: Path) -> None:
     names = ("state", "snapshots", "recordings", "archive")
     (tmp_path / "camera.yaml").write_text(

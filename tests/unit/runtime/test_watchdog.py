@@ -348,6 +348,9 @@ def test_service_manager_is_told_each_state(tmp_path: Path, abstract: bool) -> N
         assert manager.wait_for("READY=1")[0] == "READY=1"
         manager.wait_for("WATCHDOG=1")
         manager.wait_for("STATUS=1 of 1 cameras up, ")
+        manager.process.send_signal(signal.SIGHUP)
+        manager.wait_for("RELOADING=1")
+        manager.wait_for("READY=1")
         manager.process.send_signal(signal.SIGTERM)
         manager.wait_for("STOPPING=1")
         assert manager.process.wait(60) == 0
