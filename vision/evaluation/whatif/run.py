@@ -154,22 +154,24 @@ def _judge_all(task: _Task, stop: threading.Event) -> list[CameraReport]:
     """Evaluate each camera, in parallel if there are several cameras and cores. Raise `Closed` if `stop` is set."""
     cameras, cores = task.selected.cameras, len(os.sched_getaffinity(0))
     workers, spare = min(len(cameras), cores), cores >= 2 * len(cameras)
-    with show_progress("cameras", len(cameras), stop, unit="cameras") as progress:
-        if workers == 1:
-            reports = list[CameraReport]()
-            for camera in cameras:
-                reports.append(_judge_camera(task, camera, spare, progress=lambda _frames: progress(len(reports))))
-                progress(len(reports))
-            return reports
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            pending = [pool.submit(_judge_camera, task, camera, spare) for camera in cameras]
-            try:
-                while not all(each.done() for each in pending):
-                    progress(sum(each.done() for each in pending))
-                    time.sleep(0.05)
-                return [each.result() for each in pending]
-            finally:
-                pool.shutdown(cancel_futures=True)
+    if workers == 1:
+        reports = []
+        for camera in cameras:
+            with show_progress(camera, None, stop) as progress:
+                reports.append(_judge_camera(task, camera, spare, progress=progress))
+        return reports
+    with (
+        show_progress("cameras", len(cameras), stop, unit="cameras") as progress,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        pending = [pool.submit(_judge_camera, task, camera, spare) for camera in cameras]
+        try:
+            while not all(each.done() for each in pending):
+                progress(sum(each.done() for each in pending))
+                time.sleep(0.05)
+            return [each.result() for each in pending]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _judge_camera(
