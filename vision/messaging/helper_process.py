@@ -62,7 +62,7 @@ class HelperProcess:
 
     Attributes:
         restarts: number of restarts.
-        silence: the time in which the present process has printed nothing.
+        silence: the time in which the current process has printed nothing.
     """
 
     def __init__(

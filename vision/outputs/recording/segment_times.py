@@ -32,7 +32,7 @@ _MAX_DEPTH: Final = 16  # frames, as in H.264 and H.265
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How the presentation times of one connection to a camera pass: their order, their rate, and their interval."""
+    """Order, rate, and interval of the presentation times of one connection to a camera."""
 
     has_times: bool  # False if the presentation times are missing or repeated
     rate: float  # relative to the arrival times; 1 if it is plausible
